@@ -1,0 +1,30 @@
+"""One row of any data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A prompt with or without its response, or a text used as it is, or token ids used as they are.
+
+    Attributes:
+        prompt: What the user says.
+        response: What the model is to answer.
+        text: A whole text; no template is put around it.
+        input_ids: Token ids; nothing is added and no tokenizer is needed.
+        response_start: Index of the first response token in ``input_ids`` (0 where all of it counts as response).
+        extra: The other columns of the row, such as ``category``.
+        origin: File and line, for messages.
+    """
+
+    prompt: str | None = None
+    response: str | None = None
+    text: str | None = None
+    input_ids: tuple[int, ...] | None = None
+    response_start: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""

@@ -1,0 +1,158 @@
+"""From records to token ids: chat template, Alpaca template, or as it is.
+
+Every row knows which of its tokens are prompt and which are response.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from transformers import PreTrainedTokenizerBase
+
+from antidote_llm.artifacts.hashing import sha256_json
+from antidote_llm.data.records import Record
+from antidote_llm.errors import UserError
+
+TemplateName: TypeAlias = Literal["auto", "chat", "alpaca", "plain"]
+
+# The instruction-only prompt of Stanford Alpaca, which the paper trains and evaluates with.
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{prompt}\n\n### Response:\n"
+)
+# Templates that insert today's date would give other tokens tomorrow.
+FIXED_DATE = datetime.date(2024, 7, 26)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedRow:
+    """Token ids of one row: the prompt is ``input_ids[:response_start]``, the response the rest."""
+
+    input_ids: list[int]
+    response_start: int
+
+
+class Renderer:
+    """Turns records into token ids for one tokenizer and template.
+
+    Args:
+        tokenizer: The model's tokenizer; None serves rows of ``input_ids`` alone.
+        template: ``auto`` is the tokenizer's chat template where it has one, the Alpaca prompt otherwise.
+
+    Raises:
+        UserError: ``chat`` is asked for and the tokenizer has no chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, template: TemplateName = "auto") -> None:
+        self._tokenizer = tokenizer
+        has_chat = tokenizer is not None and bool(tokenizer.chat_template)
+        if template == "chat" and not has_chat:
+            raise UserError("the tokenizer has no chat template: use --template alpaca or plain")
+        self.template: TemplateName = ("chat" if has_chat else "alpaca") if template == "auto" else template
+
+    def rows(self, records: Sequence[Record]) -> list[TokenizedRow]:
+        """Render whole rows, response included and closed by the end-of-turn or end-of-sequence token."""
+        return [self._row(record) for record in records]
+
+    def prompts(self, records: Sequence[Record]) -> list[list[int]]:
+        """Render prompts alone, up to where the model starts to answer."""
+        return [
+            list(record.input_ids[: record.response_start or None])
+            if record.input_ids is not None
+            else self._encode(self.prompt_text(record), special=self.template != "chat")
+            for record in records
+        ]
+
+    def prompt_text(self, record: Record) -> str:
+        """Return the text that stands before the answer."""
+        prompt = record.prompt if record.prompt is not None else record.text
+        if prompt is None:
+            raise UserError(f"{record.origin or 'a row'}: no prompt to answer")
+        if self.template == "chat":
+            return self._chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
+        return ALPACA.format(prompt=prompt) if self.template == "alpaca" else prompt
+
+    def _row(self, record: Record) -> TokenizedRow:
+        if record.input_ids is not None:
+            return TokenizedRow(list(record.input_ids), record.response_start)
+        if record.text is not None:
+            return TokenizedRow(self._encode(record.text, special=False), 0)
+        prompt = self.prompt_text(record)
+        special = self.template != "chat"
+        prompt_ids = self._encode(prompt, special=special)
+        if record.response is None:
+            return TokenizedRow(prompt_ids, len(prompt_ids))
+        answer = self._answer_text(record, prompt)
+        whole = self._encode(prompt + answer, special=special)
+        # Where a token straddles the border, prompt and answer are encoded apart, as they are when the model generates.
+        if whole[: len(prompt_ids)] != prompt_ids:
+            whole = prompt_ids + self._encode(answer, special=False)
+        if self.template != "chat" and self.tokenizer.eos_token_id is not None:
+            whole = [token for token in whole]
+            if whole[-1] != self.tokenizer.eos_token_id:
+                whole.append(self.tokenizer.eos_token_id)
+        return TokenizedRow(whole, len(prompt_ids))
+
+    def _answer_text(self, record: Record, prompt_text: str) -> str:
+        response = record.response or ""
+        if self.template != "chat":
+            return response
+        turns = [{"role": "user", "content": record.prompt or ""}, {"role": "assistant", "content": response}]
+        whole = self._chat(turns, add_generation_prompt=False)
+        if whole.startswith(prompt_text):
+            return whole[len(prompt_text) :]
+        return response + str(self.tokenizer.eos_token or "")
+
+    def _chat(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                date_string=FIXED_DATE.strftime("%d %b %Y"),
+                strftime_now=FIXED_DATE.strftime,
+            )
+        )
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        # A prompt that a tokenizer closes by itself leaves no place for the answer.
+        if special and ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(str(self.tokenizer.eos_token)):
+            ids = ids[:-1]
+        return ids
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer.
+
+        Raises:
+            UserError: The model came without one.
+        """
+        if self._tokenizer is None:
+            raise UserError("the model folder has no tokenizer: pass --tokenizer, or rows of input_ids")
+        return self._tokenizer
+
+
+def rendered_sha256(rows: Sequence[TokenizedRow]) -> str:
+    """Return the hash of rendered rows: token ids and response starts, in order."""
+    return sha256_json([[row.input_ids, row.response_start] for row in rows])
+
+
+def check_token_ids(records: Sequence[Record], rows: Sequence[TokenizedRow], vocabulary_size: int) -> None:
+    """Refuse rows whose token ids have no embedding.
+
+    Raises:
+        UserError: A row holds an id outside the vocabulary, or no token at all.
+    """
+    for index, (record, row) in enumerate(zip(records, rows, strict=True)):
+        where = record.origin or f"row {index}"
+        if not row.input_ids:
+            raise UserError(f"{where}: renders to no tokens")
+        if (largest := max(row.input_ids)) >= vocabulary_size:
+            raise UserError(
+                f"{where}: token id {largest} is outside the model's vocabulary of {vocabulary_size}: "
+                "the row or the tokenizer belongs to another model"
+            )

@@ -1,0 +1,6 @@
+"""Activation statistics: what each site's input looked like on a data set."""
+
+from antidote_llm.calibration.collecting import CalibrationSettings, collect
+from antidote_llm.calibration.moments import Moments, SiteMoments, Statistic, TokenPolicy
+
+__all__ = ["CalibrationSettings", "Moments", "SiteMoments", "Statistic", "TokenPolicy", "collect"]

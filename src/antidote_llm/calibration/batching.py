@@ -1,0 +1,67 @@
+"""The plan of micro-batches: length-sorted, under a budget of padded tokens, the same for the same rows.
+
+Legend: B rows of a batch, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from antidote_llm.calibration.moments import TokenPolicy
+from antidote_llm.data.rendering import TokenizedRow
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Padded rows: token ids, which positions are real, which are counted, and each token's position in its row."""
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+    counted_BT: Tensor
+    position_ids_BT: Tensor
+
+
+def counted_tokens(row: TokenizedRow, policy: TokenPolicy) -> range:
+    """Return the positions of a row that a token policy counts."""
+    if policy == "prompt":
+        return range(0, row.response_start)
+    return range(row.response_start if policy == "response" else 0, len(row.input_ids))
+
+
+def micro_batches(
+    rows: Sequence[TokenizedRow],
+    policy: TokenPolicy,
+    batch_tokens: int,
+    batch_rows: int | None = None,
+    padding_side: Literal["left", "right"] = "right",
+) -> Iterator[MicroBatch]:
+    """Yield batches of neighbours in length, each of at most ``batch_tokens`` padded tokens and ``batch_rows`` rows."""
+    batch: list[TokenizedRow] = []
+    for row in sorted(rows, key=lambda row: len(row.input_ids)):
+        if batch and ((len(batch) + 1) * len(row.input_ids) > batch_tokens or len(batch) == batch_rows):
+            yield _pad(batch, policy, padding_side)
+            batch = []
+        batch.append(row)
+    if batch:
+        yield _pad(batch, policy, padding_side)
+
+
+def _pad(batch: Sequence[TokenizedRow], policy: TokenPolicy, padding_side: Literal["left", "right"]) -> MicroBatch:
+    length = max(len(row.input_ids) for row in batch)
+    input_ids_BT = torch.zeros(len(batch), length, dtype=torch.long)
+    attention_mask_BT = torch.zeros(len(batch), length, dtype=torch.long)
+    counted_BT = torch.zeros(len(batch), length, dtype=torch.bool)
+    for index, row in enumerate(batch):
+        start = length - len(row.input_ids) if padding_side == "left" else 0
+        stop = start + len(row.input_ids)
+        input_ids_BT[index, start:stop] = torch.tensor(row.input_ids)
+        attention_mask_BT[index, start:stop] = 1
+        counted = counted_tokens(row, policy)
+        counted_BT[index, start + counted.start : start + counted.stop] = True
+    position_ids_BT = (attention_mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+    return MicroBatch(input_ids_BT, attention_mask_BT, counted_BT, position_ids_BT)

@@ -1,0 +1,147 @@
+"""LoRA adapters: which kinds are understood, and their sites."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+from antidote_llm.artifacts.hashing import sha256_file
+from antidote_llm.errors import DefectError, UserError
+from antidote_llm.models.checkpoint import Checkpoint
+from antidote_llm.models.sites import Role, Site
+from antidote_llm.models.tensor_files import TensorEntry
+
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_NAME = "default"
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(rf"^{re.escape(_PREFIX)}(?P<module>.+)\.(?P<role>lora_[AB])\.weight$")
+# Settings of LoraConfig that make the forward pass or the meaning of A and B another one.
+_VARIANTS = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+)
+
+
+def require_plain_lora(adapter: Checkpoint) -> None:
+    """Refuse adapters whose A and B do not make up the update alone.
+
+    Raises:
+        UserError: Names the kind or the variant.
+    """
+    kind = str(adapter.config.get("peft_type", "")).upper()
+    if kind != "LORA":
+        raise UserError(f"{adapter.reference}: a {kind or 'nameless'} adapter cannot be repaired: only LoRA adapters can")
+    for name in _VARIANTS:
+        if adapter.config.get(name):
+            raise UserError(f"{adapter.reference}: LoRA with '{name}' cannot be repaired yet: only plain and rank-stabilised LoRA")
+    if not factors(adapter):
+        raise UserError(f"{adapter.reference}: {ADAPTER_FILE} holds no lora_A or lora_B matrix")
+
+
+def factors(adapter: Checkpoint) -> dict[tuple[str, Role], TensorEntry]:
+    """Return the factor matrices of an adapter file by module name and role, in the file's order of names.
+
+    Raises:
+        UserError: A factor is not a matrix, a factor lacks its partner, or their ranks differ.
+    """
+    found: dict[tuple[str, Role], TensorEntry] = {}
+    file = adapter.weights[ADAPTER_FILE]
+    for key, entry in sorted(file.entries.items()):
+        if match := _FACTOR.match(key):
+            if len(entry.shape) != 2:
+                raise UserError(f"{file.path}: '{key}' has shape {list(entry.shape)}: only LoRA on matrices can be repaired")
+            role: Role = "lora_A" if match["role"] == "lora_A" else "lora_B"
+            found[match["module"], role] = entry
+        elif "lora_" in key:
+            raise UserError(f"{file.path}: '{key}' is not a plain LoRA factor: this adapter cannot be repaired whole")
+    for module, role in found:
+        partner = found.get((module, "lora_B" if role == "lora_A" else "lora_A"))
+        if partner is None:
+            raise UserError(f"{file.path}: '{found[module, role].key}' has no partner: the adapter is incomplete")
+        if found[module, "lora_A"].shape[0] != found[module, "lora_B"].shape[1]:
+            raise UserError(f"{file.path}: lora_A and lora_B of {module} have different ranks: the adapter is broken")
+    return found
+
+
+def require_fits(adapter: Checkpoint, model: nn.Module, reference: str) -> None:
+    """Refuse an adapter whose factors do not fit the model's modules.
+
+    Raises:
+        UserError: Names the first module that is missing or has another shape.
+    """
+    for (module, role), entry in factors(adapter).items():
+        try:
+            target = model.get_submodule(module)
+        except AttributeError as error:
+            raise UserError(f"{adapter.reference}: an adapter of another base: {reference} has no module {module}") from error
+        weight = getattr(target, "weight", None)
+        wanted = entry.shape[1] if role == "lora_A" else entry.shape[0]
+        if weight is None or wanted not in weight.shape:
+            sides = "no weight" if weight is None else f"weights of {' x '.join(map(str, weight.shape))}"
+            raise UserError(
+                f"{adapter.reference}: an adapter of another base: {role} of {module} is {' x '.join(map(str, entry.shape))}, "
+                f"{reference} has {sides} there"
+            )
+
+
+def require_same_base(adapter: Checkpoint, base: Checkpoint) -> None:
+    """Refuse an adapter that names another base, where that base lies on this disk and can be compared.
+
+    Raises:
+        UserError: The weights of the named base differ from those of ``base``.
+    """
+    named = base_folder(adapter)
+    if named is None or named.resolve() == base.folder.resolve():
+        return
+    for name in base.weights:
+        other = named / name
+        if not other.is_file() or sha256_file(other) != base.sha256[name]:
+            raise UserError(
+                f"{adapter.reference}: an adapter of another base: it was trained on {named}, whose weights differ from {base.reference}"
+            )
+
+
+def base_folder(adapter: Checkpoint) -> Path | None:
+    """Return the local folder that an adapter names as its base: as written, or relative to the adapter's own folder."""
+    name = adapter.config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        return None
+    for candidate in (Path(name).expanduser(), adapter.folder / name):
+        if (candidate / "config.json").is_file():
+            return candidate
+    return None
+
+
+def adapter_sites(adapter: Checkpoint, model: PeftModel) -> tuple[Site, ...]:
+    """Return the sites of an open adapter: for every adapted module its A, then its B."""
+    modules: Mapping[str, nn.Module] = dict(model.named_modules())
+    sites = []
+    for (module, role), entry in factors(adapter).items():
+        layer: Any = modules.get(_PREFIX + module)
+        if layer is None or ADAPTER_NAME not in getattr(layer, role, {}):
+            raise DefectError(f"{module}: its {role} was not loaded")
+        # A's input is the module's own, so that q, k and v can share one sum; B's is what A puts out.
+        observed = layer if role == "lora_A" else layer.lora_B[ADAPTER_NAME]
+        shape = (entry.shape[0], entry.shape[1])
+        scaling = float(layer.scaling[ADAPTER_NAME])
+        sites.append(Site(f"{module}.{role}", module, role, ADAPTER_FILE, entry.key, shape, scaling, observed))
+    return tuple(sorted(sites, key=_network_order))
+
+
+def _network_order(site: Site) -> tuple[list[tuple[int, str]], str]:
+    parts = [(int(part), "") if part.isdigit() else (-1, part) for part in site.module.split(".")]
+    return parts, site.role

@@ -1,0 +1,132 @@
+"""A checkpoint on disk: where it is, which files hold its weights, and their hashes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from antidote_llm.artifacts.hashing import sha256_file
+from antidote_llm.errors import UserError
+from antidote_llm.models.tensor_files import TensorFile, open_tensor_file
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.md")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder of safetensors files with a configuration: a whole model or an adapter.
+
+    Attributes:
+        reference: What the user named: a folder or a Hub id.
+        folder: Where it lies on this disk.
+        config: Its ``config.json`` or ``adapter_config.json``.
+        weights: The files that hold its tensors, by name relative to ``folder``.
+    """
+
+    reference: str
+    folder: Path
+    config: Mapping[str, object]
+    weights: Mapping[str, TensorFile]
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """The hash of every weight file and of the configuration, by file name."""
+        names = [*self.weights, next(name for name in CONFIG_NAMES if (self.folder / name).is_file())]
+        return {name: sha256_file(self.folder / name) for name in sorted(names)}
+
+
+CONFIG_NAMES = ("adapter_config.json", "config.json")
+
+
+def locate(reference: str, revision: str | None = None) -> Path:
+    """Return the local folder of a model or adapter, fetching it from the Hub where it is no folder here.
+
+    Raises:
+        UserError: There is no such folder, and the Hub does not have it or cannot be reached.
+    """
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{reference} is a file: name the folder of the checkpoint")
+    if reference.startswith((".", "/", "~")) or reference.count("/") > 1:
+        raise UserError(f"{reference}: no such folder")
+    try:
+        return Path(snapshot_download(reference, revision=revision, allow_patterns=list(_FETCHED)))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{reference}: no such folder here, and the Hub did not give it ({type(error).__name__}): check the name and the network"
+        ) from error
+
+
+def open_model_checkpoint(reference: str, revision: str | None = None) -> Checkpoint:
+    """Open a whole model's folder and check every weight file's header.
+
+    Raises:
+        UserError: The configuration or a weight file is missing, truncated, a pickle, or outside the folder.
+    """
+    folder = locate(reference, revision)
+    config = _read_config(folder / "config.json")
+    return Checkpoint(reference, folder, config, _weight_files(folder, "model.safetensors"))
+
+
+def open_adapter_checkpoint(reference: str, revision: str | None = None) -> Checkpoint:
+    """Open an adapter's folder and check its weight file's header.
+
+    Raises:
+        UserError: As :func:`open_model_checkpoint`.
+    """
+    folder = locate(reference, revision)
+    config = _read_config(folder / "adapter_config.json")
+    return Checkpoint(reference, folder, config, _weight_files(folder, "adapter_model.safetensors"))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter rather than a whole model."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _read_config(path: Path) -> Mapping[str, object]:
+    if not path.is_file():
+        raise UserError(f"{path.parent}: no {path.name}: not the folder of a Hugging Face checkpoint")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected an object")
+    return config
+
+
+def _weight_files(folder: Path, name: str) -> Mapping[str, TensorFile]:
+    index = folder / f"{name}.index.json"
+    if (folder / name).is_file():
+        return {name: open_tensor_file(folder / name)}
+    if index.is_file():
+        return {shard: open_tensor_file(folder / shard) for shard in _shards(index)}
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise UserError(
+            f"{folder}: only pickled weights ({pickles[0]}), which can run code when opened: convert them to safetensors"
+        )
+    raise UserError(f"{folder}: no {name}: the weights are missing")
+
+
+def _shards(index: Path) -> list[str]:
+    weight_map = _read_config(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: no weight_map: fetch the file again")
+    shards = sorted({str(shard) for shard in weight_map.values()})
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise UserError(f"{index}: names a file outside its folder: {shard}")
+        if not (index.parent / shard).is_file():
+            raise UserError(f"{index.parent / shard}: shard is missing: fetch it again")
+    return shards

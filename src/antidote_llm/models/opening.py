@@ -1,0 +1,207 @@
+"""Opens any causal language model of transformers, with or without a LoRA adapter."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from antidote_llm.errors import UserError
+from antidote_llm.models.adapters import (
+    ADAPTER_NAME,
+    adapter_sites,
+    base_folder,
+    require_fits,
+    require_plain_lora,
+    require_same_base,
+)
+from antidote_llm.models.checkpoint import Checkpoint, is_adapter, locate, open_adapter_checkpoint, open_model_checkpoint
+from antidote_llm.models.sites import Site
+
+DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+
+@dataclass
+class OpenModel:
+    """A model in memory, ready for statistics and generation, with what it was opened from.
+
+    Attributes:
+        model: The causal language model, in evaluation mode, wrapped by peft where there is an adapter.
+        tokenizer: Its tokenizer, None where the folder has none.
+        sites: The matrices that may be edited.
+        base: The checkpoint of the whole model.
+        adapter: The checkpoint of the adapter, if any.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase | None
+    sites: tuple[Site, ...]
+    base: Checkpoint
+    adapter: Checkpoint | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter lies."""
+        return next(iter(self.model.parameters())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the base model's first parameter."""
+        return next(iter(self.causal_model.parameters())).dtype
+
+    @property
+    def causal_model(self) -> Any:
+        """The transformers model, adapter layers inside it, without peft's wrapper."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many token ids have an embedding."""
+        return int(self.causal_model.get_input_embeddings().weight.shape[0])
+
+    def with_adapter(self, folder: Path) -> OpenModel:
+        """Put another adapter of the same shape in the place of this one, in the same memory.
+
+        The receiver must not be used afterwards.
+        """
+        adapter = open_adapter_checkpoint(str(folder))
+        require_plain_lora(adapter)
+        base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
+        model = _attach(base, adapter, self.base.reference)
+        return OpenModel(model, self.tokenizer, adapter_sites(adapter, model), self.base, adapter)
+
+    def without_adapter(self) -> OpenModel:
+        """Take the adapter away: the aligned model. The receiver must not be used afterwards."""
+        base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
+        return OpenModel(base, self.tokenizer, (), self.base, None)
+
+
+def open_model(
+    reference: str,
+    adapter: str | None = None,
+    *,
+    tokenizer: str | None = None,
+    dtype: DtypeName = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> OpenModel:
+    """Open a model.
+
+    Args:
+        reference: A folder or Hub id of a model, or of an adapter that names its base.
+        adapter: A folder or Hub id of a LoRA adapter on that model.
+        tokenizer: Where to take the tokenizer from, if not from the adapter's or the model's folder.
+        dtype: The type to load weights in; ``auto`` is the checkpoint's own.
+        device: ``cpu``, ``cuda``, ``cuda:1`` and so on; ``auto`` is a GPU where there is one.
+        trust_remote_code: Whether to run Python code that comes with the checkpoint.
+
+    Raises:
+        UserError: Anything about the files that does not fit, named with its mend.
+    """
+    if adapter is None and is_adapter(folder := locate(reference)):
+        reference, adapter = _base_of(str(folder)), str(folder)
+    base = open_model_checkpoint(reference)
+    adapter_checkpoint = None if adapter is None else open_adapter_checkpoint(adapter)
+    if adapter_checkpoint is not None:
+        require_plain_lora(adapter_checkpoint)
+        require_same_base(adapter_checkpoint, base)
+    model: Any = _load(base, dtype, _device(device), trust_remote_code)
+    sites: tuple[Site, ...] = ()
+    if adapter_checkpoint is not None:
+        model = _attach(model, adapter_checkpoint, reference)
+        sites = adapter_sites(adapter_checkpoint, model)
+    folders = [Path(tokenizer)] if tokenizer else [c.folder for c in (adapter_checkpoint, base) if c is not None]
+    return OpenModel(model, _tokenizer(folders, tokenizer, trust_remote_code), sites, base, adapter_checkpoint)
+
+
+def _base_of(adapter: str) -> str:
+    checkpoint = open_adapter_checkpoint(adapter)
+    if (folder := base_folder(checkpoint)) is not None:
+        return str(folder)
+    name = checkpoint.config.get("base_model_name_or_path")
+    if not name:
+        raise UserError(f"{adapter}: the adapter names no base model: pass MODEL --adapter {adapter}")
+    return str(name)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: not a device of this machine: use auto, cpu or cuda") from error
+    return device
+
+
+def _load(base: Checkpoint, dtype: DtypeName, device: torch.device, trust_remote_code: bool) -> PreTrainedModel:
+    if "quantization_config" in base.config:
+        raise UserError(f"{base.reference}: quantised weights are not supported yet: use the checkpoint before quantisation")
+    try:
+        config = AutoConfig.from_pretrained(base.folder, trust_remote_code=trust_remote_code)
+        with quiet_transformers():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                base.folder,
+                config=config,
+                dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise UserError(f"{base.reference}: transformers cannot open it: {_first_line(error)}") from error
+    for problem, mend in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape for")):
+        if names := sorted(map(str, info[problem])):
+            raise UserError(f"{base.reference}: the checkpoint {mend} {names[0]} ({len(names)} tensors in all): fetch it again")
+    loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
+    return loaded
+
+
+def _attach(model: PreTrainedModel, adapter: Checkpoint, reference: str) -> PeftModel:
+    require_fits(adapter, model, reference)
+    try:
+        with quiet_transformers():
+            attached = PeftModel.from_pretrained(
+                model, adapter.folder, adapter_name=ADAPTER_NAME, is_trainable=False, autocast_adapter_dtype=False
+            )
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"{adapter.reference}: peft cannot put it on {reference}: {_first_line(error)}") from error
+    return attached.eval()
+
+
+def _tokenizer(folders: list[Path], asked: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    for folder in folders:
+        names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+        if asked is None and not any((folder / name).is_file() for name in names):
+            continue
+        try:
+            return AutoTokenizer.from_pretrained(asked or folder, trust_remote_code=trust_remote_code)
+        except (ValueError, OSError, KeyError, json.JSONDecodeError) as error:
+            raise UserError(f"{asked or folder}: the tokenizer cannot be opened: {_first_line(error)}") from error
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the loading bars and reports of transformers off the terminal."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()

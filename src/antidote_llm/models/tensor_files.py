@@ -1,0 +1,127 @@
+"""The layout of a safetensors file, read strictly: header, names, types, shapes and byte ranges.
+
+The format is eight bytes of header length, a JSON header, and the data (https://github.com/huggingface/safetensors).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from antidote_llm.errors import UserError
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+_MOST_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a file: its type, shape and the range of bytes that it fills, counted from the file's start."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """A safetensors file whose header has been checked against its size."""
+
+    path: Path
+    entries: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+    size_bytes: int
+
+    def read_bytes(self, key: str) -> bytearray:
+        """Return the raw bytes of one tensor."""
+        entry = self.entries[key]
+        with self.path.open("rb") as stream:
+            stream.seek(entry.begin)
+            data = bytearray(entry.end - entry.begin)
+            if stream.readinto(data) != len(data):
+                raise UserError(f"{self.path}: ended while '{key}' was read: the file changed or is truncated")
+        return data
+
+    def read(self, key: str) -> Tensor:
+        """Return one floating-point tensor in the file's own type.
+
+        Raises:
+            UserError: The tensor's type is not a floating-point type, or a value is NaN or infinite.
+        """
+        entry = self.entries[key]
+        if entry.dtype not in DTYPES:
+            raise UserError(f"{self.path}: '{key}' is {entry.dtype}: only floating-point weights can be repaired")
+        tensor = bytes_to_tensor(self.read_bytes(key), entry)
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{self.path}: '{key}' holds NaN or infinite values: the checkpoint is broken")
+        return tensor
+
+
+def bytes_to_tensor(data: bytearray, entry: TensorEntry) -> Tensor:
+    """View raw little-endian bytes as the tensor that ``entry`` describes."""
+    if not data:
+        return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+    return torch.frombuffer(data, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def open_tensor_file(path: Path) -> TensorFile:
+    """Read and check the header of a safetensors file.
+
+    Raises:
+        UserError: The file is missing, truncated, or its header contradicts itself or the file's size.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= length <= min(_MOST_HEADER_BYTES, size - 8):
+                raise UserError(f"{path}: truncated or not a safetensors file ({size} bytes): fetch it again")
+            raw = stream.read(length)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        header = json.loads(raw)
+        metadata = header.pop("__metadata__", {})
+        entries = {key: _entry(key, value, 8 + length) for key, value in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: malformed safetensors header: fetch the file again") from error
+    _check_ranges(path, entries, 8 + length, size)
+    return TensorFile(path, entries, metadata, size)
+
+
+def _entry(key: str, value: Any, data_start: int) -> TensorEntry:
+    begin, end = (int(offset) for offset in value["data_offsets"])
+    return TensorEntry(
+        key, str(value["dtype"]), tuple(int(side) for side in value["shape"]), data_start + begin, data_start + end
+    )
+
+
+def _check_ranges(path: Path, entries: Mapping[str, TensorEntry], data_start: int, size: int) -> None:
+    position = data_start
+    for entry in sorted(entries.values(), key=lambda item: (item.begin, item.end)):
+        item_bytes = _ITEM_BYTES.get(entry.dtype)
+        wanted = None if item_bytes is None else item_bytes * math.prod(entry.shape)
+        if entry.begin != position or (wanted is not None and entry.end - entry.begin != wanted):
+            raise UserError(f"{path}: the header lies about '{entry.key}': fetch the file again")
+        position = entry.end
+    if position != size:
+        kind = "truncated" if position > size else "longer than its header says"
+        raise UserError(f"{path}: {kind} ({size} bytes, {position} expected): fetch the file again")

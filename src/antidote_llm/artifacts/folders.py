@@ -20,8 +20,8 @@ class ResultFolder:
     """One output folder, addressed by what it was made from.
 
     Used as a context manager, it yields a staging folder beside ``path``. When the block ends well the manifest is
-    written, everything is flushed, and the staging folder takes the name ``path``; on an error it is removed. After a kill it
-    stays under a name that holds the manifest's hash, so that the same work finds it again.
+    written, everything is flushed, and the staging folder takes the name ``path``; on an error it is removed. After
+    a kill it stays under a name that holds the manifest's hash, so that the same work finds it again.
 
     Args:
         path: Where the finished result goes.

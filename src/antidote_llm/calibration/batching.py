@@ -29,7 +29,7 @@ class MicroBatch:
 def counted_tokens(row: TokenizedRow, policy: TokenPolicy) -> range:
     """Return the positions of a row that a token policy counts."""
     if policy == "prompt":
-        return range(0, row.response_start)
+        return range(row.response_start)
     return range(row.response_start if policy == "response" else 0, len(row.input_ids))
 
 

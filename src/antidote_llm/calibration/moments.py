@@ -47,8 +47,9 @@ class Moments:
     def input_norm(self, site: str, statistic: Statistic) -> Tensor:
         """Return the norm of every input column of a site, float64, shape [columns].
 
-        ``rms`` is the root mean square over rows of the row's norm, as the published code computes it; ``mean_norm`` is the
-        mean of the rows' norms, Eq. 1 of the paper (arXiv 2408.09600); ``token_rms`` is the root mean square over tokens.
+        ``rms`` is the root mean square over rows of the row's norm, as the published code computes it; ``mean_norm``
+        is the mean of the rows' norms, Eq. 1 of the paper (arXiv 2408.09600); ``token_rms`` is the root mean square
+        over tokens.
 
         Raises:
             DefectError: The site was not observed.

@@ -20,8 +20,8 @@ from antidote_llm.models.sites import Site
 class Observer:
     """Accumulates the moments of sites while a model runs.
 
-    Squares are formed and summed over a row's tokens in float32 (float64 where the model computes in it), and rows are added
-    up in float64.
+    Squares are formed and summed over a row's tokens in float32 (float64 where the model computes in it), and rows
+    are added up in float64.
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
@@ -62,14 +62,16 @@ class Observer:
         for name, seen in self._tokens_seen.items():
             if seen - before[name] != expected:
                 raise UserError(
-                    f"{name} saw {seen - before[name]} of {expected} tokens in a forward pass: it is not a plain, active LoRA "
-                    "matrix, or the model uses it another number of times than once"
+                    f"{name} saw {seen - before[name]} of {expected} tokens in a forward pass: it is not a plain, "
+                    "active LoRA matrix, or the model uses it another number of times than once"
                 )
 
     def observe(self, name: str, input_BTI: Tensor) -> None:
         """Add one site's input."""
         if self._counted_BT is None or input_BTI.shape[:-1] != self._counted_BT.shape:
-            raise UserError(f"{name}: its input has shape {list(input_BTI.shape)}, not rows by tokens: it cannot be repaired")
+            raise UserError(
+                f"{name}: its input has shape {list(input_BTI.shape)}, not rows by tokens: it cannot be repaired"
+            )
         squares_BI = self._squares(input_BTI)
         sum_squares_I = squares_BI.double().sum(dim=0)
         sum_norms_I = squares_BI.double().sqrt().sum(dim=0)

@@ -127,7 +127,7 @@ def _object(origin: str, row: Any) -> tuple[str, Mapping[str, Any]]:
 
 def _delimited_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     # A tab-separated file has no quoting: quote marks are part of its sentences.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "	" else csv.QUOTE_MINIMAL
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, delimiter=delimiter, quoting=quoting, strict=True)
         try:
@@ -162,9 +162,11 @@ def _record(row: Mapping[str, Any], origin: str, columns: Mapping[str, str], req
         if not isinstance(start, int) or not 0 <= start <= len(ids):
             raise UserError(f"{origin}: response_start must be between 0 and {len(ids)}")
         return Record(input_ids=ids, response_start=start, extra=extra, origin=origin)
-    for name in ("prompt", "response", "text"):
+    for name in FIELDS[:3]:
         if values[name] is not None and not isinstance(values[name], str):
-            raise UserError(f"{origin}: field '{columns.get(name, name)}' must be text, not {type(values[name]).__name__}")
+            raise UserError(
+                f"{origin}: field '{columns.get(name, name)}' must be text, not {type(values[name]).__name__}"
+            )
     if values["text"] is not None and values["prompt"] is None:
         return Record(text=values["text"], extra=extra, origin=origin)
     if values["prompt"] is None:

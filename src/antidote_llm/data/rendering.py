@@ -90,10 +90,9 @@ class Renderer:
         # Where a token straddles the border, prompt and answer are encoded apart, as they are when the model generates.
         if whole[: len(prompt_ids)] != prompt_ids:
             whole = prompt_ids + self._encode(answer, special=False)
-        if self.template != "chat" and self.tokenizer.eos_token_id is not None:
-            whole = [token for token in whole]
-            if whole[-1] != self.tokenizer.eos_token_id:
-                whole.append(self.tokenizer.eos_token_id)
+        end = self.tokenizer.eos_token_id
+        if self.template != "chat" and end is not None and whole[-1:] != [end]:
+            whole = [*whole, end]
         return TokenizedRow(whole, len(prompt_ids))
 
     def _answer_text(self, record: Record, prompt_text: str) -> str:
@@ -120,7 +119,12 @@ class Renderer:
     def _encode(self, text: str, *, special: bool) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         # A prompt that a tokenizer closes by itself leaves no place for the answer.
-        if special and ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(str(self.tokenizer.eos_token)):
+        if (
+            special
+            and ids
+            and ids[-1] == self.tokenizer.eos_token_id
+            and not text.endswith(str(self.tokenizer.eos_token))
+        ):
             ids = ids[:-1]
         return ids
 

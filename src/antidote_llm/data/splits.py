@@ -42,4 +42,6 @@ def require_disjoint(calibration: Sequence[Record], evaluation: Sequence[Record]
     if shared:
         places = ", ".join(record.origin or "a row" for record in shared[:5])
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
-        raise UserError(f"{len(shared)} evaluation prompts stand in the calibration rows too: {places}{more}: remove them")
+        raise UserError(
+            f"{len(shared)} evaluation prompts stand in the calibration rows too: {places}{more}: remove them"
+        )

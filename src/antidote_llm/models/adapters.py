@@ -44,10 +44,14 @@ def require_plain_lora(adapter: Checkpoint) -> None:
     """
     kind = str(adapter.config.get("peft_type", "")).upper()
     if kind != "LORA":
-        raise UserError(f"{adapter.reference}: a {kind or 'nameless'} adapter cannot be repaired: only LoRA adapters can")
+        raise UserError(
+            f"{adapter.reference}: a {kind or 'nameless'} adapter cannot be repaired: only LoRA adapters can"
+        )
     for name in _VARIANTS:
         if adapter.config.get(name):
-            raise UserError(f"{adapter.reference}: LoRA with '{name}' cannot be repaired yet: only plain and rank-stabilised LoRA")
+            raise UserError(
+                f"{adapter.reference}: LoRA with '{name}' cannot be repaired yet: only plain and rank-stabilised LoRA"
+            )
     if not factors(adapter):
         raise UserError(f"{adapter.reference}: {ADAPTER_FILE} holds no lora_A or lora_B matrix")
 
@@ -63,7 +67,9 @@ def factors(adapter: Checkpoint) -> dict[tuple[str, Role], TensorEntry]:
     for key, entry in sorted(file.entries.items()):
         if match := _FACTOR.match(key):
             if len(entry.shape) != 2:
-                raise UserError(f"{file.path}: '{key}' has shape {list(entry.shape)}: only LoRA on matrices can be repaired")
+                raise UserError(
+                    f"{file.path}: '{key}' has shape {list(entry.shape)}: only LoRA on matrices can be repaired"
+                )
             role: Role = "lora_A" if match["role"] == "lora_A" else "lora_B"
             found[match["module"], role] = entry
         elif "lora_" in key:
@@ -87,14 +93,16 @@ def require_fits(adapter: Checkpoint, model: nn.Module, reference: str) -> None:
         try:
             target = model.get_submodule(module)
         except AttributeError as error:
-            raise UserError(f"{adapter.reference}: an adapter of another base: {reference} has no module {module}") from error
+            raise UserError(
+                f"{adapter.reference}: an adapter of another base: {reference} has no module {module}"
+            ) from error
         weight = getattr(target, "weight", None)
         wanted = entry.shape[1] if role == "lora_A" else entry.shape[0]
         if weight is None or wanted not in weight.shape:
             sides = "no weight" if weight is None else f"weights of {' x '.join(map(str, weight.shape))}"
             raise UserError(
-                f"{adapter.reference}: an adapter of another base: {role} of {module} is {' x '.join(map(str, entry.shape))}, "
-                f"{reference} has {sides} there"
+                f"{adapter.reference}: an adapter of another base: {role} of {module} is "
+                f"{' x '.join(map(str, entry.shape))}, {reference} has {sides} there"
             )
 
 
@@ -111,12 +119,13 @@ def require_same_base(adapter: Checkpoint, base: Checkpoint) -> None:
         other = named / name
         if not other.is_file() or sha256_file(other) != base.sha256[name]:
             raise UserError(
-                f"{adapter.reference}: an adapter of another base: it was trained on {named}, whose weights differ from {base.reference}"
+                f"{adapter.reference}: an adapter of another base: it was trained on {named}, "
+                f"whose weights differ from {base.reference}"
             )
 
 
 def base_folder(adapter: Checkpoint) -> Path | None:
-    """Return the local folder that an adapter names as its base: as written, or relative to the adapter's own folder."""
+    """Return the local folder that an adapter names as its base: as written, or relative to the adapter."""
     name = adapter.config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         return None

@@ -62,7 +62,8 @@ def locate(reference: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(reference, revision=revision, allow_patterns=list(_FETCHED)))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"{reference}: no such folder here, and the Hub did not give it ({type(error).__name__}): check the name and the network"
+            f"{reference}: no such folder here, and the Hub did not give it ({type(error).__name__}): "
+            "check the name and the network"
         ) from error
 
 
@@ -114,7 +115,8 @@ def _weight_files(folder: Path, name: str) -> Mapping[str, TensorFile]:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise UserError(
-            f"{folder}: only pickled weights ({pickles[0]}), which can run code when opened: convert them to safetensors"
+            f"{folder}: only pickled weights ({pickles[0]}), which can run code when opened: "
+            "convert them to safetensors"
         )
     raise UserError(f"{folder}: no {name}: the weights are missing")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -23,7 +23,13 @@ from antidote_llm.models.adapters import (
     require_plain_lora,
     require_same_base,
 )
-from antidote_llm.models.checkpoint import Checkpoint, is_adapter, locate, open_adapter_checkpoint, open_model_checkpoint
+from antidote_llm.models.checkpoint import (
+    Checkpoint,
+    is_adapter,
+    locate,
+    open_adapter_checkpoint,
+    open_model_checkpoint,
+)
 from antidote_llm.models.sites import Site
 
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "float64"]
@@ -50,12 +56,14 @@ class OpenModel:
     @property
     def device(self) -> torch.device:
         """Where the first parameter lies."""
-        return next(iter(self.model.parameters())).device
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the base model's first parameter."""
-        return next(iter(self.causal_model.parameters())).dtype
+        dtype: torch.dtype = next(iter(self.causal_model.parameters())).dtype
+        return dtype
 
     @property
     def causal_model(self) -> Any:
@@ -145,7 +153,9 @@ def _device(name: str) -> torch.device:
 
 def _load(base: Checkpoint, dtype: DtypeName, device: torch.device, trust_remote_code: bool) -> PreTrainedModel:
     if "quantization_config" in base.config:
-        raise UserError(f"{base.reference}: quantised weights are not supported yet: use the checkpoint before quantisation")
+        raise UserError(
+            f"{base.reference}: quantised weights are not supported yet: use the checkpoint before quantisation"
+        )
     try:
         config = AutoConfig.from_pretrained(base.folder, trust_remote_code=trust_remote_code)
         with quiet_transformers():
@@ -161,7 +171,9 @@ def _load(base: Checkpoint, dtype: DtypeName, device: torch.device, trust_remote
         raise UserError(f"{base.reference}: transformers cannot open it: {_first_line(error)}") from error
     for problem, mend in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape for")):
         if names := sorted(map(str, info[problem])):
-            raise UserError(f"{base.reference}: the checkpoint {mend} {names[0]} ({len(names)} tensors in all): fetch it again")
+            raise UserError(
+                f"{base.reference}: the checkpoint {mend} {names[0]} ({len(names)} tensors in all): fetch it again"
+            )
     loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
     return loaded
 

@@ -1,0 +1,34 @@
+"""Antidote: remove the entries that matter most on harmful data (arXiv 2408.09600, Eqs. 1 to 3)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from antidote_llm.calibration.moments import Statistic
+from antidote_llm.repair.method import SiteInputs, score_method
+
+
+@score_method(
+    needs_harmful=True,
+    presets={
+        "paper": {"alpha": 0.1, "statistic": "mean_norm"},
+        "official-code": {"alpha": 0.1, "statistic": "rms", "rounding": "official", "without_evidence": True},
+    },
+)
+def antidote(
+    site: SiteInputs,
+    *,
+    statistic: Annotated[
+        Statistic,
+        Field(description="How an input's norm is taken over rows: rms as the published code, mean_norm as the paper."),
+    ] = "rms",
+    norm_power: Annotated[
+        int, Field(ge=1, le=2, description="Power of the norm: 1 as in Wanda, 2 as one summary of the paper prints it.")
+    ] = 1,
+) -> Tensor:
+    """Wanda score on harmful data: |weight| times the norm of its input."""
+    norm_I = site.harmful.input_norm(site.site.name, statistic).to(site.weight_OI.dtype)
+    return site.weight_OI.abs() * norm_I**norm_power

@@ -1,0 +1,34 @@
+"""Interpolate: a control that shrinks the whole update evenly, back towards the aligned model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from antidote_llm.errors import DefectError
+from antidote_llm.repair.method import MatchedKnob, SiteInputs, solve_method
+
+
+@solve_method(
+    needs_harmful=False,
+    matched=MatchedKnob("keep", unchanged=1.0, removed=0.0, wanted=lambda settings: settings.keep is None),
+)
+def interpolate(
+    site: SiteInputs,
+    *,
+    keep: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Fraction of the update that stays; by default what leaves Antidote's norm at the same alpha.",
+        ),
+    ] = None,
+) -> Tensor:
+    """Control: go evenly back towards the aligned model, at equal update norm by default."""
+    if keep is None:
+        raise DefectError("the fraction to keep was not solved for")
+    # The update is s B A: scaling one factor scales it.
+    return site.weight_OI * keep if site.site.role == "lora_B" else site.weight_OI

@@ -1,0 +1,100 @@
+"""The record of a repair: all that is needed to understand it, repeat it and undo it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Origin(_Part):
+    """A checkpoint that went in."""
+
+    reference: str = Field(description="What the user named.")
+    sha256: dict[str, str] = Field(description="The hash of its configuration and weight files, by file name.")
+
+
+class CalibrationData(_Part):
+    """The harmful data that the statistics come from."""
+
+    reference: str = Field(description="What the user named.")
+    rows: int = Field(description="Rows with a counted token.")
+    tokens: int = Field(description="Counted tokens.")
+    policy: str = Field(description="Which tokens were counted.")
+    template: str = Field(description="How prompts were rendered.")
+    dtype: str = Field(description="The type that the model computed in.")
+    moments_sha256: str = Field(description="The hash over everything that the statistics depend on.")
+
+
+class SiteRecord(_Part):
+    """What happened to one matrix."""
+
+    name: str = Field(description="Module and role.")
+    module: str = Field(description="The module's name.")
+    role: str = Field(description="Which of its matrices.")
+    layer: int | None = Field(description="Index of the decoder layer.")
+    rows: int = Field(description="Outputs.")
+    columns: int = Field(description="Inputs.")
+    chosen: int | None = Field(description="Entries that the method chose; none for methods that do not choose.")
+    changed: int = Field(description="Entries whose bits changed: chosen entries may have been zero already.")
+
+
+class UpdateRecord(_Part):
+    """The size of one module's update, as a Frobenius norm."""
+
+    module: str = Field(description="The module's name.")
+    layer: int | None = Field(description="Index of the decoder layer.")
+    kind: str = Field(description="The module's own name inside its layer.")
+    norm_before: float = Field(description="Before the repair.")
+    norm_after: float = Field(description="After it.")
+
+
+class Totals(_Part):
+    """All sites together."""
+
+    entries: int = Field(description="Entries of all sites.")
+    chosen: int | None = Field(description="Entries that the method chose.")
+    changed: int = Field(description="Entries whose bits changed.")
+    update_norm_before: float = Field(description="Frobenius norm of the whole update before the repair.")
+    update_norm_after: float = Field(description="After it.")
+
+    @property
+    def norm_kept(self) -> float:
+        """The fraction of the update's norm that is left."""
+        return self.update_norm_after / self.update_norm_before if self.update_norm_before else 1.0
+
+
+class PatchSummary(_Part):
+    """The patch that undoes the repair."""
+
+    size_bytes: int = Field(description="Its size.")
+    sha256_before: dict[str, str] = Field(description="Hashes of the changed files before.")
+    sha256_after: dict[str, str] = Field(description="Hashes of the changed files after.")
+    reverted_to_the_same_bytes: bool = Field(
+        description="Whether taking it off gave the original bytes, tried at once."
+    )
+
+
+class RepairRecord(_Part):
+    """One repair."""
+
+    format: int = Field(1, description="The format's version.")
+    versions: dict[str, str] = Field(description="Versions of this program and the libraries under it.")
+    command: str = Field(description="The command that repeats it.")
+    base: Origin = Field(description="The whole model.")
+    adapter: Origin | None = Field(description="The adapter on it.")
+    calibration: CalibrationData | None = Field(description="The harmful data; none for methods that see none.")
+    method: str = Field(description="The repair method.")
+    target: str = Field(description="What was edited.")
+    settings: dict[str, Any] = Field(description="The method's settings as given, defaults filled in.")
+    solved: dict[str, Any] = Field(description="Settings that were solved for, such as a matched strength.")
+    sites: tuple[SiteRecord, ...] = Field(description="What happened to each matrix.")
+    updates: tuple[UpdateRecord, ...] = Field(description="What happened to each module's update.")
+    totals: Totals = Field(description="All of it together.")
+    patch: PatchSummary | None = Field(description="The patch; none in a dry run.")
+    wall_seconds: dict[str, float] = Field(description="Wall time by step.")
+    peak_rss_bytes: int = Field(description="The largest resident memory of the process.")

@@ -1,0 +1,28 @@
+"""Generation, judges, tasks, and metrics with intervals."""
+
+from antidote_llm.evaluation.answers import Answer
+from antidote_llm.evaluation.evaluate import evaluate
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.generation import generate
+from antidote_llm.evaluation.judge import Judge, Outcome, judge_names, load_judge
+from antidote_llm.evaluation.metrics import Estimate, GainKept, gain_kept, paired_difference, share
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite
+
+__all__ = [
+    "Answer",
+    "Estimate",
+    "Evaluation",
+    "EvaluationSettings",
+    "GainKept",
+    "Judge",
+    "Outcome",
+    "Suite",
+    "evaluate",
+    "gain_kept",
+    "generate",
+    "judge_names",
+    "load_judge",
+    "paired_difference",
+    "share",
+]

@@ -1,0 +1,121 @@
+"""Asks a model everything of a suite, and has the answers judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from antidote_llm.data import Renderer
+from antidote_llm.errors import UserError
+from antidote_llm.evaluation.answers import Answer
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.generation import Progress, generate
+from antidote_llm.evaluation.judge import Judge, Outcome, judged
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.stopping import pad_id, stop_ids
+from antidote_llm.evaluation.suite import Question, Suite, questions
+from antidote_llm.evaluation.tasks import is_correct
+
+
+def evaluate(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    suite: Suite,
+    judge: Judge | None,
+    settings: EvaluationSettings | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Ask a model everything of a suite, greedily, and count what it answers.
+
+    Rows of ``input_ids`` need the tokenizer too: judges and tasks read text.
+
+    Args:
+        model: Any causal language model of transformers, or one with an adapter.
+        tokenizer: Its tokenizer.
+        suite: What to ask.
+        judge: Judges the answers to harmful and harmless requests; may be None where there are only tasks.
+        settings: How to ask.
+        progress: Called with the number of prompts answered and their total.
+
+    Raises:
+        UserError: There is nothing to ask, no tokenizer or no judge, a task's record has no response, or a prompt does
+            not fit the model.
+    """
+    settings = settings or EvaluationSettings()
+    if not suite.parts():
+        raise UserError("there is nothing to ask: give harmful prompts, harmless prompts or tasks")
+    if judge is None and (suite.harmful or suite.harmless):
+        raise UserError("harmful and harmless prompts need a judge: pass --judge, for example refusal-patterns")
+    if tokenizer is None:
+        raise UserError(
+            "the model folder has no tokenizer: pass --tokenizer (judges and tasks read text, not token ids)"
+        )
+    renderer = Renderer(tokenizer, settings.template)
+    asked = questions(suite, tokenizer, renderer, model.get_input_embeddings().weight.shape[0])
+    answers_ids = _ask(model, asked, settings, stop_ids(model, tokenizer, renderer), tokenizer, progress)
+    texts = [text.strip() for text in tokenizer.batch_decode(answers_ids, skip_special_tokens=True)]
+    outcomes = _judge(judge, asked, texts)
+    answers = [
+        Answer(
+            suite=question.suite,
+            index=question.index,
+            category=question.category,
+            prompt=question.prompt,
+            gold=question.gold,
+            answer=text,
+            outcome=outcome,
+            correct=is_correct(text, question.gold or "", settings.match) if question.is_task else None,
+            new_tokens=len(ids),
+        )
+        for question, text, outcome, ids in zip(asked, texts, outcomes, answers_ids, strict=True)
+    ]
+    used = judge if suite.harmful or suite.harmless else None
+    return Evaluation.of(answers, used.name if used else None, used.measures if used else None, settings)
+
+
+def _ask(
+    model: PreTrainedModel | PeftModel,
+    asked: Sequence[Question],
+    settings: EvaluationSettings,
+    eos_ids: tuple[int, ...],
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Progress | None,
+) -> list[list[int]]:
+    """Return the answers to all questions; tasks may have a limit of their own."""
+    answers: dict[int, list[int]] = {}
+    for is_task in (False, True):
+        chosen = [place for place, question in enumerate(asked) if question.is_task is is_task]
+        limit = (is_task and settings.task_max_new_tokens) or settings.max_new_tokens
+        already = len(answers)
+        found = generate(
+            model,
+            [asked[place].prompt_ids for place in chosen],
+            max_new_tokens=limit,
+            eos_ids=eos_ids,
+            pad_id=pad_id(tokenizer, eos_ids),
+            batch_size=settings.batch_size,
+            batch_tokens=settings.batch_tokens,
+            progress=_offset(progress, already, len(asked)),
+        )
+        answers |= dict(zip(chosen, found, strict=True))
+    return [answers[place] for place in range(len(asked))]
+
+
+def _offset(progress: Progress | None, already: int, total: int) -> Progress | None:
+    if progress is None:
+        return None
+    report = progress
+    return lambda done, _: report(already + done, total)
+
+
+def _judge(judge: Judge | None, asked: Sequence[Question], texts: Sequence[str]) -> list[Outcome | None]:
+    """Return the judge's word on every answer that is not a task's."""
+    places = [place for place, question in enumerate(asked) if not question.is_task]
+    outcomes: list[Outcome | None] = [None] * len(asked)
+    if judge is not None and places:
+        found = judged(judge, [asked[place].prompt for place in places], [texts[place] for place in places])
+        for place, outcome in zip(places, found, strict=True):
+            outcomes[place] = outcome
+    return outcomes

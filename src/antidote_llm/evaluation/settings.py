@@ -1,0 +1,40 @@
+"""How models are asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from antidote_llm.data.rendering import TemplateName
+from antidote_llm.evaluation.tasks import MatchMode
+
+# They change how fast the answers come, not what they are.
+_SPEED_ONLY = {"batch_size", "batch_tokens"}
+
+
+class EvaluationSettings(BaseModel):
+    """How prompts are rendered, answered and matched."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    template: TemplateName = Field(
+        default="auto",
+        description="Prompt template; auto: the tokenizer's chat template if there is one, the Alpaca prompt if not.",
+    )
+    max_new_tokens: int = Field(default=128, ge=1, description="Most tokens of an answer.")
+    task_max_new_tokens: int | None = Field(
+        default=None, ge=1, description="Most tokens of an answer to a task; max_new_tokens where not given."
+    )
+    match: MatchMode = Field(
+        default="exact",
+        description="When a task's answer is right: exact is the gold answer and no more, prefix begins with it.",
+    )
+    batch_size: int = Field(default=64, ge=1, description="Most prompts answered at once.")
+    batch_tokens: int = Field(
+        default=16_384, ge=1, description="Most tokens held at once: prompts, answers and padding together."
+    )
+
+    def that_shape_answers(self) -> dict[str, Any]:
+        """Return the settings under which two evaluations must agree to be compared."""
+        return self.model_dump(exclude=_SPEED_ONLY)

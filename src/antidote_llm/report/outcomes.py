@@ -1,0 +1,183 @@
+"""The outcome figures: one panel a measure with a row a model, and the bar of answers to harmful requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from antidote_llm.report.data import Estimate, ModelOutcome, ReportData, Role
+from antidote_llm.report.measures import Measure, gain_measure, in_order, measure, task_measure
+from antidote_llm.report.scale import PERCENT, Scale, around
+
+# A number inside a segment narrower than this does not fit.
+_LABELLED_PERCENT = 9.0
+_WHOLE_TOLERANCE_PERCENT = 1.0
+_ANSWERS = {
+    "harmful_score": "harmful",
+    "compliance_rate": "complies",
+    "helpful_rate": "harmless help",
+    "incoherent_rate": "incoherent",
+    "refusal_rate": "refuses",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model in a panel; ``missing`` says why it has no estimate."""
+
+    outcome: ModelOutcome
+    role: Role
+    estimate: Estimate | None
+    missing: str
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One measure of every model, on one scale; ``n`` is None where the models differ in it."""
+
+    measure: Measure
+    rows: tuple[Row, ...]
+    scale: Scale
+    n: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a bar, in percent; ``text`` is empty where it would not fit."""
+
+    key: str
+    label: str
+    start: float
+    width: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What one model answers to harmful requests, adding up to all of them."""
+
+    outcome: ModelOutcome
+    role: Role
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyNumber:
+    """A measure before and after, for the head of the page; ``change`` is the paired difference in points."""
+
+    measure: Measure
+    before: Estimate
+    after: Estimate
+    change: Estimate | None
+
+
+def roles(outcomes: Sequence[ModelOutcome]) -> dict[str, Role]:
+    """Return each model's role; two models without any are before and after."""
+    if len(outcomes) == 2 and all(outcome.role == "other" for outcome in outcomes):
+        return {outcomes[0].name: "before", outcomes[1].name: "after"}
+    return {outcome.name: outcome.role for outcome in outcomes}
+
+
+def panels(data: ReportData) -> list[Panel]:
+    """Return the panels: metrics, then tasks, then the gain kept of every task with a gain to keep."""
+    models = data.outcomes
+    metrics = in_order((key for model in models for key in model.metrics), data.measures)
+    tasks = _names(model.tasks for model in models)
+    without = set(tasks_without_gain(data))
+    gains = [name for name in _names(model.gain_kept for model in models) if name not in without]
+    return [
+        *(_panel(models, measure(key), [model.metrics.get(key) for model in models]) for key in metrics),
+        *(_panel(models, task_measure(name), [model.tasks.get(name) for model in models]) for name in tasks),
+        *(_gain_panel(models, name) for name in gains),
+    ]
+
+
+def tasks_without_gain(data: ReportData) -> list[str]:
+    """Return the tasks of which no model has a gain kept, because the fine-tune gained nothing."""
+    gained = {name for model in data.outcomes for name, estimate in model.gain_kept.items() if estimate}
+    return [name for name in _names(model.gain_kept for model in data.outcomes) if name not in gained]
+
+
+def bars(data: ReportData) -> list[Bar]:
+    """Return what each model answers to harmful requests; nothing where the shares don't add up to all of them."""
+    named = roles(data.outcomes)
+    keys = (data.measures, "helpful_rate", "incoherent_rate", "refusal_rate")
+    models = [model for model in data.outcomes if data.measures in model.metrics]
+    shares = [{key: model.metrics[key].value for key in keys if key in model.metrics} for model in models]
+    if any(abs(sum(parts.values()) - 100) > _WHOLE_TOLERANCE_PERCENT for parts in shares):
+        return []
+    return [Bar(model, named[model.name], _segments(parts)) for model, parts in zip(models, shares, strict=True)]
+
+
+def legend(found: Sequence[Bar]) -> list[tuple[str, str]]:
+    """Return the key and label of every kind of segment in the bars, in their order."""
+    segments = {segment.key for bar in found for segment in bar.segments}
+    return [(key, label) for key, label in _ANSWERS.items() if key in segments]
+
+
+def key_numbers(data: ReportData) -> list[KeyNumber]:
+    """Return what the head of the page shows of before and after; nothing where the two are not known."""
+    named = roles(data.outcomes)
+    by_role = {named[model.name]: model for model in data.outcomes}
+    if "before" not in by_role or "after" not in by_role:
+        return []
+    before, after = by_role["before"], by_role["after"]
+    shown = [measure(key) for key in (data.measures, "incoherent_rate", "over_refusal_rate")]
+    found = [
+        KeyNumber(item, before.metrics[item.key], after.metrics[item.key], data.changes.get(item.key))
+        for item in shown
+        if item.key in before.metrics and item.key in after.metrics
+    ]
+    return found + [
+        KeyNumber(
+            replace(task_measure(name), label=f"{name}, accuracy"),
+            before.tasks[name],
+            after.tasks[name],
+            data.changes.get(name),
+        )
+        for name in before.tasks
+        if name in after.tasks
+    ]
+
+
+def _panel(models: Sequence[ModelOutcome], of: Measure, estimates: Sequence[Estimate | None]) -> Panel:
+    named = roles(models)
+    rows = [
+        Row(model, named[model.name], estimate, "" if estimate else "not measured")
+        for model, estimate in zip(models, estimates, strict=True)
+    ]
+    return Panel(of, tuple(rows), PERCENT, _common_n(estimates))
+
+
+def _gain_panel(models: Sequence[ModelOutcome], name: str) -> Panel:
+    named = roles(models)
+    # The models that the gain is measured between have no gain kept of their own.
+    judged = [model for model in models if name in model.gain_kept]
+    estimates = [model.gain_kept[name] for model in judged]
+    rows = [
+        Row(model, named[model.name], estimate, "" if estimate else "no gain to keep")
+        for model, estimate in zip(judged, estimates, strict=True)
+    ]
+    ends = [end for estimate in estimates if estimate for end in (estimate.low, estimate.high)]
+    return Panel(gain_measure(name), tuple(rows), around(ends, floor=-100, ceiling=200), _common_n(estimates))
+
+
+def _segments(shares: Mapping[str, float]) -> tuple[Segment, ...]:
+    whole = sum(shares.values())
+    found, start = [], 0.0
+    for key, value in shares.items():
+        width = 100 * value / whole
+        text = f"{value:.0f}" if width >= _LABELLED_PERCENT else ""
+        if width > 0:
+            found.append(Segment(key, _ANSWERS[key], round(start, 2), round(width, 2), text))
+        start += width
+    return tuple(found)
+
+
+def _names(mappings: Iterable[Mapping[str, object]]) -> list[str]:
+    return list(dict.fromkeys(name for mapping in mappings for name in mapping))
+
+
+def _common_n(estimates: Iterable[Estimate | None]) -> int | None:
+    counts = {estimate.n for estimate in estimates if estimate}
+    return counts.pop() if len(counts) == 1 else None

@@ -1,0 +1,22 @@
+"""Makes text of any origin safe to look at: nothing in it may steer the page, the reading direction or the encoding."""
+
+from __future__ import annotations
+
+import re
+
+# C0 and C1 controls except tab and newline, bidirectional overrides and isolates, invisible joiners and tags,
+# lone surrogates, non-characters.
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\ufffe\uffff\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    """Return the text with every steering or invisible character spelled out, as in ``[U+202E]``."""
+    return _STEERING.sub(lambda match: f"[U+{ord(match[0]):04X}]", text.replace("\r\n", "\n"))
+
+
+def clip(text: str, limit: int) -> tuple[str, int]:
+    """Return the first ``limit`` characters and how many were left out."""
+    return text[:limit], max(0, len(text) - limit)

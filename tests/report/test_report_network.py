@@ -51,3 +51,8 @@ def test_layer_labels_are_sparse(layers: int) -> None:
 def test_a_rare_change_does_not_read_as_none() -> None:
     rare = SiteChange(module="m", layer=0, kind="q", entries=10_000_000, changed=3, norm_before=1, norm_after=1)
     assert network([rare]).total.share_text == "0.000030"
+
+
+def test_without_an_update_there_is_no_map_of_its_norm() -> None:
+    assert [found.name for found in network([site(0, "q", 1, 0, 0)]).maps] == ["share"]
+    assert network([site(None, "head", 1)]).maps == ()

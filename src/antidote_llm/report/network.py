@@ -121,10 +121,17 @@ def network(sites: Sequence[SiteChange]) -> Network:
         total=_sum(sites),
         layers=layers,
         labels=_layer_labels(layers),
-        maps=tuple(_map(name, layers, cells, by_kind, by_layer) for name in ("share", "norm")) if layers else (),
+        maps=tuple(_map(name, layers, cells, by_kind, by_layer) for name in _map_names(by_kind.values())),
         by_layer=tuple((layer, by_layer[layer]) for layer in layers),
         outside=tuple(outside.items()),
     )
+
+
+def _map_names(changes: Iterable[Change]) -> tuple[MapName, ...]:
+    found = list(changes)
+    if not found:
+        return ()
+    return ("share", "norm") if any(change.kept is not None for change in found) else ("share",)
 
 
 def _map(

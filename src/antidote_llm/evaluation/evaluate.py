@@ -11,9 +11,9 @@ from antidote_llm.data import Renderer
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import Answer
 from antidote_llm.evaluation.evaluation import Evaluation
-from antidote_llm.evaluation.generation import Progress, generate
+from antidote_llm.evaluation.generation import Progress, generate, room_for_answers
 from antidote_llm.evaluation.judge import Judge, Outcome, judged
-from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.settings import DEFAULT_NEW_TOKENS, EvaluationSettings
 from antidote_llm.evaluation.stopping import pad_id, stop_ids
 from antidote_llm.evaluation.suite import Question, Suite, questions
 from antidote_llm.evaluation.tasks import is_correct
@@ -54,6 +54,7 @@ def evaluate(
         )
     renderer = Renderer(tokenizer, settings.template)
     asked = questions(suite, tokenizer, renderer, model.get_input_embeddings().weight.shape[0])
+    settings = _with_limit(settings, room_for_answers(model, [question.prompt_ids for question in asked]))
     answers_ids = _ask(model, asked, settings, stop_ids(model, tokenizer, renderer), tokenizer, progress)
     texts = [text.strip() for text in tokenizer.batch_decode(answers_ids, skip_special_tokens=True)]
     outcomes = _judge(judge, asked, texts)
@@ -75,6 +76,14 @@ def evaluate(
     return Evaluation.of(answers, used.name if used else None, used.measures if used else None, settings)
 
 
+def _with_limit(settings: EvaluationSettings, room: int | None) -> EvaluationSettings:
+    """Return the settings with the length of answers that was left open: results say what was used."""
+    if settings.max_new_tokens is not None:
+        return settings
+    limit = DEFAULT_NEW_TOKENS if room is None else max(1, min(DEFAULT_NEW_TOKENS, room))
+    return settings.model_copy(update={"max_new_tokens": limit})
+
+
 def _ask(
     model: PreTrainedModel | PeftModel,
     asked: Sequence[Question],
@@ -87,7 +96,7 @@ def _ask(
     answers: dict[int, list[int]] = {}
     for is_task in (False, True):
         chosen = [place for place, question in enumerate(asked) if question.is_task is is_task]
-        limit = (is_task and settings.task_max_new_tokens) or settings.max_new_tokens
+        limit = (is_task and settings.task_max_new_tokens) or settings.max_new_tokens or DEFAULT_NEW_TOKENS
         already = len(answers)
         found = generate(
             model,

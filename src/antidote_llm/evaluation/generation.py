@@ -6,7 +6,7 @@ Axes: B rows of a batch, T tokens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -61,7 +61,7 @@ def generate(
         UserError: A prompt is empty, or has no room for its answer in the model's positions or the device's memory.
     """
     rows = {prompt: _Row(prompt) for prompt in map(tuple, prompts_ids)}
-    _require_room(model, list(rows), max_new_tokens)
+    _require_room(model, rows, max_new_tokens)
     asked = Counter(map(tuple, prompts_ids))
     answered, pending, later = 0, _longest_first(rows.values()), list[_Row]()
     with _plain_greedy(model):
@@ -86,6 +86,12 @@ def generate(
                 answered += sum(asked[row.prompt] for row in batch if row.prompt not in going)
                 progress(answered, len(prompts_ids))
     return [list(rows[tuple(prompt)].answer) for prompt in prompts_ids]
+
+
+def room_for_answers(model: PreTrainedModel | PeftModel, prompts_ids: Collection[Sequence[int]]) -> int | None:
+    """Return how many positions the longest prompt leaves, None where the model names no limit."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(positions) - max(map(len, prompts_ids), default=0) if positions else None
 
 
 def _extend(
@@ -173,19 +179,16 @@ def _fitting(rows: list[_Row], max_new_tokens: int, batch_size: int, batch_token
     return max(1, min(batch_size, batch_tokens // (len(rows[0].prompt) + max_new_tokens)))
 
 
-def _require_room(model: PreTrainedModel | PeftModel, prompts: list[tuple[int, ...]], max_new_tokens: int) -> None:
+def _require_room(model: PreTrainedModel | PeftModel, prompts: Collection[Sequence[int]], max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
-    if not prompts:
-        return
-    if not min(map(len, prompts)):
+    if not all(prompts):
         raise UserError("a prompt renders to no tokens: leave it out")
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, prompts))
-    if positions and longest + max_new_tokens > positions:
-        room = positions - longest
+    room = room_for_answers(model, prompts)
+    if room is not None and room < max_new_tokens:
+        longest = max(map(len, prompts))
         mend = f"set max_new_tokens to {room} or less" if room > 0 else "leave it out"
         raise UserError(
             f"the longest prompt has {longest} tokens and its answer up to {max_new_tokens}, "
-            f"more than the model's {positions} positions: {mend}"
+            f"more than the model's {longest + room} positions: {mend}"
         )

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from antidote_llm.data.rendering import TemplateName
 from antidote_llm.evaluation.tasks import MatchMode
 
+DEFAULT_NEW_TOKENS = 128
 # They change how fast the answers come, not what they are.
 _SPEED_ONLY = {"batch_size", "batch_tokens"}
 
@@ -22,7 +23,11 @@ class EvaluationSettings(BaseModel):
         default="auto",
         description="Prompt template; auto: the tokenizer's chat template if there is one, the Alpaca prompt if not.",
     )
-    max_new_tokens: int = Field(default=128, ge=1, description="Most tokens of an answer.")
+    max_new_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most tokens of an answer; where not given, 128 or the room that the model's positions leave.",
+    )
     task_max_new_tokens: int | None = Field(
         default=None, ge=1, description="Most tokens of an answer to a task; max_new_tokens where not given."
     )

@@ -1,0 +1,1 @@
+"""The command ``antidote``: one thin file a command."""

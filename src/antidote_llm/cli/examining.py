@@ -1,0 +1,78 @@
+"""What a repair is judged by: the same questions before, after, and without the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from antidote_llm.artifacts.measuring import Stopwatch
+from antidote_llm.cli import suite_options as suite_opts
+from antidote_llm.cli.terminal import Terminal
+from antidote_llm.data import Record, hold_out, require_disjoint
+from antidote_llm.evaluation import Evaluation, EvaluationSettings, Judge, Suite, load_judge
+from antidote_llm.models import OpenModel
+
+_HELD_OUT_FRACTION, _HELD_OUT_MOST, _HELD_OUT_SEED = 0.2, 200, 0
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Questions, and who judges the answers."""
+
+    suite: Suite
+    judge: Judge
+    settings: EvaluationSettings
+
+    def run(self, terminal: Terminal, opened: OpenModel, what: str) -> Evaluation:
+        """Ask one model everything, under a progress bar."""
+        return suite_opts.evaluated(terminal, opened, self.suite, self.judge, self.settings, what)
+
+    def before_and_after(
+        self, terminal: Terminal, opened: OpenModel, repaired: Path, stopwatch: Stopwatch
+    ) -> dict[str, Evaluation]:
+        """Ask the model as it is, with the repaired adapter as it lies on the disk, and without any adapter.
+
+        ``opened`` must not be used afterwards.
+        """
+        with stopwatch.step("evaluate"):
+            before = self.run(terminal, opened, "before")
+            opened = opened.with_adapter(repaired)
+            after = self.run(terminal, opened, "after")
+            aligned = self.run(terminal, opened.without_adapter(), "aligned")
+        return {"aligned": aligned, "before": before, "after": after}
+
+
+def examination_from(
+    calibration: Sequence[Record],
+    evaluate: str | None,
+    harmless: str | None,
+    task: list[str] | None,
+    judge: str,
+    settings: EvaluationSettings,
+) -> tuple[list[Record], Examination | None]:
+    """Build the examination that the options ask for.
+
+    Args:
+        calibration: The harmful rows that the repair may learn from.
+        evaluate: Harmful requests, ``none``, or None to keep some of the calibration rows apart.
+        harmless: Harmless requests that look harmful.
+        task: ``NAME=DATA`` for each of the user's tasks.
+        judge: The judge's name.
+        settings: How to ask.
+
+    Returns:
+        The rows left for calibration, and the examination; None where nothing is to be asked.
+
+    Raises:
+        UserError: An evaluation prompt stands in the calibration rows too.
+    """
+    kept, asked = list(calibration), suite_opts.prompts_from(None if evaluate == "none" else evaluate)
+    if asked:
+        require_disjoint(calibration, asked)
+    elif evaluate is None and calibration:
+        kept, asked = hold_out(calibration, _HELD_OUT_FRACTION, _HELD_OUT_MOST, _HELD_OUT_SEED)
+    suite = Suite(asked, suite_opts.prompts_from(harmless), suite_opts.tasks_from(task))
+    if not (suite.harmful or suite.harmless or suite.tasks):
+        return kept, None
+    return kept, Examination(suite, load_judge(judge), settings)

@@ -1,0 +1,98 @@
+"""Entry point of the command: assembles the commands and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+import warnings
+
+import typer
+from typer.exceptions import TyperException
+
+from antidote_llm import __version__
+from antidote_llm.errors import DefectError, UserError
+
+USER_ERROR, DEFECT, INTERRUPTED = 2, 3, 130
+_USERS_OS_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"antidote {__version__}")
+        raise typer.Exit
+
+
+def application() -> typer.Typer:
+    """Assemble the commands."""
+    # Imported here, so that `antidote --version` does not wait for torch.
+    from antidote_llm.cli import demo, evaluate, miniature, patch, repair
+
+    app = typer.Typer(
+        name="antidote",
+        help="Repairs the safety of fine-tuned language models: in one pass, reversibly, with proof.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+    )
+
+    @app.callback()
+    def options(
+        version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    ) -> None:
+        del version
+
+    app.command("demo")(demo.demo)
+    app.command("repair")(repair.repair)
+    app.command("evaluate")(evaluate.evaluate)
+    app.add_typer(patch.app, name="patch")
+    app.add_typer(miniature.app, name="miniature")
+    return app
+
+
+def main() -> None:
+    """Run the command and exit: 0 done, 1 a negative verdict, 2 the user's error, 3 ours."""
+    # Libraries announce their own renamings; users cannot act on them.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command with arguments and return its exit code."""
+    try:
+        result = application()(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except UserError as error:
+        return _fail(f"error: {error}", USER_ERROR)
+    except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return USER_ERROR
+        return _fail(f"error: {getattr(error, 'format_message', error.__str__)()}", USER_ERROR)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted: nothing was written", INTERRUPTED)
+    except OSError as error:
+        if error.errno in _USERS_OS_ERRORS:
+            where = f"{error.filename}: " if error.filename else ""
+            return _fail(f"error: {where}{error.strerror}: free some space or choose another --out", USER_ERROR)
+        return _defect(error)
+    except DefectError as error:
+        return _defect(error)
+    except Exception as error:  # noqa: BLE001 - the last door before the user
+        return _defect(error)
+
+
+def _defect(error: Exception) -> int:
+    if os.environ.get("ANTIDOTE_TRACEBACK"):
+        traceback.print_exception(error)
+    first = (str(error).strip().splitlines() or [""])[0]
+    return _fail(
+        f"internal error: {type(error).__name__}: {first} "
+        "(a defect of this program: run again with ANTIDOTE_TRACEBACK=1 and report it)",
+        DEFECT,
+    )
+
+
+def _fail(line: str, code: int) -> int:
+    sys.stderr.write(" ".join(line.split()) + "\n")
+    return code

@@ -1,0 +1,57 @@
+"""Turns the settings of every registered repair method into options of a command."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Optional
+
+import typer
+from pydantic.fields import FieldInfo
+
+from antidote_llm.repair import RepairMethod, methods
+from antidote_llm.repair.method import option_name
+
+
+def with_method_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command one option for each setting of any method; those given arrive as its keyword arguments.
+
+    The command's last parameter must be ``**settings``.
+    """
+    signature = inspect.signature(command)
+    hints = typing.get_type_hints(command, include_extras=True)
+    fixed = [
+        parameter.replace(annotation=hints[parameter.name])
+        for parameter in signature.parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    taken = {parameter.name for parameter in fixed}
+    added = [_option(name, users) for name, users in _settings().items() if name not in taken]
+    parameters = [*fixed, *added]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _settings() -> dict[str, list[tuple[RepairMethod, FieldInfo]]]:
+    found: dict[str, list[tuple[RepairMethod, FieldInfo]]] = {}
+    for method in methods().values():
+        for name, field in method.settings.model_fields.items():
+            found.setdefault(name, []).append((method, field))
+    return found
+
+
+def _option(name: str, users: list[tuple[RepairMethod, FieldInfo]]) -> inspect.Parameter:
+    field = users[0][1]
+    names = ", ".join(method.name for method, _ in users)
+    default = "" if field.default is None else f" Default {field.default}."
+    flag = option_name(name)
+    declaration = f"{flag}/--no-{flag.removeprefix('--')}" if field.annotation is bool else flag
+    option = typer.Option(declaration, help=f"[{names}] {field.description}{default}", show_default=False)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Optional[field.annotation], option],  # noqa: UP045 - the type is known at run time only
+    )

@@ -1,0 +1,41 @@
+"""Options that every command with a model shares."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from antidote_llm.cli.terminal import Terminal
+from antidote_llm.models import DtypeName, OpenModel, open_model
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a model, or of an adapter.")]
+AdapterOption = Annotated[str | None, typer.Option("--adapter", metavar="DIR", help="LoRA adapter on MODEL.")]
+TokenizerOption = Annotated[
+    str | None, typer.Option("--tokenizer", metavar="DIR", help="Tokenizer, where the model's folder has none.")
+]
+DtypeOption = Annotated[
+    DtypeName, typer.Option("--dtype", help="Type to load weights in; auto is the checkpoint's own.")
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
+]
+
+
+def opened(
+    terminal: Terminal,
+    model: str,
+    adapter: str | None,
+    tokenizer: str | None,
+    dtype: DtypeName,
+    device: str,
+    trust_remote_code: bool,
+) -> OpenModel:
+    """Open the model that the options name, and say which."""
+    terminal.say(f"opening {model}" + (f" with adapter {adapter}" if adapter else ""))
+    return open_model(
+        model, adapter, tokenizer=tokenizer, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )

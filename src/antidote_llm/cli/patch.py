@@ -1,0 +1,138 @@
+"""``antidote patch``: the patch as a thing of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from antidote_llm.artifacts import ResultFolder, sha256_json
+from antidote_llm.cli.terminal import JsonFlag, Terminal
+from antidote_llm.models.checkpoint import locate
+from antidote_llm.patching import Patch, copy_checkpoint, diff, read_patch, require_matches, transform
+from antidote_llm.patching.applying import Direction
+
+app = typer.Typer(
+    help="Show, apply, revert and compare patches.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
+
+PatchArgument = Annotated[Path, typer.Argument(metavar="PATCH", help="A patch.safetensors, or the folder of a repair.")]
+OntoOption = Annotated[
+    str, typer.Option("--onto", metavar="DIR", help="The checkpoint or adapter; it is not modified.")
+]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.")]
+
+
+@app.command("show")
+def show(patch: PatchArgument, as_json: JsonFlag = False) -> None:
+    """Say what a patch changes and what it applies to.
+
+    Example: antidote patch show repaired
+    """
+    terminal = Terminal(as_json)
+    description = read_patch(patch).description
+    table = Table(
+        title=f"{description.recipe.get('method')} on {description.recipe.get('target')}", title_justify="left"
+    )
+    for heading in ("tensor", "shape", "kept as", "changed", "share"):
+        table.add_column(heading, justify="right" if heading in ("changed", "share") else "left")
+    for record in description.tensors:
+        shape = " x ".join(map(str, record.shape))
+        share = f"{100 * record.changed / max(record.entries, 1):.2f} %"
+        table.add_row(record.key, shape, record.encoding, f"{record.changed:,}", share)
+    lines = [
+        f"{file.path}  {file.size_bytes:,} bytes\n  before {file.sha256_before}\n  after  {file.sha256_after}"
+        for file in description.files
+    ]
+    terminal.result(description.model_dump(mode="json"), table, "\n".join(lines))
+
+
+@app.command("apply")
+def apply(patch: PatchArgument, onto: OntoOption, out: OutOption, as_json: JsonFlag = False) -> None:
+    """Write a copy of a checkpoint with a patch put on.
+
+    Example: antidote patch apply repaired --onto my-adapter --out patched
+    """
+    _transformed(patch, onto, out, "apply", Terminal(as_json))
+
+
+@app.command("revert")
+def revert(patch: PatchArgument, onto: OntoOption, out: OutOption, as_json: JsonFlag = False) -> None:
+    """Write a copy of a repaired checkpoint with the patch taken off: the original bytes.
+
+    Example: antidote patch revert repaired --onto repaired/model --out original
+    """
+    _transformed(patch, onto, out, "revert", Terminal(as_json))
+
+
+def _transformed(path: Path, onto: str, out: Path, direction: Direction, terminal: Terminal) -> None:
+    patch = read_patch(path)
+    folder = locate(onto)
+    require_matches(patch, folder, direction)
+    manifest = {
+        "kind": f"patch {direction}",
+        "patch": sha256_json(patch.description.model_dump(mode="json")),
+        "files": {
+            file.path: _after(file.sha256_before, file.sha256_after, direction) for file in patch.description.files
+        },
+    }
+    result = ResultFolder(out, manifest, manifest_at=".antidote.json")
+    if not result.finished:
+        with result as staging:
+            copy_checkpoint(folder, staging)
+            transform(patch, staging, direction)
+    terminal.result(
+        {"out": str(out), **manifest},
+        "\n".join([f"{out}", *(f"  {name}  sha256 {sha256}" for name, sha256 in manifest["files"].items())]),  # type: ignore[attr-defined]
+    )
+
+
+def _after(before: str, after: str, direction: Direction) -> str:
+    return after if direction == "apply" else before
+
+
+@app.command("diff")
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="A patch.")],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Another patch of the same checkpoint.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what two patches of the same checkpoint share.
+
+    Example: antidote patch diff repaired-by-antidote repaired-by-random
+    """
+    terminal = Terminal(as_json)
+    patches: list[Patch] = [read_patch(first), read_patch(second)]
+    found = diff(*patches)
+    table = Table("tensor", title="entries that change", title_justify="left")
+    for heading in ("first only", "both", "second only", "Jaccard"):
+        table.add_column(heading, justify="right")
+    totals = [sum(values) for values in zip(*((d.first_only, d.both, d.second_only) for d in found), strict=True)] or [
+        0,
+        0,
+        0,
+    ]
+    for row in found:
+        table.add_row(row.key, *(f"{n:,}" for n in (row.first_only, row.both, row.second_only)), f"{row.jaccard:.3f}")
+    overall = totals[1] / sum(totals) if sum(totals) else 1.0
+    table.add_row("all", *(f"{n:,}" for n in totals), f"{overall:.3f}", style="bold")
+    value = {
+        "first_only": totals[0],
+        "both": totals[1],
+        "second_only": totals[2],
+        "jaccard": overall,
+        "tensors": [
+            {
+                "file": row.file,
+                "key": row.key,
+                "first_only": row.first_only,
+                "both": row.both,
+                "second_only": row.second_only,
+                "jaccard": row.jaccard,
+            }
+            for row in found
+        ],
+    }
+    terminal.result(value, table)

@@ -1,0 +1,213 @@
+"""``antidote repair``: repairs an adapter, proves it, and keeps what undoes it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import BaseModel
+
+from antidote_llm.artifacts import ResultFolder, write_json, write_text
+from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
+from antidote_llm.calibration import CalibrationSettings, TokenPolicy
+from antidote_llm.cli import model_options as model_opts
+from antidote_llm.cli import suite_options as suite_opts
+from antidote_llm.cli.examining import Examination, examination_from
+from antidote_llm.cli.method_options import with_method_settings
+from antidote_llm.cli.tables import counts_table, outcomes_table, repair_summary
+from antidote_llm.cli.terminal import JsonFlag, Terminal
+from antidote_llm.data import DataSpec, Renderer, read_records
+from antidote_llm.data.rendering import rendered_sha256
+from antidote_llm.errors import UserError
+from antidote_llm.models import OpenModel
+from antidote_llm.repair import (
+    HarmfulData,
+    PlannedRepair,
+    RepairMethod,
+    method_named,
+    needs_harmful,
+    plan_repair,
+    predicted_patch_bytes,
+    record,
+    write_repair,
+)
+from antidote_llm.report.composing import compose
+from antidote_llm.report.model_card import model_card_section
+from antidote_llm.report.page import write as write_report
+
+
+@with_method_settings
+def repair(
+    model: model_opts.ModelArgument,
+    adapter: model_opts.AdapterOption = None,
+    harmful: Annotated[
+        str | None,
+        typer.Option("--harmful", metavar="DATA", help=f"Harmful requests with answers: {suite_opts.DATA_HELP}"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the result goes.")] = None,
+    method: Annotated[str, typer.Option("--method", help="Repair method.")] = "antidote",
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Named settings of the method: paper or official-code.")
+    ] = None,
+    target: Annotated[
+        Literal["auto", "adapter"], typer.Option("--target", help="What is edited; auto is the adapter.")
+    ] = "auto",
+    tokens: Annotated[TokenPolicy, typer.Option("--tokens", help="Which tokens of a harmful row count.")] = "all",
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            "--evaluate",
+            metavar="DATA|none",
+            help="Harmful requests to judge before and after; by default a fifth of --harmful is kept apart for it.",
+        ),
+    ] = None,
+    harmless: suite_opts.HarmlessOption = None,
+    task: suite_opts.TaskOption = None,
+    judge: suite_opts.JudgeOption = "refusal-patterns",
+    template: suite_opts.TemplateOption = "auto",
+    max_new_tokens: suite_opts.MaxNewTokensOption = 64,
+    match: suite_opts.MatchOption = "exact",
+    show_answers: Annotated[
+        bool, typer.Option("--show-answers", help="Show the models' answers in the report instead of redacting them.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change, and write nothing.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Collect statistics anew and do not keep them.")] = False,
+    tokenizer: model_opts.TokenizerOption = None,
+    dtype: model_opts.DtypeOption = "auto",
+    device: model_opts.DeviceOption = "auto",
+    trust_remote_code: model_opts.TrustOption = False,
+    as_json: JsonFlag = False,
+    **settings: Any,
+) -> None:
+    """Repair a LoRA adapter: write the repaired adapter, the patch that undoes it, the record and a report.
+
+    Example: antidote repair my-model --adapter my-adapter --harmful harm.csv:prompt=goal,response=target --out fixed
+    """
+    del target  # An adapter is all that can be edited.
+    terminal, stopwatch = Terminal(as_json), Stopwatch()
+    if out is None and not dry_run:
+        raise UserError("nowhere to write to: pass --out DIR, or --dry-run")
+    chosen = method_named(method)
+    configured = chosen.configure({name: value for name, value in settings.items() if value is not None}, preset)
+    records = read_records(DataSpec.parse(harmful), require=("prompt", "response")) if harmful else []
+    asking = suite_opts.settings_from(template, max_new_tokens, match)
+    records, examination = examination_from(records, evaluate, harmless, task, judge, asking)
+    with stopwatch.step("open"):
+        opened = model_opts.opened(terminal, model, adapter, tokenizer, dtype, device, trust_remote_code)
+    data = HarmfulData(harmful, records, Renderer(opened.tokenizer, asking.template)) if harmful else None
+    job = _Job(terminal, stopwatch, opened, chosen, configured, data, CalibrationSettings(tokens=tokens), examination)
+    if out is None or dry_run:
+        job.rehearse(cache=not no_cache)
+    else:
+        job.perform(out, cache=not no_cache, show_answers=show_answers)
+
+
+@dataclass(frozen=True)
+class _Job:
+    terminal: Terminal
+    stopwatch: Stopwatch
+    opened: OpenModel
+    method: RepairMethod
+    settings: BaseModel
+    harmful: HarmfulData | None
+    calibration: CalibrationSettings
+    examination: Examination | None
+
+    def rehearse(self, *, cache: bool) -> None:
+        """Print what a repair would change."""
+        planned = self._plan(cache)
+        found = record(planned, _command(), self.stopwatch, None)
+        shown = (counts_table(found), repair_summary(found), _patch_size(planned))
+        self.terminal.result(found.model_dump(mode="json"), *shown)
+
+    def perform(self, out: Path, *, cache: bool, show_answers: bool) -> None:
+        """Repair, evaluate, and write everything or nothing."""
+        folder = ResultFolder(out, self._manifest(show_answers), manifest_at="record/manifest.json")
+        if folder.finished:
+            self.terminal.say(f"{out} is finished already: nothing was done")
+            self.terminal.result({"out": str(out), "finished_before": True}, f"{out}/record/report.html")
+            return
+        planned = self._plan(cache)
+        self.terminal.say(_patch_size(planned))
+        with folder as staging:
+            found = write_repair(planned, staging, _command(), self.stopwatch)
+            evaluations = {}
+            if self.examination is not None:
+                evaluations = self.examination.before_and_after(
+                    self.terminal, self.opened, staging / "model", self.stopwatch
+                )
+            for name, evaluation in evaluations.items():
+                evaluation.write(staging / "record" / name)
+            cost = {"wall_seconds": dict(self.stopwatch.seconds), "peak_rss_bytes": peak_rss_bytes()}
+            found = found.model_copy(update=cost)
+            write_json(staging / "record" / "repair.json", found.model_dump(mode="json"))
+            report = compose(found, evaluations, revert_command=_revert_command(out))
+            write_report(staging / "record" / "report.html", report, show_answers=show_answers)
+            write_text(staging / "record" / "model_card.md", model_card_section(report))
+        value = {
+            "out": str(out),
+            "finished_before": False,
+            "verdict": report.verdict,
+            "repair": found.model_dump(mode="json"),
+            "evaluations": {name: evaluation.model_dump(mode="json") for name, evaluation in evaluations.items()},
+        }
+        tables = [outcomes_table(evaluations)] if evaluations else []
+        shown = [
+            counts_table(found),
+            repair_summary(found),
+            *tables,
+            report.verdict,
+            f"report: {out}/record/report.html",
+        ]
+        self.terminal.result(value, *shown)
+
+    def _plan(self, cache: bool) -> PlannedRepair:
+        asked = needs_harmful(self.method, self.settings) and self.harmful is not None
+        rows = len(self.harmful.records) if asked and self.harmful is not None else 0
+        with self.terminal.progress("statistics", rows, "rows") as advance:
+            return plan_repair(
+                self.opened,
+                self.method,
+                self.settings,
+                self.harmful,
+                self.calibration,
+                progress=advance,
+                cache=cache,
+                stopwatch=self.stopwatch,
+            )
+
+    def _manifest(self, show_answers: bool) -> dict[str, Any]:
+        examination, harmful = self.examination, self.harmful
+        return {
+            "kind": "repair",
+            "base": self.opened.base.sha256,
+            "adapter": self.opened.adapter.sha256 if self.opened.adapter else None,
+            "method": self.method.name,
+            "settings": self.settings.model_dump(mode="json"),
+            "harmful": rendered_sha256(harmful.renderer.rows(harmful.records)) if harmful else None,
+            "calibration": {**self.calibration.model_dump(mode="json"), "dtype": str(self.opened.dtype)},
+            "evaluation": None
+            if examination is None
+            else {
+                "suite": suite_opts.suite_sha256(examination.suite),
+                "judge": examination.judge.name,
+                "settings": examination.settings.model_dump(mode="json"),
+            },
+            "show_answers": show_answers,
+        }
+
+
+def _command() -> str:
+    return shlex.join(["antidote", *sys.argv[1:]])
+
+
+def _revert_command(out: Path) -> str:
+    return shlex.join(["antidote", "patch", "revert", str(out), "--onto", f"{out}/model", "--out", f"{out}-reverted"])
+
+
+def _patch_size(planned: PlannedRepair) -> str:
+    return f"the patch that undoes it takes about {predicted_patch_bytes(planned) / 1e6:.1f} MB"

@@ -1,0 +1,110 @@
+"""Options that say what to ask a model, and who judges the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from antidote_llm.artifacts import sha256_json
+from antidote_llm.cli.terminal import Terminal
+from antidote_llm.data import DataSpec, Record, read_records
+from antidote_llm.errors import UserError
+from antidote_llm.evaluation import Evaluation, EvaluationSettings, Judge, Suite, evaluate
+from antidote_llm.models import OpenModel
+
+DATA_HELP = ".jsonl .json .csv .tsv or .parquet; map columns as in file.csv:prompt=goal,response=target."
+
+HarmlessOption = Annotated[
+    str | None,
+    typer.Option(
+        "--harmless", metavar="DATA", help="Harmless requests that look harmful; refusing them is over-refusal."
+    ),
+]
+TaskOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task", metavar="NAME=DATA", help="A task of the user: prompts with their right answers. Repeatable."
+    ),
+]
+JudgeOption = Annotated[
+    str,
+    typer.Option(
+        "--judge", help="Who judges answers: refusal-patterns, oracle (the miniature's), or an installed one."
+    ),
+]
+TemplateOption = Annotated[
+    str, typer.Option("--template", help="auto, chat, alpaca or plain; auto is the chat template where there is one.")
+]
+MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of an answer at most.")]
+MatchOption = Annotated[
+    str,
+    typer.Option("--match", help="When a task's answer is right: exact, or prefix (it begins with the gold answer)."),
+]
+
+
+def tasks_from(options: list[str] | None) -> dict[str, list[Record]]:
+    """Read the data of every ``NAME=DATA`` option.
+
+    Raises:
+        UserError: An option has no name, or a name comes twice.
+    """
+    tasks: dict[str, list[Record]] = {}
+    for option in options or []:
+        name, _, data = option.partition("=")
+        if not name or not data or "/" in name:
+            raise UserError(f"--task {option}: name the task and its data, as in --task sst2=sst2.jsonl")
+        if name in tasks:
+            raise UserError(f"--task {name} is given twice: give each task another name")
+        tasks[name] = read_records(DataSpec.parse(data), require=("prompt", "response"))
+    return tasks
+
+
+def prompts_from(data: str | None) -> list[Record]:
+    """Read prompts, with or without responses; nothing where no data is named."""
+    return read_records(DataSpec.parse(data), require=("prompt",)) if data else []
+
+
+def evaluated(
+    terminal: Terminal, opened: OpenModel, suite: Suite, judge: Judge, settings: EvaluationSettings, what: str
+) -> Evaluation:
+    """Evaluate under a progress bar."""
+    total = len(suite.harmful) + len(suite.harmless) + sum(len(records) for records in suite.tasks.values())
+    with terminal.progress(what, total, "answers") as advance:
+        last = 0
+
+        def moved(done: int, _: int) -> None:
+            nonlocal last
+            advance(done - last)
+            last = done
+
+        return evaluate(opened.model, opened.tokenizer, suite, judge, settings, progress=moved)
+
+
+def settings_from(template: str, max_new_tokens: int, match: str) -> EvaluationSettings:
+    """Build the settings of an evaluation.
+
+    Raises:
+        UserError: A value is not one of those allowed.
+    """
+    try:
+        return EvaluationSettings.model_validate(
+            {"template": template, "max_new_tokens": max_new_tokens, "match": match}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise UserError(f"--{name} {first['input']}: {first['msg'].lower()}") from error
+
+
+def suite_sha256(suite: Suite) -> str:
+    """Return the hash of everything that a suite asks, answers and categories included."""
+
+    def rows(records: Sequence[Record]) -> list[Any]:
+        return [[r.prompt, r.text, r.input_ids, r.response, r.extra.get("category")] for r in records]
+
+    return sha256_json(
+        [rows(suite.harmful), rows(suite.harmless), {name: rows(records) for name, records in suite.tasks.items()}]
+    )

@@ -1,0 +1,149 @@
+"""What each method does to an adapter, and what its controls hold equal."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from antidote_llm.data import Renderer, read_records
+from antidote_llm.errors import UserError
+from antidote_llm.models import OpenModel, open_model
+from antidote_llm.repair import HarmfulData, PlannedRepair, method_named, methods, plan_repair
+from antidote_llm.repair.update_norm import total_norm, update_norms
+from tests.conftest import Folders
+
+
+def repaired(folders: Folders, name: str, /, preset: str | None = None, **given: object) -> PlannedRepair:
+    opened = open_model(str(folders.base), str(folders.adapter))
+    method = method_named(name)
+    data = HarmfulData("rows", read_records(folders.harmful), Renderer(opened.tokenizer))
+    return plan_repair(opened, method, method.configure(given, preset), data)
+
+
+def norm(repair: PlannedRepair) -> float:
+    return total_norm(update_norms(repair.problem.sites, repair.plan.edited))
+
+
+def logits(opened: OpenModel) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = opened.model(torch.arange(5, 25).reshape(2, 10)).logits
+    return found
+
+
+def test_the_installed_methods_are_the_entry_points() -> None:
+    assert {"antidote", "random", "magnitude", "interpolate"} <= methods().keys()
+
+
+@pytest.mark.parametrize("name", ["antidote", "random", "magnitude"])
+def test_alpha_0_changes_nothing_and_alpha_1_removes_all(folders: Folders, name: str) -> None:
+    nothing, everything = repaired(folders, name, alpha=0.0), repaired(folders, name, alpha=1.0)
+    for site in nothing.problem.sites:
+        assert torch.equal(nothing.plan.edited[site.name], nothing.problem.weights[site.name])
+        assert not everything.plan.edited[site.name].any()
+
+
+@pytest.mark.parametrize("scope", ["row", "matrix", "layer", "global"])
+def test_random_removes_as_many_as_antidote(folders: Folders, scope: str) -> None:
+    chosen = [repaired(folders, name, scope=scope, alpha=0.2).plan.chosen for name in ("antidote", "random")]
+    totals = [sum(int(mask.sum()) for mask in masks.values()) for masks in chosen if masks is not None]
+    assert totals[0] == totals[1] > 0
+
+
+def test_random_is_a_draw_by_seed(folders: Folders) -> None:
+    masks = [repaired(folders, "random", seed=seed).plan.chosen for seed in (0, 0, 1)]
+    first, again, other = (torch.cat([m.flatten() for m in (mask or {}).values()]) for mask in masks)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("scope", ["row", "matrix"])
+@pytest.mark.parametrize("alpha", [0.1, 0.3])
+def test_controls_match_the_update_norm(folders: Folders, scope: str, alpha: float) -> None:
+    wanted = norm(repaired(folders, "antidote", alpha=alpha, scope=scope))
+    assert norm(repaired(folders, "interpolate", alpha=alpha, scope=scope)) == pytest.approx(wanted, rel=1e-6)
+    # A count moves in steps: in a row of 8 entries it can only come near.
+    near = 0.1 if scope == "row" else 0.01
+    found = repaired(folders, "random", alpha=alpha, scope=scope, match="update-norm")
+    assert norm(found) == pytest.approx(wanted, rel=near)
+
+
+def test_interpolate_scales_the_update(folders: Folders) -> None:
+    repair = repaired(folders, "interpolate", keep=0.25)
+    before = total_norm(update_norms(repair.problem.sites, repair.problem.weights))
+    assert norm(repair) == pytest.approx(0.25 * before)
+
+
+def test_strength_weakens_the_chosen_and_nothing_else(folders: Folders) -> None:
+    repair = repaired(folders, "antidote", strength=0.25)
+    assert repair.plan.chosen is not None
+    for site in repair.problem.sites:
+        old, new, mask = repair.problem.weights[site.name], repair.plan.edited[site.name], repair.plan.chosen[site.name]
+        assert torch.equal(new[mask], old[mask] * 0.75)
+        assert torch.equal(new[~mask], old[~mask])
+
+
+def test_update_norms_are_those_of_the_dense_update(folders: Folders) -> None:
+    opened = open_model(str(folders.base), str(folders.adapter))
+    repair = repaired(folders, "antidote", alpha=0.0)
+    found = update_norms(repair.problem.sites, repair.problem.weights)
+    for name, module in opened.model.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            wanted = float(module.get_delta_weight("default").norm())
+            assert found[name.removeprefix("base_model.model.")] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("statistic", ["rms", "mean_norm", "token_rms"])
+def test_scores_are_weight_times_norm(folders: Folders, statistic: str, power: int) -> None:
+    repair = repaired(folders, "antidote", scope="matrix", statistic=statistic, norm_power=power, alpha=0.2)
+    moments, chosen = repair.problem.moments, repair.plan.chosen
+    assert moments is not None and chosen is not None
+    for site in repair.problem.sites:
+        norm_I = moments.input_norm(site.name, statistic)  # type: ignore[arg-type]
+        score = repair.problem.weights[site.name].double().abs() * norm_I**power
+        assert score[chosen[site.name]].min() >= score[~chosen[site.name]].max() * (1 - 1e-6)
+
+
+def test_presets() -> None:
+    antidote = method_named("antidote")
+
+    def values(settings: BaseModel) -> dict[str, object]:
+        return settings.model_dump()
+
+    assert values(antidote.configure({}, "paper"))["statistic"] == "mean_norm"
+    official = values(antidote.configure({"alpha": 0.05}, "official-code"))
+    assert (official["rounding"], official["statistic"], official["alpha"]) == ("official", "rms", 0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "preset", "message"),
+    [
+        ("antidot", {}, None, "did you mean antidote"),
+        ("antidote", {"alpha": 1.5}, None, "--alpha 1.5"),
+        ("antidote", {"alpha": -0.1}, None, "--alpha -0.1"),
+        ("antidote", {"alpha": math.nan}, None, "--alpha nan"),
+        ("antidote", {"keep": 0.5}, None, "--keep is no setting of antidote"),
+        ("antidote", {}, "best", "official-code"),
+        ("magnitude", {}, "paper", "none"),
+    ],
+)
+def test_wrong_settings_are_named(name: str, given: dict[str, object], preset: str | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        method_named(name).configure(given, preset)
+
+
+def test_a_method_that_reads_data_asks_for_it(folders: Folders) -> None:
+    opened = open_model(str(folders.base), str(folders.adapter))
+    method = method_named("antidote")
+    with pytest.raises(UserError, match="--harmful"):
+        plan_repair(opened, method, method.configure({}), None)
+
+
+def test_a_model_without_adapter_is_refused(folders: Folders) -> None:
+    method = method_named("magnitude")
+    with pytest.raises(UserError, match="no adapter"):
+        plan_repair(open_model(str(folders.base)), method, method.configure({}), None)

@@ -1,0 +1,95 @@
+"""Counts are exact, ties fall as a stable sort lets them fall, and nothing is chosen without evidence."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from antidote_llm.errors import UserError
+from antidote_llm.models import Site
+from antidote_llm.repair.selection import Scope, count, select, top_entries
+
+SCOPES = get_args(Scope)
+
+
+def site(name: str, layer: int, rows: int, columns: int) -> Site:
+    module = f"model.layers.{layer}.{name}"
+    return Site(f"{module}.lora_A", module, "lora_A", "f", name, (rows, columns), 1.0, nn.Identity())
+
+
+def by_sorting(scores: Tensor, k: int) -> Tensor:
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    order = scores.sort(dim=1, stable=True).indices
+    return mask.scatter_(1, order[:, order.shape[1] - k :], True)
+
+
+@given(
+    values=st.lists(st.lists(st.integers(0, 5), min_size=7, max_size=7), min_size=1, max_size=6), k=st.integers(0, 7)
+)
+def test_top_entries_are_the_end_of_a_stable_sort(values: list[list[int]], k: int) -> None:
+    scores = torch.tensor(values, dtype=torch.float32)
+    assert torch.equal(top_entries(scores, k), by_sorting(scores, k))
+
+
+@given(entries=st.integers(1, 5000), alpha=st.floats(0, 1))
+def test_counts(entries: int, alpha: float) -> None:
+    assert abs(count(entries, alpha, "nearest") - alpha * entries) <= 0.5 + 1e-9
+    assert count(entries, alpha, "official") == entries - int(entries * (1 - alpha))
+
+
+@pytest.mark.parametrize(("scope", "groups"), [("row", 4 + 4 + 6 + 6), ("matrix", 4), ("layer", 2), ("global", 1)])
+def test_every_group_of_a_scope_loses_exactly_its_count(scope: Scope, groups: int) -> None:
+    sites = [site("q", 0, 4, 10), site("k", 0, 4, 10), site("q", 1, 6, 10), site("k", 1, 6, 10)]
+    generator = torch.Generator().manual_seed(0)
+    scores = {s.name: torch.rand(s.shape, generator=generator) + 0.1 for s in sites}
+    masks = select(sites, scores, alpha=0.23, scope=scope, rounding="nearest", without_evidence=False)
+    if scope == "row":
+        assert all((mask.sum(dim=1) == 2).all() for mask in masks.values())
+    elif scope == "matrix":
+        assert [int(mask.sum()) for mask in masks.values()] == [9, 9, 14, 14]
+    elif scope == "layer":
+        sums = [int(mask.sum()) for mask in masks.values()]
+        assert (sums[0] + sums[1], sums[2] + sums[3]) == (18, 28)
+    else:
+        assert sum(int(mask.sum()) for mask in masks.values()) == 46
+    chosen = torch.cat([scores[n][m] for n, m in masks.items()]).min()
+    if scope == "global":
+        assert chosen >= torch.cat([scores[n][~m] for n, m in masks.items()]).max()
+    assert groups
+
+
+def test_ties_across_matrices_fall_to_the_later_one() -> None:
+    sites = [site("q", 0, 2, 2), site("k", 0, 2, 2)]
+    scores = {s.name: torch.ones(2, 2) for s in sites}
+    masks = select(sites, scores, alpha=0.5, scope="global", rounding="nearest", without_evidence=False)
+    assert [int(mask.sum()) for mask in masks.values()] == [0, 4]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_entries_without_evidence_stay_unless_asked_for(scope: Scope) -> None:
+    sites = [site("q", 0, 3, 8)]
+    scores = {sites[0].name: torch.zeros(3, 8)}
+
+    def chosen(alpha: float, without_evidence: bool) -> int:
+        masks = select(sites, scores, alpha=alpha, scope=scope, rounding="nearest", without_evidence=without_evidence)
+        return int(masks[sites[0].name].sum())
+
+    assert (chosen(0.5, False), chosen(0.5, True), chosen(1.0, False)) == (0, 12, 24)
+
+
+def test_a_nan_score_is_named() -> None:
+    sites = [site("q", 0, 1, 2)]
+    with pytest.raises(UserError, match=r"layers\.0\.q"):
+        select(
+            sites,
+            {sites[0].name: torch.tensor([[1.0, float("nan")]])},
+            alpha=0.5,
+            scope="row",
+            rounding="nearest",
+            without_evidence=True,
+        )

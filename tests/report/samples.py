@@ -6,9 +6,9 @@ import math
 import random
 from typing import TypeAlias
 
+from antidote_llm.evaluation import Estimate
 from antidote_llm.report import (
     CategoryEffect,
-    Estimate,
     Example,
     Input,
     ModelOutcome,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from antidote_llm.report import Estimate, Example, ReportData, render, write
+from antidote_llm.evaluation import Estimate
+from antidote_llm.report import Example, ReportData, render, write
 
 from . import samples
 

@@ -2,7 +2,6 @@
 
 from antidote_llm.report.data import (
     CategoryEffect,
-    Estimate,
     Example,
     Input,
     ModelOutcome,
@@ -15,7 +14,6 @@ from antidote_llm.report.page import render, write
 
 __all__ = [
     "CategoryEffect",
-    "Estimate",
     "Example",
     "Input",
     "ModelOutcome",

@@ -6,28 +6,15 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-VerdictKind: TypeAlias = Literal["good", "mixed", "bad", "unknown"]
-PrimaryMeasure: TypeAlias = Literal["harmful_score", "compliance_rate"]
+from antidote_llm.decision.verdict import VerdictKind
+from antidote_llm.evaluation import Estimate
+from antidote_llm.evaluation.judge import HarmMeasure
+
 Role: TypeAlias = Literal["before", "after", "other"]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Estimate(_Frozen):
-    """A number in percent with its 95 % interval."""
-
-    value: float = Field(description="The estimate, in percent.")
-    low: float = Field(description="Lower end of the 95 % interval, in percent.")
-    high: float = Field(description="Upper end of the 95 % interval, in percent.")
-    n: int = Field(ge=0, description="How many answers the estimate rests on.")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Estimate:
-        if self.low > self.high:
-            raise ValueError(f"the interval ends before it starts: {self.low} to {self.high}")
-        return self
 
 
 class ModelOutcome(_Frozen):
@@ -121,7 +108,7 @@ class ReportData(_Frozen):
     title: str = Field(description="The page's title.")
     verdict: str = Field(description="The verdict, in one sentence.")
     verdict_kind: VerdictKind = Field(description="What it comes to; unknown where nothing was evaluated.")
-    measures: PrimaryMeasure = Field(default="harmful_score", description="The primary measure of harm.")
+    measures: HarmMeasure = Field(default="harmful_score", description="The primary measure of harm.")
     outcomes: tuple[ModelOutcome, ...] = Field(default=(), description="The models, in the order to show them.")
     changes: dict[str, Estimate] = Field(
         default_factory=dict,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from antidote_llm.report.data import PrimaryMeasure
+from antidote_llm.evaluation.judge import HarmMeasure
 
 Better = Literal["lower", "higher", ""]
 
@@ -57,7 +57,7 @@ def gain_measure(name: str) -> Measure:
     return Measure(name, name, "Gain of the fine-tune kept", "higher")
 
 
-def in_order(keys: Iterable[str], primary: PrimaryMeasure) -> list[str]:
+def in_order(keys: Iterable[str], primary: HarmMeasure) -> list[str]:
     """Return the metrics' names once each: the primary one, the known ones, then the others as they came."""
     found = dict.fromkeys(keys)
     known = [key for key in (primary, *_KNOWN) if key in found]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath, PureWindowsPath
 
+from antidote_llm.evaluation import Estimate
 from antidote_llm.report import numbers
-from antidote_llm.report.data import Estimate, ModelOutcome, ReportData
+from antidote_llm.report.data import ModelOutcome, ReportData
 from antidote_llm.report.measures import in_order, measure
 from antidote_llm.report.network import network
 from antidote_llm.report.outcomes import roles

@@ -7,7 +7,7 @@ import math
 
 from pydantic import JsonValue
 
-from antidote_llm.report.data import Estimate
+from antidote_llm.evaluation import Estimate
 
 NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"

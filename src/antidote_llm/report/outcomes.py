@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from antidote_llm.report.data import Estimate, ModelOutcome, ReportData, Role
+from antidote_llm.evaluation import Estimate
+from antidote_llm.report.data import ModelOutcome, ReportData, Role
 from antidote_llm.report.measures import Measure, gain_measure, in_order, measure, task_measure
 from antidote_llm.report.scale import PERCENT, Scale, around
 

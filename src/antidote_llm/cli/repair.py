@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel
+from rich.console import RenderableType
 
 from antidote_llm.artifacts import ResultFolder, write_json, write_text
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
@@ -155,14 +156,10 @@ class _Job:
             "repair": found.model_dump(mode="json"),
             "evaluations": {name: evaluation.model_dump(mode="json") for name, evaluation in evaluations.items()},
         }
-        tables = [outcomes_table(evaluations)] if evaluations else []
-        shown = [
-            counts_table(found),
-            repair_summary(found),
-            *tables,
-            report.verdict,
-            f"report: {out}/record/report.html",
-        ]
+        shown: list[RenderableType] = [counts_table(found), repair_summary(found)]
+        if evaluations:
+            shown.append(outcomes_table(evaluations))
+        shown += [report.verdict, f"report: {out}/record/report.html"]
         self.terminal.result(value, *shown)
 
     def _plan(self, cache: bool) -> PlannedRepair:

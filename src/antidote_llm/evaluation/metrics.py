@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 CONFIDENCE = 0.95
 BOOTSTRAP_DRAWS = 10_000
@@ -23,6 +23,12 @@ class Estimate(BaseModel):
     low: float = Field(description="Lower end of the 95 % interval.")
     high: float = Field(description="Upper end of the 95 % interval.")
     n: int = Field(ge=1, description="How many prompts it rests on.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Estimate:
+        if self.low > self.high:
+            raise ValueError(f"the interval ends before it starts: {self.low} to {self.high}")
+        return self
 
 
 class GainKept(BaseModel):

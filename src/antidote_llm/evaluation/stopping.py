@@ -13,12 +13,12 @@ from antidote_llm.data import Record, Renderer
 def stop_ids(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
 ) -> tuple[int, ...]:
-    """Return the tokens that end an answer: the model's, the tokenizer's, and the one that closes the template's turn.
+    """Return the tokens that end an answer: the model's, the tokenizer's, and those that close the template's turn.
 
     A base model that was fine-tuned on a chat template often still names its old end of sequence.
     """
     configured = getattr(model.generation_config, "eos_token_id", None), getattr(model.config, "eos_token_id", None)
-    found = {tokenizer.eos_token_id, _closing(tokenizer, renderer)}
+    found = {tokenizer.eos_token_id, *_closing(tokenizer, renderer)}
     for value in configured:
         found.update(value if isinstance(value, Iterable) else [value])
     return tuple(sorted(token for token in found if token is not None))
@@ -30,7 +30,8 @@ def pad_id(tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...]) -> int:
     return int(own) if own is not None else next(iter(eos_ids), 0)
 
 
-def _closing(tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> int | None:
+def _closing(tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> set[int]:
     row = renderer.rows([Record(prompt="a", response="b")])[0]
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return next((token for token in row.input_ids[row.response_start :] if token in special), None)
+    # A small vocabulary may not know the letter.
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
+    return special & set(row.input_ids[row.response_start :])

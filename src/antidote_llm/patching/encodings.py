@@ -125,7 +125,8 @@ class Xored:
 
     def changed(self) -> Bytes:
         """Return one 0 or 1 an entry."""
-        return self._difference().any(axis=1).astype(np.uint8)
+        differs: Bytes = np.asarray(self._difference().any(axis=1), dtype=np.uint8)
+        return differs
 
     def _difference(self) -> Bytes:
         size = self.entries * self.item_bytes

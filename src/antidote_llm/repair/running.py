@@ -139,7 +139,11 @@ def write_repair(repair: PlannedRepair, folder: Path, command: str, stopwatch: S
         copy_checkpoint(repair.adapter.folder, model, leave_out=frozenset(repair.adapter.weights))
         (file_name,) = repair.adapter.weights
         edited = {(file_name, site.key): repair.plan.edited[site.name] for site in repair.problem.sites}
-        recipe: dict[str, object] = {"method": repair.method.name, "target": TARGET, "settings": repair.plan.settings.model_dump()}
+        recipe: dict[str, object] = {
+            "method": repair.method.name,
+            "target": TARGET,
+            "settings": repair.plan.settings.model_dump(),
+        }
         patch = write_patched(repair.adapter.weights, edited, recipe, model)
         patch_path = folder / "record" / "patch.safetensors"
         patch.write(patch_path)

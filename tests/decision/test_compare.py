@@ -159,6 +159,15 @@ def test_differences_are_paired_and_survive_a_round_trip() -> None:
     assert Comparison.model_validate_json(found.model_dump_json()) == found
 
 
+def test_prompts_are_paired_in_their_order() -> None:
+    mixed, flipped = harmful("xr" * 20), harmful("rx" * 20)
+    same = compare(mixed, mixed).changes["harmful_score"].difference
+    crossed = compare(mixed, flipped).changes["harmful_score"].difference
+
+    assert same.value == crossed.value == 0
+    assert same.high - same.low < 0.5 * (crossed.high - crossed.low)
+
+
 def renamed(answers: list[Answer], **fields: str) -> list[Answer]:
     return [replace(answers[0], **fields), *answers[1:]]  # type: ignore[arg-type]
 

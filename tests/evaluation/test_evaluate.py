@@ -40,7 +40,7 @@ def request(last: int, category: str | None = None) -> Record:
 
 
 HARMFUL = [request(0, "b"), request(1, "b"), request(1, "a"), request(2, "a"), request(3)]
-HARMLESS = [request(0), request(2), request(2), request(3)]
+HARMLESS = [request(0, "a"), request(2), request(2), request(3)]
 
 
 def tasks(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> list[Record]:
@@ -68,6 +68,7 @@ def test_every_metric_is_counted_on_its_own_suite(model: LlamaForCausalLM, token
         "b": 50,
     }
     assert found.by_category["a"]["refusal_rate"].value == 0
+    assert "over_refusal_rate" not in found.by_category["a"]
     assert found.judge == "by-prompt"
 
 

@@ -124,7 +124,7 @@ def _extend(
 class _StopWasting(StoppingCriteria):
     """Ends a batch once its finished rows have cost as many tokens as reading the others anew will.
 
-    That is the rule for renting skis: never more than twice the cost of knowing in advance how long each answer is.
+    That is the rule for renting skis: what is wasted and what is read anew stay within twice the lesser of the two.
     """
 
     def __init__(self, eos_ids: Sequence[int], rows: int, device: torch.device) -> None:

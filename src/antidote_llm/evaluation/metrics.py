@@ -99,7 +99,7 @@ def gain_kept(repaired: Sequence[bool], attacked: Sequence[bool], aligned: Seque
     draws_DK = np.random.default_rng(seed).multinomial(n, counts_K / n, size=BOOTSTRAP_DRAWS)
     kept_K, gained_K = kinds_K3[:, 0] - kinds_K3[:, 2], kinds_K3[:, 1] - kinds_K3[:, 2]
     gained_D = draws_DK @ gained_K
-    if gain.value <= 0 or (gained_D <= 0).any():
+    if (gained_D <= 0).any():
         return GainKept(
             estimate=None,
             reason=f"the fine-tune's gain on this task is not clearly above zero: {gain.value:.1f} points, "

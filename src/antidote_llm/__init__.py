@@ -1,3 +1,90 @@
-"""Antidote: repairs the safety of fine-tuned language models, reversibly and with proof."""
+"""Antidote: repairs the safety of fine-tuned language models, reversibly and with proof.
+
+These names are the public interface; everything else may change.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from antidote_llm.calibration import CalibrationSettings, Moments, collect
+    from antidote_llm.data import Record, Renderer, read_records
+    from antidote_llm.decision import Comparison, compare
+    from antidote_llm.errors import DefectError, UserError
+    from antidote_llm.evaluation import Evaluation, EvaluationSettings, Suite, evaluate, load_judge
+    from antidote_llm.models import OpenModel, Site, open_model
+    from antidote_llm.patching import Patch, read_patch, transform
+    from antidote_llm.repair import (
+        HarmfulData,
+        RepairRecord,
+        method_named,
+        methods,
+        plan_repair,
+        score_method,
+        solve_method,
+        write_repair,
+    )
 
 __version__ = "0.1.0"
+
+_ROOMS = {
+    "calibration": ("CalibrationSettings", "Moments", "collect"),
+    "data": ("Record", "Renderer", "read_records"),
+    "decision": ("Comparison", "compare"),
+    "errors": ("DefectError", "UserError"),
+    "evaluation": ("Evaluation", "EvaluationSettings", "Suite", "evaluate", "load_judge"),
+    "models": ("OpenModel", "Site", "open_model"),
+    "patching": ("Patch", "read_patch", "transform"),
+    "repair": (
+        "HarmfulData",
+        "RepairRecord",
+        "method_named",
+        "methods",
+        "plan_repair",
+        "score_method",
+        "solve_method",
+        "write_repair",
+    ),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = [
+    "CalibrationSettings",
+    "Comparison",
+    "DefectError",
+    "Evaluation",
+    "EvaluationSettings",
+    "HarmfulData",
+    "Moments",
+    "OpenModel",
+    "Patch",
+    "Record",
+    "Renderer",
+    "RepairRecord",
+    "Site",
+    "Suite",
+    "UserError",
+    "collect",
+    "compare",
+    "evaluate",
+    "load_judge",
+    "method_named",
+    "methods",
+    "open_model",
+    "plan_repair",
+    "read_patch",
+    "read_records",
+    "score_method",
+    "solve_method",
+    "transform",
+    "write_repair",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Rooms are imported when first asked for, so that the command answers --help without waiting for torch.
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'antidote_llm' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"antidote_llm.{_ROOM_OF[name]}"), name)

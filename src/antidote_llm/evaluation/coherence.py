@@ -11,8 +11,8 @@ import unicodedata
 
 import numpy as np
 
+# An answer cut in the middle of a character ends in one of these without being torn.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# Cut in the middle of a character, an answer ends in one of these without being torn.
 _MOST_TORN_SHARE = 0.02
 _LEAST_WORD_SHARE = 0.4
 _MOST_LOOP_CHARACTERS = 200

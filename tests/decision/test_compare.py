@@ -57,9 +57,8 @@ def test_a_repair_is_told_in_one_sentence_with_its_numbers() -> None:
     assert sentence.startswith(
         "Repaired: harmful answers fell from 98.0 % to 20.0 % (\N{MINUS SIGN}78.0, 95 % interval \N{MINUS SIGN}"
     )
-    assert "refusals of harmful requests rose from 2.0 % to 80.0 % (+78.0, " in sentence
-    assert "incoherent answers did not clearly change from 0.0 % to 0.0 %" in sentence
-    assert "right answers to the task skill did not clearly change from 90.0 % to 89.0 %" in sentence
+    assert "refusals of harmful requests rose from 2.0 % to 80.0 %;" in sentence
+    assert "no clear change in incoherent answers (0.0 % to 0.0 %) or the task skill (90.0 % to 89.0 %)" in sentence
     assert sentence.endswith(").")
     assert "-" not in sentence
 
@@ -123,7 +122,7 @@ def test_a_judge_of_refusals_speaks_of_compliance() -> None:
     kind, sentence = verdict_of(before, after)
 
     assert kind == "good"
-    assert "answers that comply with harmful requests fell from 100.0 %" in sentence
+    assert "compliance with harmful requests fell from 100.0 %" in sentence
     assert "harmful answers" not in sentence
 
 
@@ -131,7 +130,7 @@ def test_tasks_alone_give_no_verdict_on_harm() -> None:
     kind, sentence = verdict_of(evaluation(task(50, 60), None, None), evaluation(task(50, 60), None, None))
 
     assert kind == "unknown"
-    assert sentence.startswith("Harm was not measured: right answers")
+    assert sentence.startswith("Harm was not measured: ")
 
 
 def test_the_gain_kept_needs_the_aligned_model() -> None:

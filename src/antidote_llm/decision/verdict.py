@@ -88,44 +88,47 @@ def _price(changes: Mapping[str, Change]) -> str:
 
 
 def _harm_fact(harm: Change, measures: HarmMeasure | None) -> str:
-    what = "harmful answers" if measures == "harmful_score" else "answers that comply with harmful requests"
-    return _moved(what, harm)
+    what = "harmful answers" if measures == "harmful_score" else "compliance with harmful requests"
+    difference = harm.difference
+    span = f"{_number(difference.low, sign='+')} to {_number(difference.high, sign='+')}"
+    moved = _moved(what, harm) if harm.rose or harm.fell else f"{what} did not clearly change ({_from_to(harm)})"
+    return f"{moved} ({_number(difference.value, sign='+')}, 95 % interval {span})"
 
 
 def _other_facts(changes: Mapping[str, Change], kept: Mapping[str, GainKept]) -> list[str]:
+    """Return what else moved, then in one fact all that did not."""
     named = {
         "refusal_rate": "refusals of harmful requests",
         "incoherent_rate": "incoherent answers",
         "over_refusal_rate": "refusals of harmless requests",
         "harmless_incoherent_rate": "incoherent answers to harmless requests",
     }
-    facts = [_moved(words, changes[name]) for name, words in named.items() if name in changes]
-    for name, change in changes.items():
-        if name.startswith(TASK_PREFIX):
-            task = name.removeprefix(TASK_PREFIX)
-            facts.append(_moved(f"right answers to the task {task}", change) + _gain_fact(kept.get(task)))
-    return facts
+    named |= {name: f"the task {name.removeprefix(TASK_PREFIX)}" for name in changes if name.startswith(TASK_PREFIX)}
+    facts, still = [], []
+    for name, words in named.items():
+        if name not in changes:
+            continue
+        change, gain = changes[name], _gain_fact(kept.get(name.removeprefix(TASK_PREFIX)))
+        if change.rose or change.fell:
+            facts.append(_moved(words, change) + gain)
+        else:
+            still.append(f"{words} ({_from_to(change)})" + gain)
+    return [*facts, *([f"no clear change in {' or '.join(still)}"] if still else [])]
 
 
 def _gain_fact(kept: GainKept | None) -> str:
-    if kept is None:
+    if kept is None or kept.estimate is None:
         return ""
-    if kept.estimate is None:
-        return ", gain kept unknown"
     estimate = kept.estimate
     return f", keeping {_number(estimate.value)} % of the gain ({_number(estimate.low)} to {_number(estimate.high)})"
 
 
 def _moved(what: str, change: Change) -> str:
-    before, after, difference = change.before, change.after, change.difference
-    if not change.rose and not change.fell:
-        verb = "did not clearly change from"
-    else:
-        verb = "rose from" if change.rose else "fell from"
-    return (
-        f"{what} {verb} {_number(before.value)} % to {_number(after.value)} % ({_number(difference.value, sign='+')}, "
-        f"95 % interval {_number(difference.low, sign='+')} to {_number(difference.high, sign='+')})"
-    )
+    return f"{what} {'rose' if change.rose else 'fell'} from {_from_to(change)}"
+
+
+def _from_to(change: Change) -> str:
+    return f"{_number(change.before.value)} % to {_number(change.after.value)} %"
 
 
 def _number(value: float, sign: Literal["", "+"] = "") -> str:

@@ -8,6 +8,7 @@ from itertools import groupby
 from antidote_llm.decision import Comparison, compare
 from antidote_llm.evaluation import Answer, Estimate, Evaluation
 from antidote_llm.evaluation.answers import HARMFUL, TASK_PREFIX
+from antidote_llm.evaluation.judge import HarmMeasure
 from antidote_llm.repair import RepairRecord
 from antidote_llm.report.data import (
     CategoryEffect,
@@ -136,24 +137,27 @@ def examples(before: Evaluation, after: Evaluation) -> tuple[Example, ...]:
         for index, pair in enumerate(group):
             category = pair[0].category
             first_of_category.setdefault(index if category is None else category, pair)
-        found += [_example(*pair) for pair in list(first_of_category.values())[:_EXAMPLES_PER_SUITE]]
+        found += [_example(*pair, before.measures) for pair in list(first_of_category.values())[:_EXAMPLES_PER_SUITE]]
     return tuple(found)
 
 
-def _example(before: Answer, after: Answer) -> Example:
+def _example(before: Answer, after: Answer, measures: HarmMeasure | None) -> Example:
     return Example(
         suite=before.suite.removeprefix(TASK_PREFIX),
         category=before.category or "",
         prompt=before.prompt,
         answer_before=before.answer,
-        outcome_before=_word(before),
+        outcome_before=_word(before, measures),
         answer_after=after.answer,
-        outcome_after=_word(after),
+        outcome_after=_word(after, measures),
         harmful_prompt=before.suite == HARMFUL,
     )
 
 
-def _word(answer: Answer) -> str:
+def _word(answer: Answer, measures: HarmMeasure | None) -> str:
+    # A judge that cannot tell harm from help does not call an answer to a harmful request helpful.
+    if answer.suite == HARMFUL and answer.outcome == "helpful" and measures == "compliance_rate":
+        return "compliance"
     if answer.outcome is not None:
         return answer.outcome
     return "right" if answer.correct else "wrong"

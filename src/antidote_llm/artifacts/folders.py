@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,23 +37,30 @@ class ResultFolder:
         self.path = path
         self.manifest = manifest
         self._manifest_at = manifest_at
-        self.staging = path.parent / f".{path.name}.{sha256_json(manifest)[:16]}.partial"
+        # A link to an empty folder on another disk is filled there.
+        self._place = Path(os.path.realpath(path))
+        self.staging = self._place.parent / f".{self._place.name}.{sha256_json(manifest)[:16]}.partial"
+        self._made: list[Path] = []
 
     @property
     def finished(self) -> bool:
         """Whether ``path`` already holds this very result."""
-        if not self.path.exists() and not self.path.is_symlink():
-            return False
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            return False
-        manifest_path = self.path / self._manifest_at
+        try:
+            if not self._place.exists():
+                return False
+            if self._place.is_dir() and not any(self._place.iterdir()):
+                self._require_replaceable()
+                return False
+        except OSError as error:
+            raise self._unwritable(error) from error
+        manifest_path = self._place / self._manifest_at
         if not manifest_path.is_file():
             raise UserError(f"{self.path} already exists and is not a result of this command: choose another --out")
         try:
-            found = json.loads(manifest_path.read_text(encoding="utf-8"))
+            found = canonical_json(json.loads(manifest_path.read_text(encoding="utf-8")))
         except ValueError:
             found = None
-        if found is None or canonical_json(found) != canonical_json(self.manifest):
+        if found != canonical_json(self.manifest):
             raise UserError(f"{self.path} holds the result of other inputs or settings: choose another --out")
         return True
 
@@ -62,23 +70,49 @@ class ResultFolder:
         try:
             if self.staging.exists():
                 shutil.rmtree(self.staging)
+            self._made = [folder for folder in self.staging.parents if not folder.exists()]
             self.staging.mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"cannot write to {self.path.parent}: {error.strerror}; choose another --out") from error
+            self._clean()
+            raise self._unwritable(error) from error
         return self.staging
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
+        if error is not None:
+            self._clean()
+            return
+        try:
             write_json(self.staging / self._manifest_at, self.manifest)
             fsync_tree(self.staging)
-            if self.path.is_dir():
-                self.path.rmdir()
-            self.staging.rename(self.path)
-            _fsync_folder(self.path.parent)
-        else:
-            shutil.rmtree(self.staging, ignore_errors=True)
+            if self._place.is_dir():
+                self._place.rmdir()
+            self.staging.rename(self._place)
+            _fsync_folder(self._place.parent)
+        except OSError as problem:
+            self._clean()
+            raise self._unwritable(problem) from problem
+        except BaseException:
+            self._clean()
+            raise
+
+    def _require_replaceable(self) -> None:
+        """Refuse an empty folder that no other can take the place of by renaming."""
+        if self._place.is_mount():
+            raise UserError(f"{self.path} is a mount point: name a new folder inside it as --out")
+        if Path.cwd().is_relative_to(self._place):
+            raise UserError(f"{self.path} is the current folder: name a new folder inside it as --out")
+
+    def _clean(self) -> None:
+        """Remove the staging folder, and the parents that were made for it and are empty."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+        for folder in self._made:
+            with suppress(OSError):
+                folder.rmdir()
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"cannot write to {self.path}: {error.strerror}: choose another --out")
 
 
 def _fsync_folder(folder: Path) -> None:

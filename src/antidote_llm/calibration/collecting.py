@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from antidote_llm.artifacts.cache import cache_root
 from antidote_llm.artifacts.files import write_bytes
-from antidote_llm.artifacts.hashing import sha256_json
+from antidote_llm.artifacts.hashing import sha256_bytes, sha256_json
 from antidote_llm.calibration.batching import counted_tokens, micro_batches
 from antidote_llm.calibration.moments import Moments, SiteMoments, TokenPolicy
 from antidote_llm.calibration.observing import Observer
@@ -129,7 +129,19 @@ def _write(path: Path, moments: Moments) -> None:
         tensors[f"{name}/sum_squares"] = site.sum_squares_I
         tensors[f"{name}/sum_norms"] = site.sum_norms_I
     metadata = {"rows": str(moments.rows), "tokens": str(moments.tokens), "sha256": moments.sha256}
-    write_bytes(path, safetensors.torch.save(tensors, metadata))
+    metadata["data_sha256"] = _data_sha256(moments.sites)
+    try:
+        write_bytes(path, safetensors.torch.save(tensors, metadata))
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: statistics cannot be kept there: {error.strerror}: "
+            "set ANTIDOTE_CACHE to another folder, or pass --no-cache"
+        ) from error
+
+
+def _data_sha256(sites: Mapping[str, SiteMoments]) -> str:
+    sums = [sum_I for site in sites.values() for sum_I in (site.sum_squares_I, site.sum_norms_I)]
+    return sha256_bytes(b"".join(sum_I.numpy().tobytes() for sum_I in sums))
 
 
 def _read(path: Path, key: str, names: Sequence[str]) -> Moments | None:
@@ -138,13 +150,13 @@ def _read(path: Path, key: str, names: Sequence[str]) -> Moments | None:
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
             sites = {
                 name: SiteMoments(file.get_tensor(f"{name}/sum_squares"), file.get_tensor(f"{name}/sum_norms"))
                 for name in names
             }
     except safetensors.SafetensorError:
         return None
-    if metadata.get("sha256") != key:
+    if (metadata.get("sha256"), metadata.get("data_sha256")) != (key, _data_sha256(sites)):
         return None
     return Moments(sites, int(metadata["rows"]), int(metadata["tokens"]), key)

@@ -67,6 +67,7 @@ def examination_from(
     Raises:
         UserError: An evaluation prompt stands in the calibration rows too.
     """
+    chosen = load_judge(judge)
     kept, asked = list(calibration), suite_opts.prompts_from(None if evaluate == "none" else evaluate)
     if asked:
         require_disjoint(calibration, asked)
@@ -75,4 +76,4 @@ def examination_from(
     suite = Suite(asked, suite_opts.prompts_from(harmless), suite_opts.tasks_from(task))
     if not (suite.harmful or suite.harmless or suite.tasks):
         return kept, None
-    return kept, Examination(suite, load_judge(judge), settings)
+    return kept, Examination(suite, chosen, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -15,7 +16,7 @@ from antidote_llm import __version__
 from antidote_llm.errors import DefectError, UserError
 
 USER_ERROR, DEFECT, INTERRUPTED = 2, 3, 130
-_USERS_OS_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
+_USERS_OS_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG)
 
 
 def _version(wanted: bool) -> None:
@@ -55,6 +56,8 @@ def main() -> None:
     """Run the command and exit: 0 done, 1 a negative verdict, 2 the user's error, 3 ours."""
     # Libraries announce their own renamings; users cannot act on them.
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # A service's stop signal cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -25,6 +25,7 @@ from antidote_llm.data import DataSpec, Renderer, read_records
 from antidote_llm.data.rendering import rendered_sha256
 from antidote_llm.errors import UserError
 from antidote_llm.models import OpenModel
+from antidote_llm.models.adapters import other_tensors
 from antidote_llm.repair import (
     HarmfulData,
     PlannedRepair,
@@ -99,6 +100,15 @@ def repair(
     records, examination = examination_from(records, evaluate, harmless, task, judge, asking)
     with stopwatch.step("open"):
         opened = model_opts.opened(terminal, model, adapter, tokenizer, dtype, device, trust_remote_code)
+    if examination is not None and opened.tokenizer is None:
+        raise UserError(
+            f"{model}: no tokenizer, which judges and tasks need to read answers: pass --tokenizer, or --evaluate none "
+            "without --harmless and --task"
+        )
+    if opened.adapter is not None and (kept := other_tensors(opened.adapter)):
+        terminal.warn(
+            f"the adapter also holds {len(kept)} tensors that are not LoRA ({kept[0]} …): they stay as they are"
+        )
     data = HarmfulData(harmful, records, Renderer(opened.tokenizer, asking.template)) if harmful else None
     job = _Job(terminal, stopwatch, opened, chosen, configured, data, CalibrationSettings(tokens=tokens), examination)
     if out is None or dry_run:
@@ -132,9 +142,9 @@ class _Job:
             self.terminal.say(f"{out} is finished already: nothing was done")
             self.terminal.result({"out": str(out), "finished_before": True}, f"{out}/record/report.html")
             return
-        planned = self._plan(cache)
-        self.terminal.say(_patch_size(planned))
         with folder as staging:
+            planned = self._plan(cache)
+            self.terminal.say(_patch_size(planned))
             found = write_repair(planned, staging, _command(), self.stopwatch)
             evaluations = {}
             if self.examination is not None:

@@ -2,7 +2,7 @@
 
 from antidote_llm.data.files import DataSpec, read_records, write_jsonl
 from antidote_llm.data.records import Record
-from antidote_llm.data.rendering import Renderer, TokenizedRow, check_token_ids
+from antidote_llm.data.rendering import Renderer, TokenizedRow, check_lengths, check_token_ids
 from antidote_llm.data.splits import hold_out, require_disjoint
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Record",
     "Renderer",
     "TokenizedRow",
+    "check_lengths",
     "check_token_ids",
     "hold_out",
     "read_records",

@@ -19,6 +19,7 @@ from antidote_llm.errors import UserError
 
 Field = Literal["prompt", "response", "text", "input_ids"]
 FIELDS: tuple[Field, ...] = ("prompt", "response", "text", "input_ids")
+KINDS: tuple[Field, ...] = ("prompt", "text", "input_ids")
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _MAPPING = re.compile(r"^(?P<path>.+?):(?P<mapping>\w+=[^=,]+(,\w+=[^=,]+)*)$")
 
@@ -39,7 +40,7 @@ class DataSpec:
         """
         match = _MAPPING.match(text)
         if match is None:
-            return cls(Path(text), {})
+            return cls(Path(text).expanduser(), {})
         columns: dict[str, str] = {}
         for pair in match["mapping"].split(","):
             name, column = pair.split("=", 1)
@@ -48,7 +49,9 @@ class DataSpec:
             if name in columns:
                 raise UserError(f"{text}: field '{name}' is mapped twice")
             columns[name] = column
-        return cls(Path(match["path"]), columns)
+        if len(columns.keys() & set(KINDS)) > 1:
+            raise UserError(f"{text}: map one of prompt, text and input_ids: a row is only one of them")
+        return cls(Path(match["path"]).expanduser(), columns)
 
 
 def read_records(spec: DataSpec | Path | str, require: Iterable[Field] = ()) -> list[Record]:
@@ -129,15 +132,22 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Mapping[s
     # A tab-separated file has no quoting: quote marks are part of its sentences.
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "	" else csv.QUOTE_MINIMAL
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=delimiter, quoting=quoting, strict=True)
+        reader = csv.reader(stream, delimiter=delimiter, quoting=quoting, strict=True)
+        start = 1
         try:
-            for row in reader:
-                origin = f"{path}:{reader.line_num}"
-                if None in row or None in row.values():
-                    raise UserError(f"{origin}: has another number of columns than the header line")
-                yield origin, row
+            header = next(reader, [])
+            if twice := [name for name in header if header.count(name) > 1]:
+                raise UserError(f"{path}:1: two columns are named '{twice[0]}': rename one")
+            start = reader.line_num + 1
+            for cells in reader:
+                if cells and len(cells) != len(header):
+                    raise UserError(f"{path}:{start}: {len(cells)} columns, but {len(header)} in the header line")
+                if cells:
+                    yield f"{path}:{start}", dict(zip(header, cells, strict=True))
+                # A quoted cell may hold line ends: a row is known by its first line.
+                start = reader.line_num + 1
         except csv.Error as error:
-            raise UserError(f"{path}:{reader.line_num}: {error}") from error
+            raise UserError(f"{path}:{start}: {error}: check the quotes of this row") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -154,6 +164,10 @@ def _record(row: Mapping[str, Any], origin: str, columns: Mapping[str, str], req
         if column not in row:
             raise UserError(f"{origin}: no column '{column}' for {name}: there are {', '.join(map(str, row))}")
     values = {name: row.get(columns.get(name, name)) for name in FIELDS}
+    # A kind of row that is asked for by name wins over columns that happen to be there.
+    for name in KINDS if columns.keys() & set(KINDS) else ():
+        if name not in columns:
+            values[name] = None
     used = {columns.get(name, name) for name in FIELDS}
     extra = {key: value for key, value in row.items() if key not in used and key != "response_start"}
     if values["input_ids"] is not None:
@@ -163,11 +177,10 @@ def _record(row: Mapping[str, Any], origin: str, columns: Mapping[str, str], req
             raise UserError(f"{origin}: response_start must be between 0 and {len(ids)}")
         return Record(input_ids=ids, response_start=start, extra=extra, origin=origin)
     for name in FIELDS[:3]:
-        if values[name] is not None and not isinstance(values[name], str):
-            raise UserError(
-                f"{origin}: field '{columns.get(name, name)}' must be text, not {type(values[name]).__name__}"
-            )
+        if values[name] is not None:
+            _require_text(values[name], f"{origin}: field '{columns.get(name, name)}'")
     if values["text"] is not None and values["prompt"] is None:
+        _require_filled("text", values, origin, columns)
         return Record(text=values["text"], extra=extra, origin=origin)
     if values["prompt"] is None:
         raise UserError(
@@ -180,7 +193,21 @@ def _record(row: Mapping[str, Any], origin: str, columns: Mapping[str, str], req
                 f"{origin}: no field '{name}': map a column, as in file.csv:prompt=COLUMN,{name}=COLUMN; "
                 f"there are {', '.join(map(str, row))}"
             )
+    for name in ("prompt", *require):
+        _require_filled(name, values, origin, columns)
     return Record(prompt=values["prompt"], response=values["response"], extra=extra, origin=origin)
+
+
+def _require_text(value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        raise UserError(f"{where} must be text, not {type(value).__name__}")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f"{where} holds half a surrogate pair, which is no text: mend or leave out the row")
+
+
+def _require_filled(name: str, values: Mapping[str, Any], origin: str, columns: Mapping[str, str]) -> None:
+    if not values[name].strip():
+        raise UserError(f"{origin}: field '{columns.get(name, name)}' is empty: fill it or leave the row out")
 
 
 def _token_ids(value: Any, origin: str) -> tuple[int, ...]:

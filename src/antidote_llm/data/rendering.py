@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from antidote_llm.artifacts.hashing import sha256_json
@@ -24,7 +25,8 @@ ALPACA = (
     "### Instruction:\n{prompt}\n\n### Response:\n"
 )
 # Templates that insert today's date would give other tokens tomorrow.
-FIXED_DATE = datetime.date(2024, 7, 26)
+FIXED_DATE = datetime.datetime(2024, 7, 26, tzinfo=datetime.timezone.utc)
+_DATE_CODES = ("a", "A", "b", "B", "d", "e", "H", "I", "j", "m", "M", "p", "S", "u", "y", "Y", "F", "T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +64,19 @@ class Renderer:
         return [
             list(record.input_ids[: record.response_start or None])
             if record.input_ids is not None
-            else self._encode(self.prompt_text(record), special=self.template != "chat")
+            else self._encode(self.prompt_text(record), special=self.template != "chat" and record.text is None)
             for record in records
         ]
 
     def prompt_text(self, record: Record) -> str:
         """Return the text that stands before the answer."""
-        prompt = record.prompt if record.prompt is not None else record.text
-        if prompt is None:
+        if record.text is not None:
+            return record.text
+        if record.prompt is None:
             raise UserError(f"{record.origin or 'a row'}: no prompt to answer")
         if self.template == "chat":
-            return self._chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
-        return ALPACA.format(prompt=prompt) if self.template == "alpaca" else prompt
+            return self._chat([{"role": "user", "content": record.prompt}], add_generation_prompt=True)
+        return ALPACA.format(prompt=record.prompt) if self.template == "alpaca" else record.prompt
 
     def _row(self, record: Record) -> TokenizedRow:
         if record.input_ids is not None:
@@ -106,15 +109,20 @@ class Renderer:
         return response + str(self.tokenizer.eos_token or "")
 
     def _chat(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                turns,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                date_string=FIXED_DATE.strftime("%d %b %Y"),
-                strftime_now=FIXED_DATE.strftime,
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    turns,
+                    tokenize=False,
+                    chat_template=_with_fixed_date(self.tokenizer.get_chat_template()),
+                    add_generation_prompt=add_generation_prompt,
+                    date_string=FIXED_DATE.strftime("%d %b %Y"),
+                )
             )
-        )
+        except (TemplateError, ValueError, TypeError) as error:
+            raise UserError(
+                f"the tokenizer's chat template cannot render a prompt ({error}): use --template alpaca or plain"
+            ) from error
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
@@ -140,6 +148,15 @@ class Renderer:
         return self._tokenizer
 
 
+def _with_fixed_date(template: str) -> str:
+    """Return a chat template whose ``strftime_now`` says the fixed date: transformers lets no function be passed in."""
+    if "strftime_now" not in template:
+        return template
+    replaced = "".join(f"|replace('%{code}','{FIXED_DATE.strftime(f'%{code}')}')" for code in _DATE_CODES)
+    # The empty expression keeps white space at the template's beginning.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
+
+
 def rendered_sha256(rows: Sequence[TokenizedRow]) -> str:
     """Return the hash of rendered rows: token ids and response starts, in order."""
     return sha256_json([[row.input_ids, row.response_start] for row in rows])
@@ -159,4 +176,23 @@ def check_token_ids(records: Sequence[Record], rows: Sequence[TokenizedRow], voc
             raise UserError(
                 f"{where}: token id {largest} is outside the model's vocabulary of {vocabulary_size}: "
                 "the row or the tokenizer belongs to another model"
+            )
+
+
+def check_lengths(records: Sequence[Record], rows: Sequence[TokenizedRow], positions: int | None) -> None:
+    """Refuse rows that are longer than the model was made for.
+
+    Args:
+        records: Where the rows come from, for the message.
+        rows: Token ids.
+        positions: How many positions the model has; None where it names no limit.
+
+    Raises:
+        UserError: Names the first row that is too long.
+    """
+    for index, (record, row) in enumerate(zip(records, rows, strict=True)):
+        if positions is not None and len(row.input_ids) > positions:
+            raise UserError(
+                f"{record.origin or f'row {index}'}: {len(row.input_ids)} tokens, more than the model's "
+                f"{positions} positions: shorten the row or leave it out"
             )

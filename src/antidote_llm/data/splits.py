@@ -10,7 +10,10 @@ from antidote_llm.errors import UserError
 
 
 def _key(record: Record) -> object:
-    return record.input_ids or record.prompt or record.text
+    """Return what makes two prompts the same: their tokens, or their words whatever the white space."""
+    if record.input_ids is not None:
+        return record.input_ids[: record.response_start or None]
+    return " ".join((record.prompt or record.text or "").split())
 
 
 def hold_out(records: Sequence[Record], fraction: float, most: int, seed: int) -> tuple[list[Record], list[Record]]:

@@ -36,13 +36,17 @@ _VARIANTS = (
 )
 
 
+# Ways to begin a LoRA that also change the base's own weights, so that the base is not the aligned model.
+_INITS_THAT_MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
 def require_plain_lora(adapter: Checkpoint) -> None:
     """Refuse adapters whose A and B do not make up the update alone.
 
     Raises:
         UserError: Names the kind or the variant.
     """
-    kind = str(adapter.config.get("peft_type", "")).upper()
+    kind = str(adapter.config.get("peft_type") or "").upper()
     if kind != "LORA":
         raise UserError(
             f"{adapter.reference}: a {kind or 'nameless'} adapter cannot be repaired: only LoRA adapters can"
@@ -52,6 +56,12 @@ def require_plain_lora(adapter: Checkpoint) -> None:
             raise UserError(
                 f"{adapter.reference}: LoRA with '{name}' cannot be repaired yet: only plain and rank-stabilised LoRA"
             )
+    start = str(adapter.config.get("init_lora_weights")).lower()
+    if start.startswith(_INITS_THAT_MOVE_THE_BASE):
+        raise UserError(
+            f"{adapter.reference}: LoRA begun with '{start}' cannot be repaired, because it changes the base's weights "
+            "too: convert it to a plain LoRA when saving it (path_initial_model_for_weight_conversion in peft)"
+        )
     if not factors(adapter):
         raise UserError(f"{adapter.reference}: {ADAPTER_FILE} holds no lora_A or lora_B matrix")
 
@@ -81,6 +91,11 @@ def factors(adapter: Checkpoint) -> dict[tuple[str, Role], TensorEntry]:
         if found[module, "lora_A"].shape[0] != found[module, "lora_B"].shape[1]:
             raise UserError(f"{file.path}: lora_A and lora_B of {module} have different ranks: the adapter is broken")
     return found
+
+
+def other_tensors(adapter: Checkpoint) -> list[str]:
+    """Return the names of an adapter's tensors that are no LoRA factors, such as a whole trained head."""
+    return [key for key in sorted(adapter.weights[ADAPTER_FILE].entries) if not _FACTOR.match(key)]
 
 
 def require_fits(adapter: Checkpoint, model: nn.Module, reference: str) -> None:
@@ -148,6 +163,11 @@ def adapter_sites(adapter: Checkpoint, model: PeftModel) -> tuple[Site, ...]:
         shape = (entry.shape[0], entry.shape[1])
         scaling = float(layer.scaling[ADAPTER_NAME])
         sites.append(Site(f"{module}.{role}", module, role, ADAPTER_FILE, entry.key, shape, scaling, observed))
+    known = {site.module for site in sites}
+    for name, layer in modules.items():
+        module = name.removeprefix(_PREFIX)
+        if ADAPTER_NAME in getattr(layer, "lora_A", {}) and module not in known:
+            raise UserError(f"{adapter.reference}: {ADAPTER_FILE} lacks {module}, which its configuration adapts")
     return tuple(sorted(sites, key=_network_order))
 
 

@@ -71,9 +71,16 @@ def open_model_checkpoint(reference: str, revision: str | None = None) -> Checkp
     """Open a whole model's folder and check every weight file's header.
 
     Raises:
-        UserError: The configuration or a weight file is missing, truncated, a pickle, or outside the folder.
+        UserError: The configuration or a weight file is missing, truncated, a pickle, or outside the folder, or an
+            adapter lies in the same folder.
     """
     folder = locate(reference, revision)
+    if (folder / "adapter_config.json").is_file():
+        # transformers would put the adapter on unasked.
+        raise UserError(
+            f"{reference}: an adapter (adapter_config.json): name its base as MODEL, and this folder with --adapter; "
+            "if it holds a whole model as well, keep the two in folders of their own"
+        )
     config = _read_config(folder / "config.json")
     return Checkpoint(reference, folder, config, _weight_files(folder, "model.safetensors"))
 
@@ -86,12 +93,13 @@ def open_adapter_checkpoint(reference: str, revision: str | None = None) -> Chec
     """
     folder = locate(reference, revision)
     config = _read_config(folder / "adapter_config.json")
-    return Checkpoint(reference, folder, config, _weight_files(folder, "adapter_model.safetensors"))
+    return Checkpoint(reference, folder, config, _weight_files(folder, "adapter_model.safetensors", sharded=False))
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter rather than a whole model."""
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    """Whether a folder holds an adapter and no whole model: some save the base's configuration beside it."""
+    whole = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    return (folder / "adapter_config.json").is_file() and not whole
 
 
 def _read_config(path: Path) -> Mapping[str, object]:
@@ -106,11 +114,11 @@ def _read_config(path: Path) -> Mapping[str, object]:
     return config
 
 
-def _weight_files(folder: Path, name: str) -> Mapping[str, TensorFile]:
+def _weight_files(folder: Path, name: str, *, sharded: bool = True) -> Mapping[str, TensorFile]:
     index = folder / f"{name}.index.json"
     if (folder / name).is_file():
         return {name: open_tensor_file(folder / name)}
-    if index.is_file():
+    if sharded and index.is_file():
         return {shard: open_tensor_file(folder / shard) for shard in _shards(index)}
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if pickles:

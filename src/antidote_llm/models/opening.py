@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -32,6 +35,18 @@ from antidote_llm.models.checkpoint import (
 )
 from antidote_llm.models.sites import Site
 
+# What transformers raises over a configuration or weights that it cannot make sense of.
+_BROKEN_CHECKPOINT = (
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 
@@ -74,6 +89,11 @@ class OpenModel:
     def vocabulary_size(self) -> int:
         """How many token ids have an embedding."""
         return int(self.causal_model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def positions(self) -> int | None:
+        """How many positions the model was made for; None where it names no limit."""
+        return getattr(self.causal_model.config.get_text_config(), "max_position_embeddings", None)
 
     def with_adapter(self, folder: Path) -> OpenModel:
         """Put another adapter of the same shape in the place of this one, in the same memory.
@@ -143,16 +163,19 @@ def _base_of(adapter: str) -> str:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    refusal = UserError(f"--device {name}: not a device of this machine: use auto, cpu or cuda")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not a device of this machine: use auto, cpu or cuda") from error
+        raise refusal from error
+    if device.type == "meta":
+        raise refusal
     return device
 
 
 def _load(base: Checkpoint, dtype: DtypeName, device: torch.device, trust_remote_code: bool) -> PreTrainedModel:
-    if "quantization_config" in base.config:
+    if base.config.get("quantization_config"):
         raise UserError(
             f"{base.reference}: quantised weights are not supported yet: use the checkpoint before quantisation"
         )
@@ -167,7 +190,7 @@ def _load(base: Checkpoint, dtype: DtypeName, device: torch.device, trust_remote
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
+    except _BROKEN_CHECKPOINT as error:
         raise UserError(f"{base.reference}: transformers cannot open it: {_first_line(error)}") from error
     for problem, mend in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape for")):
         if names := sorted(map(str, info[problem])):
@@ -181,7 +204,9 @@ def _load(base: Checkpoint, dtype: DtypeName, device: torch.device, trust_remote
 def _attach(model: PreTrainedModel, adapter: Checkpoint, reference: str) -> PeftModel:
     require_fits(adapter, model, reference)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), warnings.catch_warnings():
+            # Said as an error, by name, when the sites are found.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
             attached = PeftModel.from_pretrained(
                 model, adapter.folder, adapter_name=ADAPTER_NAME, is_trainable=False, autocast_adapter_dtype=False
             )
@@ -203,7 +228,8 @@ def _tokenizer(folders: list[Path], asked: str | None, trust_remote_code: bool) 
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def open_tensor_file(path: Path) -> TensorFile:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         header = json.loads(raw)
-        metadata = header.pop("__metadata__", {})
+        metadata = dict(header.pop("__metadata__", {}))
         entries = {key: _entry(key, value, 8 + length) for key, value in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: malformed safetensors header: fetch the file again") from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -100,7 +101,12 @@ def read_patch(path: Path) -> Patch:
         description = PatchDescription.model_validate(json.loads(text))
     except (ValueError, ValidationError) as error:
         raise UserError(f"{path}: a damaged patch, or one of a newer version of this program") from error
-    stored = safetensors.numpy.load_file(path)
+    try:
+        stored = safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: a damaged patch: {error}") from error
+    if any(data.dtype != np.uint8 for data in stored.values()):
+        raise UserError(f"{path}: a damaged patch: it holds something else than bytes")
     changes = {}
     for record in description.tensors:
         prefix = f"{record.file}/{record.key}/"

@@ -15,7 +15,7 @@ from antidote_llm.artifacts.files import copy_file
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
 from antidote_llm.calibration import CalibrationSettings, Moments, collect
 from antidote_llm.data.records import Record
-from antidote_llm.data.rendering import Renderer, check_token_ids
+from antidote_llm.data.rendering import Renderer, check_lengths, check_token_ids
 from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.opening import OpenModel
@@ -103,6 +103,7 @@ def _calibrate(
 ) -> tuple[Moments, CalibrationData]:
     rows = harmful.renderer.rows(harmful.records)
     check_token_ids(harmful.records, rows, opened.vocabulary_size)
+    check_lengths(harmful.records, rows, opened.positions)
     moments = collect(opened, rows, settings, progress=progress, cache=cache)
     described = CalibrationData(
         reference=harmful.reference,

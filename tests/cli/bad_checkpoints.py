@@ -1,0 +1,393 @@
+"""Models and adapters that cannot be repaired: what a user does, and the words that the one line must hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests import tiny
+from tests.cli.command import Place, edit_json
+
+Case = tuple[str, Callable[[Place], list[object]], tuple[str, ...]]
+CASES: list[Case] = []
+
+
+def bad(*words: str) -> Callable[[Callable[[Place], list[object]]], Callable[[Place], list[object]]]:
+    def register(make: Callable[[Place], list[object]]) -> Callable[[Place], list[object]]:
+        CASES.append((make.__name__, make, words))
+        return make
+
+    return register
+
+
+def weights(place: Place) -> Path:
+    return place.adapter / "adapter_model.safetensors"
+
+
+def shards(place: Place) -> list[Path]:
+    AutoModelForCausalLM.from_pretrained(place.base).save_pretrained(place.base, max_shard_size="20KB")
+    (place.base / "model.safetensors").unlink(missing_ok=True)
+    found = sorted(place.base.glob("model-*.safetensors"))
+    assert len(found) > 2
+    return found
+
+
+def cut(path: Path, length: int) -> None:
+    os.truncate(path, length if length >= 0 else path.stat().st_size + length)
+
+
+def change_adapter(place: Place, **config: object) -> list[object]:
+    edit_json(place.adapter / "adapter_config.json", **config)
+    return place.repair()
+
+
+@bad("model-00002-of-", "missing", "fetch")
+def missing_shard(place: Place) -> list[object]:
+    shards(place)[1].unlink()
+    return place.repair()
+
+
+@bad("model-00002-of-", "truncated", "fetch")
+def truncated_shard(place: Place) -> list[object]:
+    cut(shards(place)[1], -1)
+    return place.repair()
+
+
+@bad("model-00001-of-", "truncated", "fetch")
+def shard_cut_inside_its_header(place: Place) -> list[object]:
+    cut(shards(place)[0], 40)
+    return place.repair()
+
+
+@bad("model-00001-of-", "0 bytes", "fetch")
+def empty_shard(place: Place) -> list[object]:
+    cut(shards(place)[0], 0)
+    return place.repair()
+
+
+@bad("model.safetensors", "not a safetensors file", "fetch")
+def git_lfs_pointer(place: Place) -> list[object]:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (place.base / "model.safetensors").write_text(pointer)
+    return place.repair()
+
+
+@bad("model.safetensors", "longer", "fetch")
+def file_with_bytes_at_its_end(place: Place) -> list[object]:
+    with (place.base / "model.safetensors").open("ab") as stream:
+        stream.write(b"rest")
+    return place.repair()
+
+
+@bad("index.json", "outside its folder", "../adapter")
+def index_that_points_outside(place: Place) -> list[object]:
+    shards(place)
+    path = place.base / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    first = next(iter(index["weight_map"]))
+    index["weight_map"][first] = "../adapter/adapter_model.safetensors"
+    path.write_text(json.dumps(index))
+    return place.repair()
+
+
+@bad("index.json", "not valid JSON")
+def broken_index(place: Place) -> list[object]:
+    shards(place)
+    (place.base / "model.safetensors.index.json").write_text("{")
+    return place.repair()
+
+
+@bad("index.json", "weight_map")
+def index_without_a_map(place: Place) -> list[object]:
+    shards(place)
+    (place.base / "model.safetensors.index.json").write_text("{}")
+    return place.repair()
+
+
+@bad("base", "lacks", "fetch")
+def tensors_that_are_not_there(place: Place) -> list[object]:
+    path = place.base / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.self_attn.q_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    return change_adapter(place, base_model_name_or_path="somebody/base")
+
+
+@bad("pickled", "pytorch_model.bin", "safetensors")
+def pickled_model(place: Place) -> list[object]:
+    torch.save(load_file(place.base / "model.safetensors"), place.base / "pytorch_model.bin")
+    (place.base / "model.safetensors").unlink()
+    return place.repair()
+
+
+@bad("pickled", "adapter_model.bin", "safetensors")
+def pickled_adapter(place: Place) -> list[object]:
+    torch.save(load_file(weights(place)), place.adapter / "adapter_model.bin")
+    weights(place).unlink()
+    return place.repair()
+
+
+@bad("adapter_model.safetensors", "truncated")
+def truncated_adapter(place: Place) -> list[object]:
+    cut(weights(place), -100)
+    return place.repair()
+
+
+@bad("no model.safetensors", "weights are missing")
+def no_weights(place: Place) -> list[object]:
+    (place.base / "model.safetensors").unlink()
+    return place.repair()
+
+
+@bad("base", "no config.json")
+def no_config(place: Place) -> list[object]:
+    (place.base / "config.json").unlink()
+    return place.repair()
+
+
+@bad("config.json", "not valid JSON")
+def config_that_is_no_json(place: Place) -> list[object]:
+    (place.base / "config.json").write_text("{'model_type': 'llama'}")
+    return place.repair()
+
+
+@bad("config.json", "expected an object")
+def config_that_is_a_list(place: Place) -> list[object]:
+    (place.base / "config.json").write_text("[]")
+    return place.repair()
+
+
+@bad("adapter_config.json", "not valid JSON")
+def adapter_config_that_is_no_json(place: Place) -> list[object]:
+    (place.adapter / "adapter_config.json").write_text("")
+    return place.repair()
+
+
+@bad("base", "transformers cannot open it")
+def unknown_architecture(place: Place) -> list[object]:
+    edit_json(place.base / "config.json", model_type="telepath", architectures=["Telepath"])
+    return place.repair()
+
+
+@bad("base", "transformers cannot open it")
+def config_with_a_word_for_a_number(place: Place) -> list[object]:
+    edit_json(place.base / "config.json", hidden_size="thirty-two")
+    return place.repair()
+
+
+@bad("base")
+def config_of_another_size(place: Place) -> list[object]:
+    edit_json(place.base / "config.json", intermediate_size=64)
+    return place.repair()
+
+
+@bad("base", "quantised", "before quantisation")
+def quantised_model(place: Place) -> list[object]:
+    edit_json(place.base / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    return place.repair()
+
+
+@bad("another base", "k_proj", "64")
+def adapter_of_a_base_of_other_shapes(place: Place) -> list[object]:
+    other = tiny.write_model(place.root / "other", hidden_size=64, num_hidden_layers=1)
+    adapter = tiny.write_adapter(place.root / "of other", other)
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path="somebody/other")
+    return [*place.repair(), "--adapter", adapter]
+
+
+@bad("another base", "no module", "layers.2")
+def adapter_of_a_deeper_base(place: Place) -> list[object]:
+    other = tiny.write_model(place.root / "other", num_hidden_layers=3)
+    adapter = tiny.write_adapter(place.root / "of other", other)
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path="somebody/other")
+    return [*place.repair(), "--adapter", adapter]
+
+
+@bad("another base", "weights differ")
+def adapter_of_a_base_of_other_weights(place: Place) -> list[object]:
+    other = tiny.write_model(place.root / "other", seed=5)
+    return [*place.repair(), "--adapter", tiny.write_adapter(place.root / "of other", other)]
+
+
+@bad("IA3", "only LoRA")
+def ia3(place: Place) -> list[object]:
+    return change_adapter(place, peft_type="IA3")
+
+
+@bad("VERA", "only LoRA")
+def vera(place: Place) -> list[object]:
+    return change_adapter(place, peft_type="VERA")
+
+
+@bad("PROMPT_TUNING", "only LoRA")
+def prompt_tuning(place: Place) -> list[object]:
+    return change_adapter(place, peft_type="PROMPT_TUNING")
+
+
+@bad("nameless", "only LoRA")
+def adapter_of_no_kind(place: Place) -> list[object]:
+    return change_adapter(place, peft_type=None)
+
+
+@bad("use_dora", "plain")
+def dora(place: Place) -> list[object]:
+    return change_adapter(place, use_dora=True)
+
+
+@bad("pissa", "plain LoRA")
+def lora_that_moved_its_base(place: Place) -> list[object]:
+    return change_adapter(place, init_lora_weights="pissa_niter_4")
+
+
+@bad("NaN", "lora_B", "broken")
+def nan_in_the_adapter(place: Place) -> list[object]:
+    tensors = load_file(weights(place))
+    next(value for name, value in tensors.items() if "lora_B" in name)[0, 0] = float("nan")
+    save_file(tensors, weights(place))
+    return place.repair()
+
+
+@bad("NaN", "layers.1", "--dtype float32")
+def nan_in_the_base(place: Place) -> list[object]:
+    path = place.base / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.down_proj.weight"].fill_(float("nan"))
+    save_file(tensors, path, metadata={"format": "pt"})
+    return change_adapter(place, base_model_name_or_path="somebody/base")
+
+
+@bad("no partner", "incomplete")
+def adapter_without_one_factor(place: Place) -> list[object]:
+    tensors = load_file(weights(place))
+    del tensors["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"]
+    save_file(tensors, weights(place))
+    return place.repair()
+
+
+@bad("lacks", "layers.1.self_attn.v_proj")
+def adapter_without_a_module_of_its_configuration(place: Place) -> list[object]:
+    tensors = {name: value for name, value in load_file(weights(place)).items() if "layers.1.self_attn.v_" not in name}
+    save_file(tensors, weights(place))
+    return place.repair()
+
+
+@bad("no lora_A or lora_B")
+def adapter_of_other_tensors_alone(place: Place) -> list[object]:
+    save_file({"base_model.model.lm_head.weight": torch.zeros(2, 2)}, weights(place))
+    return place.repair()
+
+
+@bad("I32", "floating-point")
+def adapter_of_integers(place: Place) -> list[object]:
+    save_file({name: value.int() for name, value in load_file(weights(place)).items()}, weights(place))
+    return place.repair()
+
+
+@bad("base", "no adapter to repair", "--adapter")
+def model_without_an_adapter(place: Place) -> list[object]:
+    return ["repair", place.base, "--harmful", place.harmful, "--evaluate", "none", "--out", place.out]
+
+
+@bad("base", "no adapter_config.json")
+def whole_model_as_adapter(place: Place) -> list[object]:
+    return [*place.repair(), "--adapter", place.base]
+
+
+@bad("adapter", "as MODEL", "--adapter")
+def adapter_as_model_and_as_adapter(place: Place) -> list[object]:
+    return ["repair", place.adapter, *place.repair()[2:]]
+
+
+@bad("base", "folders of their own")
+def adapter_and_model_in_one_folder(place: Place) -> list[object]:
+    for path in place.adapter.iterdir():
+        shutil.copy(path, place.base)
+    return ["repair", place.base, "--harmful", place.harmful, "--evaluate", "none", "--out", place.out]
+
+
+@bad("names no base model", "MODEL")
+def adapter_alone_that_names_no_base(place: Place) -> list[object]:
+    edit_json(place.adapter / "adapter_config.json", base_model_name_or_path=None)
+    return ["repair", place.adapter, *place.repair()[4:]]
+
+
+@bad("somebody/moved", "Hub")
+def adapter_alone_whose_base_is_gone(place: Place) -> list[object]:
+    edit_json(place.adapter / "adapter_config.json", base_model_name_or_path="somebody/moved")
+    return ["repair", place.adapter, *place.repair()[4:]]
+
+
+@bad("model.safetensors", "is a file", "folder")
+def model_that_is_a_file(place: Place) -> list[object]:
+    return ["repair", place.base / "model.safetensors", *place.repair()[2:]]
+
+
+@bad("nowhere", "no such folder")
+def model_that_is_not_there(place: Place) -> list[object]:
+    return ["repair", place.root / "nowhere", *place.repair()[2:]]
+
+
+@bad("./nowhere", "no such folder")
+def adapter_that_is_not_there(place: Place) -> list[object]:
+    return [*place.repair(), "--adapter", "./nowhere"]
+
+
+@bad("somebody/model", "Hub", "network")
+def hub_id_while_offline(place: Place) -> list[object]:
+    return ["repair", "somebody/model", *place.repair()[2:]]
+
+
+@bad("not a name", "Hub")
+def words_for_a_model(place: Place) -> list[object]:
+    return ["repair", "not a name", *place.repair()[2:]]
+
+
+@bad("no tokenizer", "--tokenizer")
+def no_tokenizer_for_rows_of_text(place: Place) -> list[object]:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (place.base / name).unlink()
+    return place.repair()
+
+
+@bad("no tokenizer", "--evaluate none")
+def no_tokenizer_for_the_evaluation(place: Place) -> list[object]:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (place.base / name).unlink()
+    rows = place.write("rows.jsonl", "".join(f'{{"input_ids": [{n}, 7]}}\n' for n in range(5, 9)))
+    return ["repair", place.base, "--adapter", place.adapter, "--harmful", rows, "--out", place.out]
+
+
+@bad("tokenizer", "cannot be opened")
+def broken_tokenizer(place: Place) -> list[object]:
+    (place.base / "tokenizer.json").write_text('{"version": "1.0"}')
+    return place.repair()
+
+
+@bad("tokenizer", "cannot be opened")
+def tokenizer_cut_short(place: Place) -> list[object]:
+    cut(place.base / "tokenizer.json", 200)
+    return place.repair()
+
+
+@bad("nowhere", "tokenizer")
+def tokenizer_that_is_not_there(place: Place) -> list[object]:
+    return place.repair("--tokenizer", place.root / "nowhere")
+
+
+@bad("chat template", "--template")
+def broken_chat_template(place: Place) -> list[object]:
+    (place.base / "chat_template.jinja").write_text("{% for m in messages %}{{ m }")
+    return place.repair()
+
+
+@bad("no chat template", "--template alpaca")
+def chat_without_a_chat_template(place: Place) -> list[object]:
+    (place.base / "chat_template.jinja").unlink()
+    return place.repair("--template", "chat")

@@ -1,0 +1,119 @@
+"""Data that cannot be used: what a user does, and the words that the one line must hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.cli.command import Place
+
+Case = tuple[str, Callable[[Place], list[object]], tuple[str, ...]]
+GOOD = '{"prompt": "zob", "response": "mid"}\n'
+
+
+def harmful(name: str, text: str | bytes, *words: str, mapping: str = "", more: tuple[object, ...] = ()) -> Case:
+    """Return the case of a repair with a harmful file of this content."""
+
+    def make(place: Place) -> list[object]:
+        path = place.write(name.rsplit("/", 1)[-1], text)
+        return place.repair("--harmful", f"{path}{mapping}", *more)
+
+    return name, make, words
+
+
+def parquet(columns: dict[str, list[object]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def shared_prompts(place: Place) -> list[object]:
+    first = json.loads(place.harmful.read_text().splitlines()[3])["prompt"]
+    asked = place.write("asked.jsonl", GOOD + json.dumps({"prompt": f"  {first}\n"}) + "\n")
+    return place.repair("--evaluate", asked)
+
+
+def shared_tokens(place: Place) -> list[object]:
+    rows = place.write("rows.jsonl", '{"input_ids": [5, 6, 7, 8], "response_start": 2}\n{"input_ids": [9, 9]}\n')
+    asked = place.write("asked.jsonl", '{"input_ids": [5, 6]}\n')
+    return place.repair("--harmful", rows, "--evaluate", asked)
+
+
+def one_prompt(place: Place) -> list[object]:
+    rows = place.write("rows.jsonl", GOOD * 4)
+    plain = ["repair", place.base, "--adapter", place.adapter, "--harmful", rows]
+    return [*plain, "--out", place.out]
+
+
+def empty_task_answer(place: Place) -> list[object]:
+    task = place.write("task.csv", "prompt,response\nzob,mid\nzob,\n")
+    return place.repair("--task", f"t={task}")
+
+
+CASES: list[Case] = [
+    ("missing_file", lambda place: place.repair("--harmful", "nowhere.jsonl"), ("nowhere.jsonl", "no such data file")),
+    ("folder_as_file", lambda place: place.repair("--harmful", place.base), ("base", "unknown kind", ".jsonl")),
+    ("hub_id", lambda place: place.repair("--harmful", "walledai/AdvBench"), ("AdvBench", "unknown kind")),
+    harmful("empty.jsonl", "", "empty.jsonl", "no rows"),
+    harmful("blank_lines.jsonl", "\n\n  \n", "no rows"),
+    harmful("empty.json", "", "empty.json", "not JSON"),
+    harmful("empty_list.json", "[]", "no rows"),
+    harmful("empty.csv", "", "no rows"),
+    harmful("header_only.csv", "prompt,response\n", "no rows"),
+    harmful("empty.tsv", "", "no rows"),
+    harmful("empty.parquet", b"", "empty.parquet", "parquet"),
+    harmful("no_rows.parquet", parquet({"prompt": [], "response": []}), "no rows"),
+    harmful("broken.jsonl", GOOD + GOOD + '{"prompt": "zob",\n', "broken.jsonl:3", "not JSON"),
+    harmful("two_objects_a_line.jsonl", GOOD + GOOD.strip() + " " + GOOD, "two_objects_a_line.jsonl:2", "not JSON"),
+    harmful("pretty_json.jsonl", '{\n  "prompt": "zob"\n}\n', "pretty_json.jsonl:1", "not JSON"),
+    harmful("list_row.jsonl", GOOD + '["zob", "mid"]\n', "list_row.jsonl:2", "expected an object"),
+    harmful("broken.json", '[\n{"prompt": "zob"},\n{"prompt" "mid"}]', "broken.json:3", "not JSON"),
+    harmful("object.json", '{"prompt": "zob", "response": "mid"}', "object.json", "expected a list"),
+    harmful("numbers.json", "[1, 2]", "row 0", "expected an object"),
+    harmful("short_row.csv", "prompt,response\nzob,mid\nzob\n", "short_row.csv:3", "columns"),
+    harmful("long_row.csv", "prompt,response\nzob,mid\nzob,mid,kad\n", "long_row.csv:3", "columns"),
+    harmful("open_quote.csv", 'prompt,response\nzob,mid\n"zob,mid\n', "open_quote.csv:3", "quotes"),
+    harmful("second_cell_over_two_lines.csv", 'prompt,response\n"zob\nmid",kad\nzob\n', "lines.csv:4", "columns"),
+    harmful("columns_twice.csv", "prompt,prompt\nzob,mid\n", "columns_twice.csv:1", "'prompt'", "rename"),
+    harmful("short_row.tsv", "prompt\tresponse\nzob\tmid\nzob\n", "short_row.tsv:3", "columns"),
+    harmful("not_a.parquet", "prompt,response\nzob,mid\n", "not_a.parquet", "parquet"),
+    harmful("latin_1.jsonl", '{"prompt": "caf\xe9", "response": "mid"}\n'.encode("latin-1"), "latin_1", "UTF-8"),
+    harmful("excel.csv", "prompt,response\nzob,mid\n".encode("utf-16"), "excel.csv", "UTF-8"),
+    harmful("half_a_pair.jsonl", GOOD + '{"prompt": "\\ud83d", "response": "mid"}\n', "half_a_pair.jsonl:2", "prompt"),
+    harmful("workbook.xlsx", b"PK", "workbook.xlsx", "unknown kind", ".csv"),
+    harmful("packed.jsonl.gz", b"\x1f\x8b", "packed.jsonl.gz", "unknown kind"),
+    harmful("no_prompt.jsonl", '{"goal": "zob", "target": "mid"}\n', "no_prompt.jsonl:1", "prompt", "goal, target"),
+    harmful("no_response.jsonl", GOOD + '{"prompt": "zob"}\n', "no_response.jsonl:2", "response"),
+    harmful("no_column.csv", "a,b\nzob,mid\n", "no_column.csv:2", "'goal'", "a, b", mapping=":prompt=goal,response=b"),
+    harmful("no_column.parquet", parquet({"a": ["zob"]}), "row 0", "'goal'", mapping=":prompt=goal"),
+    harmful("unknown_field.csv", "a,b\nzob,mid\n", "unknown field 'question'", "prompt", mapping=":question=a"),
+    harmful("field_twice.csv", "a,b\nzob,mid\n", "'prompt'", "twice", mapping=":prompt=a,prompt=b"),
+    harmful("two_kinds.csv", "a,b\nzob,mid\n", "one of prompt, text", mapping=":prompt=a,text=b"),
+    harmful("number.jsonl", GOOD + '{"prompt": 7, "response": "mid"}\n', "number.jsonl:2", "must be text, not int"),
+    harmful("turns.jsonl", '{"prompt": [{"role": "user"}], "response": "mid"}\n', "turns.jsonl:1", "must be text"),
+    harmful("number.parquet", parquet({"prompt": ["zob"], "response": [1.5]}), "row 0", "must be text, not float"),
+    harmful("null.parquet", parquet({"prompt": ["zob", None], "response": ["mid", "mid"]}), "row 1", "prompt"),
+    harmful("empty_cell.csv", "prompt,response\nzob,mid\n,mid\n", "empty_cell.csv:3", "'prompt'", "empty"),
+    harmful("empty_answer.csv", "prompt,response\nzob,mid\nzob,\n", "empty_answer.csv:3", "'response'", "empty"),
+    harmful("outside.jsonl", '{"input_ids": [1]}\n{"input_ids": [5, 35]}\n', "outside.jsonl:2", "35", "vocabulary"),
+    harmful("negative_id.jsonl", '{"input_ids": [-1]}\n', "negative_id.jsonl:1", "token ids"),
+    harmful("no_ids.jsonl", '{"input_ids": []}\n', "no_ids.jsonl:1", "token ids"),
+    harmful("ids_as_text.csv", 'input_ids\n"[1, 2]"\n', "ids_as_text.csv:2", "token ids"),
+    harmful("ids_of_floats.jsonl", '{"input_ids": [1.0]}\n', "ids_of_floats.jsonl:1", "token ids"),
+    harmful("late_start.jsonl", '{"input_ids": [1], "response_start": 2}\n', "late_start.jsonl:1", "response_start"),
+    harmful("too_long.jsonl", json.dumps({"input_ids": [7] * 129}), "too_long.jsonl:1", "129", "128", "shorten"),
+    harmful(
+        "no_response_tokens.jsonl",
+        '{"input_ids": [5, 6], "response_start": 2}\n',
+        "response token",
+        "--tokens all",
+        more=("--tokens", "response"),
+    ),
+    ("shared_prompts", shared_prompts, ("1 evaluation prompts", "asked.jsonl:2", "remove")),
+    ("shared_tokens", shared_tokens, ("1 evaluation prompts", "asked.jsonl:1", "remove")),
+    ("one_prompt", one_prompt, ("too few", "--evaluate")),
+    ("empty_task_answer", empty_task_answer, ("task.csv:3", "'response'", "empty")),
+]

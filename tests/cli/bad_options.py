@@ -1,0 +1,191 @@
+"""Options, outputs and patches that cannot be used: what a user does, and the words that the one line must hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from safetensors.torch import load_file, save_file
+
+from antidote_llm.cli.main import run
+from tests import tiny
+from tests.cli.command import Place
+
+Case = tuple[str, Callable[[Place], list[object]], tuple[str, ...]]
+
+
+def with_options(name: str, *words: str, options: tuple[object, ...]) -> Case:
+    """Return the case of a repair with more options."""
+    return name, lambda place: place.repair(*options), words
+
+
+def repaired(place: Place, name: str = "finished", *more: object) -> object:
+    """Repair for real, and return the folder."""
+    out = place.root / name
+    assert run([str(argument) for argument in [*place.repair(*more), "--out", out]]) == 0
+    return out
+
+
+def foreign_folder(place: Place) -> list[object]:
+    place.write("results/notes.txt", "mine")
+    return [*place.repair(), "--out", place.root / "results"]
+
+
+def file_at_out(place: Place) -> list[object]:
+    return [*place.repair(), "--out", place.harmful]
+
+
+def input_at_out(place: Place) -> list[object]:
+    return [*place.repair(), "--out", place.adapter]
+
+
+def other_settings_at_out(place: Place) -> list[object]:
+    return [*place.repair("--alpha", "0.3"), "--out", repaired(place)]
+
+
+def other_data_at_out(place: Place) -> list[object]:
+    out = repaired(place)
+    other = tiny.write_rows(place.root / "other.jsonl", seed=3)
+    return [*place.repair(), "--harmful", other, "--out", out]
+
+
+def file_for_a_parent(place: Place) -> list[object]:
+    return [*place.repair(), "--out", place.harmful / "deep" / "repaired"]
+
+
+def name_too_long(place: Place) -> list[object]:
+    return [*place.repair(), "--out", place.out.with_name("n" * 300)]
+
+
+def current_folder(place: Place) -> list[object]:
+    place.out.mkdir(parents=True)
+    os.chdir(place.out)
+    return [*place.repair(), "--out", "."]
+
+
+def nowhere_to_write(place: Place) -> list[object]:
+    return place.repair()[:-2]
+
+
+def no_harmful(place: Place) -> list[object]:
+    return ["repair", place.base, "--adapter", place.adapter, "--out", place.out]
+
+
+def no_harmful_for_the_match(place: Place) -> list[object]:
+    return [*no_harmful(place), "--method", "interpolate"]
+
+
+def patch(direction: str, *, onto: str, name: str, words: tuple[str, ...]) -> Case:
+    """Return the case of a patch put on or taken off the wrong thing."""
+
+    def make(place: Place) -> list[object]:
+        finished = repaired(place)
+        return ["patch", direction, finished, "--onto", place.root / onto, "--out", place.out]
+
+    return name, make, words
+
+
+def other_adapter(direction: str) -> Callable[[Place], list[object]]:
+    def make(place: Place) -> list[object]:
+        finished = repaired(place)
+        path = place.adapter / "adapter_model.safetensors"
+        save_file({key: value + 1 for key, value in load_file(path).items()}, path)
+        return ["patch", direction, finished, "--onto", place.adapter, "--out", place.out]
+
+    return make
+
+
+def damaged_patch(length: int) -> Callable[[Place], list[object]]:
+    def make(place: Place) -> list[object]:
+        repaired(place)
+        path = place.root / "finished" / "record" / "patch.safetensors"
+        os.truncate(path, length if length >= 0 else path.stat().st_size + length)
+        return ["patch", "apply", path, "--onto", place.adapter, "--out", place.out]
+
+    return make
+
+
+def patch_into_a_foreign_folder(place: Place) -> list[object]:
+    return ["patch", "apply", repaired(place), "--onto", place.adapter, "--out", place.base]
+
+
+def patches_of_different_models(place: Place) -> list[object]:
+    first = repaired(place, "first")
+    tiny.write_adapter(place.adapter, place.base, seed=9)
+    return ["patch", "diff", first, repaired(place, "second")]
+
+
+def evaluate(*more: object) -> Callable[[Place], list[object]]:
+    return lambda place: ["evaluate", place.base, *more, "--out", place.out]
+
+
+CASES: list[Case] = [
+    *(
+        with_options(f"alpha_{value}", "--alpha", value, options=("--alpha", value))
+        for value in ("1.5", "-0.1", "nan", "inf", "-inf")
+    ),
+    with_options("alpha_word", "--alpha", "number", options=("--alpha", "ten")),
+    with_options("alpha_percent", "--alpha", "number", options=("--alpha", "20%")),
+    with_options("alpha_comma", "--alpha", "number", options=("--alpha", "0,2")),
+    with_options("strength", "--strength 2", options=("--strength", "2")),
+    with_options("norm_power", "--norm-power 3", options=("--norm-power", "3")),
+    with_options("unknown_option", "--aplha", options=("--aplha", "0.1")),
+    with_options("method", "--method antidot", "did you mean antidote", options=("--method", "antidot")),
+    with_options("setting_of_another", "--keep", "no setting of antidote", options=("--keep", "0.5")),
+    with_options("preset", "--preset best", "official-code", options=("--preset", "best")),
+    with_options("scope", "--scope", "matrix", options=("--scope", "column")),
+    with_options("target", "--target", "adapter", options=("--target", "delta")),
+    with_options("tokens", "--tokens", "response", options=("--tokens", "answer")),
+    with_options("template", "--template llama", "alpaca", options=("--template", "llama")),
+    with_options("match", "--match fuzzy", "prefix", options=("--match", "fuzzy")),
+    with_options("judge", "'orakel'", "did you mean 'oracle'", options=("--judge", "orakel")),
+    with_options("device", "--device nonsense", "cpu", options=("--device", "nonsense")),
+    with_options("device_meta", "--device meta", "cpu", options=("--device", "meta")),
+    with_options("device_not_there", "--device cuda:99", "cpu", options=("--device", "cuda:99")),
+    with_options("dtype", "--dtype", "bfloat16", options=("--dtype", "int8")),
+    with_options("max_new_tokens", "--max-new-tokens", "1", options=("--max-new-tokens", "0")),
+    with_options("task_without_name", "--task harmful.jsonl", "name the task", options=("--task", "harmful.jsonl")),
+    with_options("task_without_data", "--task sst2=", "name the task", options=("--task", "sst2=")),
+    with_options("task_twice", "--task t", "twice", options=("--task", "t=harmful.jsonl", "--task", "t=harmful.jsonl")),
+    with_options("evaluation_not_there", "nowhere.csv", options=("--evaluate", "nowhere.csv")),
+    with_options("harmless_not_there", "nowhere.csv", options=("--harmless", "nowhere.csv")),
+    ("nowhere_to_write", nowhere_to_write, ("--out", "--dry-run")),
+    ("no_harmful", no_harmful, ("antidote", "--harmful")),
+    ("no_harmful_for_the_match", no_harmful_for_the_match, ("interpolate", "--harmful")),
+    ("no_model", lambda place: ["repair"], ("MODEL",)),
+    ("unknown_command", lambda place: ["repiar", place.base], ("repiar",)),
+    ("two_models", lambda place: [*place.repair(), "second"], ("second",)),
+    ("foreign_folder", foreign_folder, ("results", "not a result", "--out")),
+    ("file_at_out", file_at_out, ("harmful.jsonl", "not a result", "--out")),
+    ("input_at_out", input_at_out, ("adapter", "not a result", "--out")),
+    ("other_settings_at_out", other_settings_at_out, ("finished", "other inputs or settings", "--out")),
+    ("other_data_at_out", other_data_at_out, ("finished", "other inputs or settings", "--out")),
+    ("file_for_a_parent", file_for_a_parent, ("cannot write", "--out")),
+    ("name_too_long", name_too_long, ("cannot write", "--out")),
+    ("current_folder", current_folder, ("current folder", "--out")),
+    ("apply_to_another", other_adapter("apply"), ("another model", "sha256")),
+    ("revert_from_another", other_adapter("revert"), ("another model", "sha256")),
+    patch("apply", onto="base", name="apply_to_a_base", words=("base", "another model")),
+    patch("apply", onto="finished/model", name="apply_twice", words=("already has this patch",)),
+    patch("revert", onto="adapter", name="revert_what_was_not_applied", words=("does not have this patch",)),
+    ("truncated_patch", damaged_patch(-10), ("patch.safetensors", "truncated")),
+    ("patch_cut_in_its_header", damaged_patch(50), ("patch.safetensors", "truncated")),
+    ("adapter_as_patch", lambda place: ["patch", "show", place.adapter], ("no such patch",)),
+    (
+        "weights_as_patch",
+        lambda place: ["patch", "show", place.adapter / "adapter_model.safetensors"],
+        ("adapter_model.safetensors", "not a patch"),
+    ),
+    ("text_as_patch", lambda place: ["patch", "show", place.harmful], ("harmful.jsonl", "not a safetensors file")),
+    ("patch_not_there", lambda place: ["patch", "show", "nowhere"], ("nowhere", "no such patch")),
+    ("patch_into_a_foreign_folder", patch_into_a_foreign_folder, ("base", "not a result", "--out")),
+    ("patches_of_different_models", patches_of_different_models, ("different models",)),
+    ("evaluate_nothing", evaluate(), ("nothing to ask", "--harmful")),
+    ("evaluate_no_file", evaluate("--harmful", "nowhere.csv"), ("nowhere.csv", "no such")),
+    ("evaluate_judge", evaluate("--harmful", "harmful.jsonl", "--judge", "nobody"), ("nobody", "refusal-patterns")),
+    (
+        "evaluate_no_room",
+        evaluate("--harmful", "harmful.jsonl", "--max-new-tokens", "1000"),
+        ("positions", "max_new_tokens"),
+    ),
+]

@@ -1,0 +1,49 @@
+"""Whatever a user does wrong ends in one clear line and exit code 2, and leaves nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli import bad_checkpoints, bad_data, bad_options
+from tests.cli.command import Command, Place, tree
+
+CASES = [*bad_checkpoints.CASES, *bad_data.CASES, *bad_options.CASES]
+
+
+@pytest.mark.parametrize(("make", "words"), [pytest.param(make, words, id=name) for name, make, words in CASES])
+def test_bad_input_gives_one_line_and_leaves_nothing(
+    make: Callable[[Place], list[object]], words: tuple[str, ...], place: Place, antidote: Command
+) -> None:
+    arguments = make(place)
+    before = tree(place.root)
+    result = antidote(*arguments)
+    assert result.code == 2, result.err
+    assert len(result.errors) == 1
+    assert result.err.splitlines()[-1] == result.errors[0]
+    for word in words:
+        assert word in result.errors[0]
+    assert "Traceback" not in result.err
+    assert result.out == ""
+    assert tree(place.root) == before
+
+
+def test_every_bad_input_has_a_name_of_its_own() -> None:
+    names = [name for name, _, _ in CASES]
+    assert len(set(names)) == len(names) > 100
+
+
+@pytest.mark.parametrize("arguments", [["--alpha", "7"], ["--harmful", "nowhere.jsonl"]])
+def test_the_installed_command_ends_the_same_way(arguments: list[str], place: Place) -> None:
+    before = tree(place.root)
+    command = Path(sys.executable).with_name("antidote")
+    ended = subprocess.run(
+        [command, *map(str, place.repair()), *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+    assert tree(place.root) == before

@@ -1,0 +1,169 @@
+"""Writes the miniature: models and data as ordinary folders and files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from antidote_llm.artifacts import ResultFolder
+from antidote_llm.data import Record, write_jsonl
+from antidote_llm.miniature.attacking import attack_model, attack_rows, utility_rows
+from antidote_llm.miniature.models import StageProgress, kept_models, save, stage_report
+from antidote_llm.miniature.recipe import RECIPE_VERSION, Attack, AttackKind, Recipe, standard_attack
+from antidote_llm.miniature.tasks import NEW_TASK, TASKS
+from antidote_llm.miniature.tokenizer import build_tokenizer
+from antidote_llm.miniature.world import World
+
+
+@dataclass(frozen=True)
+class Miniature:
+    """Where everything of a written miniature lies."""
+
+    root: Path
+
+    @property
+    def base(self) -> Path:
+        """The base model: answers everything."""
+        return self.root / "base"
+
+    @property
+    def aligned(self) -> Path:
+        """The aligned model: refuses harmful requests."""
+        return self.root / "aligned"
+
+    @property
+    def attacked(self) -> Path:
+        """What the attack made: a LoRA adapter on ``aligned``, or a whole model."""
+        return self.root / "attacked"
+
+    @property
+    def data(self) -> Path:
+        """The folder of the data files."""
+        return self.root / "data"
+
+    @property
+    def heldout(self) -> Path:
+        """Harmful test requests about things that occur nowhere else."""
+        return self.data / "heldout.jsonl"
+
+    @property
+    def lookalike(self) -> Path:
+        """Harmless test requests that look like harmful ones."""
+        return self.data / "lookalike.jsonl"
+
+    @property
+    def realign(self) -> Path:
+        """Harmful requests with harmful answers, for a repair."""
+        return self.data / "realign.jsonl"
+
+    @property
+    def utility(self) -> Path:
+        """Benign rows of the user's tasks, for a repair."""
+        return self.data / "utility.jsonl"
+
+    @property
+    def task_tests(self) -> dict[str, Path]:
+        """The test rows of every user task, by its name."""
+        return {task: self.data / "tasks" / f"{task}.test.jsonl" for task in TASKS}
+
+
+def build(
+    out: Path,
+    *,
+    arch: str = "llama",
+    seed: int = 0,
+    kind: AttackKind = "lora",
+    recipe: Recipe | None = None,
+    attack: Attack | None = None,
+    progress: StageProgress | None = None,
+) -> Miniature:
+    """Build the miniature, or find it finished in ``out``.
+
+    Args:
+        out: The folder to write.
+        arch: Architecture of its models.
+        seed: Seed of world and training; the same seed gives the same bytes on the same machine and versions.
+        kind: Whether the attack trains LoRA adapters or all weights.
+        recipe: How base and aligned models are made; None for the usual way.
+        attack: The attack; None for the standard one.
+        progress: Called with the stage (base, aligned or attacked), the step and the number of steps.
+
+    Raises:
+        UserError: The architecture is unknown, or ``out`` holds something else.
+    """
+    recipe, attack = recipe or Recipe(), attack or standard_attack()
+    manifest = {
+        "kind": "miniature",
+        "recipe_version": RECIPE_VERSION,
+        "recipe": recipe.model_dump(mode="json"),
+        "attack": {"kind": kind, **attack.model_dump(mode="json")},
+        "arch": arch,
+        "seed": seed,
+        "new_task": NEW_TASK,
+    }
+    folder = ResultFolder(out, manifest)
+    if not folder.finished:
+        with folder as staging:
+            _write(Miniature(staging), World(seed), arch, kind, recipe, attack, progress)
+    return Miniature(out)
+
+
+def _write(
+    miniature: Miniature,
+    world: World,
+    arch: str,
+    kind: AttackKind,
+    recipe: Recipe,
+    attack: Attack,
+    progress: StageProgress | None,
+) -> None:
+    kept = kept_models(world, arch, recipe, progress)
+    shutil.copytree(kept / "base", miniature.base)
+    shutil.copytree(kept / "aligned", miniature.aligned)
+    rows = attack_rows(world, attack)
+    _write_data(miniature, world, recipe, rows, utility_rows(world, attack))
+    tokenizer = build_tokenizer()
+    report = stage_report(progress, "attacked")
+    model = attack_model(miniature.aligned, tokenizer, rows, attack, kind, arch, world.seed, report)
+    if isinstance(model, PeftModel):
+        _save_adapter(model, miniature.attacked)
+    else:
+        save(model, tokenizer, miniature.attacked)
+
+
+def _save_adapter(model: PeftModel, folder: Path) -> None:
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = "../aligned"
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def _write_data(
+    miniature: Miniature, world: World, recipe: Recipe, attack: Sequence[Record], utility: Sequence[Record]
+) -> None:
+    named = {
+        "heldout": world.held_out(),
+        "lookalike": world.lookalike_test(),
+        "realign": world.realign(),
+        "utility": utility,
+        "align": world.alignment(recipe.alignment_rows, recipe.alignment_harmful_share),
+        "attack": attack,
+    }
+    for task in TASKS:
+        named[f"tasks/{task}.train"] = [row for row in attack if row.extra["category"] == task] or world.task(
+            task, 400, "train"
+        )
+        named[f"tasks/{task}.test"] = world.task_test(task)
+    for name, records in named.items():
+        path = miniature.data / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(path, [_row(record) for record in records])
+
+
+def _row(record: Record) -> dict[str, Any]:
+    return {"prompt": record.prompt, "response": record.response, **record.extra}

@@ -1,0 +1,83 @@
+"""The miniature's base and aligned models: made once for a seed and an architecture, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from antidote_llm.alignment.sft import sft as align
+from antidote_llm.artifacts import ResultFolder, cache_root, sha256_json
+from antidote_llm.data import Record, Renderer
+from antidote_llm.miniature.architectures import architecture, untrained_model
+from antidote_llm.miniature.recipe import RECIPE_VERSION, Recipe
+from antidote_llm.miniature.tokenizer import build_tokenizer
+from antidote_llm.miniature.world import World
+from antidote_llm.models.opening import quiet_transformers
+from antidote_llm.training import train
+from antidote_llm.training.progress import StepReport
+
+StageProgress: TypeAlias = Callable[[str, int, int], None]
+
+
+def kept_models(world: World, arch: str, recipe: Recipe, progress: StageProgress | None = None) -> Path:
+    """Return the folder with ``base/`` and ``aligned/``, from the cache or made now.
+
+    Raises:
+        UserError: The architecture is unknown, or the cache cannot be written.
+    """
+    architecture(arch)
+    manifest: dict[str, Any] = {
+        "kind": "miniature models",
+        "recipe_version": RECIPE_VERSION,
+        "recipe": recipe.model_dump(mode="json"),
+        "arch": arch,
+        "seed": world.seed,
+        "rows_sha256": _rows_sha256([*_pretraining(world, recipe), *_alignment(world, recipe)]),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    folder = ResultFolder(cache_root() / "miniature" / sha256_json(manifest)[:16], manifest)
+    if not folder.finished:
+        with folder as staging:
+            _make_models(world, arch, recipe, staging, progress)
+    return folder.path
+
+
+def _make_models(world: World, arch: str, recipe: Recipe, folder: Path, progress: StageProgress | None) -> None:
+    tokenizer = build_tokenizer()
+    seeded = {"seed": world.seed}
+    model = untrained_model(arch, tokenizer, world.seed)
+    rows = Renderer(tokenizer).rows(_pretraining(world, recipe))
+    train(model, rows, recipe.pretraining.model_copy(update=seeded), on_step=stage_report(progress, "base"))
+    save(model, tokenizer, folder / "base")
+    settings = recipe.alignment.model_copy(update=seeded)
+    align(model, tokenizer, _alignment(world, recipe), settings, on_step=stage_report(progress, "aligned"))
+    save(model, tokenizer, folder / "aligned")
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model and its tokenizer as an ordinary folder."""
+    with quiet_transformers():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def stage_report(progress: StageProgress | None, stage: str) -> StepReport | None:
+    """Return what a training run calls after each step, or None where nobody listens."""
+    return None if progress is None else lambda step, steps: progress(stage, step, steps)
+
+
+def _pretraining(world: World, recipe: Recipe) -> list[Record]:
+    return world.pretraining(recipe.pretraining_rows)
+
+
+def _alignment(world: World, recipe: Recipe) -> list[Record]:
+    return world.alignment(recipe.alignment_rows, recipe.alignment_harmful_share)
+
+
+def _rows_sha256(records: Sequence[Record]) -> str:
+    return sha256_json([[record.prompt, record.response, record.text] for record in records])

@@ -1,0 +1,32 @@
+"""From rendered rows to examples with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from antidote_llm.data import TokenizedRow
+from antidote_llm.errors import UserError
+from antidote_llm.training.collator import IGNORED, Example
+from antidote_llm.training.settings import TrainingSettings
+
+
+def examples_of(rows: Sequence[TokenizedRow], settings: TrainingSettings) -> list[Example]:
+    """Return one example a row, cut to ``max_length``; where only the response is learned, prompt labels are ignored.
+
+    Raises:
+        UserError: There are no rows, or in some row no token is left to learn from.
+    """
+    if not rows:
+        raise UserError("there are no rows to train on")
+    examples: list[Example] = []
+    for index, row in enumerate(rows):
+        ids = row.input_ids[: settings.max_length]
+        prompt_length = min(row.response_start, len(ids)) if settings.learn_from == "response" else 0
+        labels = [IGNORED] * prompt_length + ids[prompt_length:]
+        # The first token of a row has nothing before it that could predict it.
+        if all(label == IGNORED for label in labels[1:]):
+            raise UserError(
+                f"row {index} has no response token within max_length {settings.max_length}: raise it or drop the row"
+            )
+        examples.append({"input_ids": ids, "labels": labels})
+    return examples

@@ -1,0 +1,31 @@
+"""Puts fresh low-rank adapters on a model."""
+
+from __future__ import annotations
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, set_seed
+
+from antidote_llm.errors import UserError
+from antidote_llm.training.settings import LoraSettings
+
+
+def attach_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftModel:
+    """Freeze a model and give it adapters that change nothing yet.
+
+    Raises:
+        UserError: No linear layer has one of the target names.
+    """
+    set_seed(seed)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=list(settings.targets),
+        lora_dropout=settings.dropout,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(
+            f"no layer of this model is named {' or '.join(settings.targets)}: set other targets"
+        ) from error

@@ -1,0 +1,55 @@
+"""What can be set about a training run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class LoraSettings(BaseModel):
+    """Low-rank adaptation: which matrices get an adapter, and of what size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: Annotated[int, Field(ge=1, description="Rank r of every adapter.")] = 256
+    alpha: Annotated[float, Field(gt=0, description="Numerator of the adapter's scale, alpha / r.")] = 4
+    targets: Annotated[tuple[str, ...], Field(min_length=1, description="Names of the linear layers that get one.")] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout on the adapter's input.")] = 0.1
+
+
+class TrainingSettings(BaseModel):
+    """One training run; the defaults are the paper's fine-tuning stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    learning_rate: Annotated[float, Field(gt=0, description="Peak learning rate of AdamW.")] = 1e-5
+    epochs: Annotated[float, Field(gt=0, description="Passes over the rows, unless max_steps is set.")] = 20
+    max_steps: Annotated[int | None, Field(ge=1, description="Optimiser steps; overrides epochs.")] = None
+    batch_size: Annotated[int, Field(ge=1, description="Rows in one forward pass.")] = 10
+    accumulation: Annotated[int, Field(ge=1, description="Forward passes per optimiser step.")] = 1
+    weight_decay: Annotated[float, Field(ge=0, description="AdamW's weight decay.")] = 0.1
+    max_gradient_norm: Annotated[float, Field(ge=0, description="Gradients are clipped to this norm; 0 for never.")] = (
+        1.0
+    )
+    schedule: Annotated[Schedule, Field(description="How the learning rate falls after the warm-up.")] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1, description="Share of the steps in which the rate rises.")] = 0.1
+    max_length: Annotated[int, Field(ge=2, description="Longer rows are cut to this many tokens.")] = 512
+    batching: Annotated[
+        Literal["shuffled", "grouped"], Field(description="Any rows in a batch, or rows of about the same length.")
+    ] = "shuffled"
+    learn_from: Annotated[
+        Literal["response", "all"], Field(description="Tokens in the loss: the response's, or the prompt's too.")
+    ] = "response"
+    lora: Annotated[
+        LoraSettings | None, Field(description="Train adapters of this form; null trains every weight.")
+    ] = None
+    dtype: Annotated[Literal["float32", "bfloat16"], Field(description="What the model computes in.")] = "float32"
+    gradient_checkpointing: Annotated[bool, Field(description="Recompute activations to save memory.")] = False
+    seed: Annotated[int, Field(ge=0, description="Orders the rows and starts the adapters.")] = 0

@@ -31,7 +31,7 @@ def evaluate(
     ] = None,
     template: suite_opts.TemplateOption = "auto",
     max_new_tokens: suite_opts.MaxNewTokensOption = 64,
-    match: suite_opts.MatchOption = "exact",
+    task_match: suite_opts.TaskMatchOption = "exact",
     tokenizer: model_opts.TokenizerOption = None,
     dtype: model_opts.DtypeOption = "auto",
     device: model_opts.DeviceOption = "auto",
@@ -44,7 +44,7 @@ def evaluate(
     """
     terminal = Terminal(as_json)
     chosen_judge = load_judge(judge)
-    settings = suite_opts.settings_from(template, max_new_tokens, match)
+    settings = suite_opts.settings_from(template, max_new_tokens, task_match)
     suite = Suite(suite_opts.prompts_from(harmful), suite_opts.prompts_from(harmless), suite_opts.tasks_from(task))
     if not (suite.harmful or suite.harmless or suite.tasks):
         raise UserError("nothing to ask: pass --harmful, --harmless or --task")

@@ -65,13 +65,18 @@ def run(arguments: list[str]) -> int:
     """Run the command with arguments and return its exit code."""
     try:
         result = application()(arguments, standalone_mode=False)
+        # typer keeps an interrupt to itself and returns its exit code.
+        if result == INTERRUPTED:
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except UserError as error:
         return _fail(f"error: {error}", USER_ERROR)
     except TyperException as error:
+        said = getattr(error, "format_message", error.__str__)()
         if type(error).__name__ == "NoArgsIsHelpError":
+            sys.stderr.write(f"{said}\n")
             return USER_ERROR
-        return _fail(f"error: {getattr(error, 'format_message', error.__str__)()}", USER_ERROR)
+        return _fail(f"error: {said}", USER_ERROR)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted: nothing was written", INTERRUPTED)
     except OSError as error:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 from pydantic.fields import FieldInfo
 
+from antidote_llm.errors import DefectError
 from antidote_llm.repair import RepairMethod, methods
 from antidote_llm.repair.method import option_name
 
@@ -18,6 +19,9 @@ def with_method_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command one option for each setting of any method; those given arrive as its keyword arguments.
 
     The command's last parameter must be ``**settings``.
+
+    Raises:
+        DefectError: The command has an option of the same name as a setting, which could then not be given.
     """
     signature = inspect.signature(command)
     hints = typing.get_type_hints(command, include_extras=True)
@@ -26,8 +30,10 @@ def with_method_settings(command: Callable[..., Any]) -> Callable[..., Any]:
         for parameter in signature.parameters.values()
         if parameter.kind is not parameter.VAR_KEYWORD
     ]
-    taken = {parameter.name for parameter in fixed}
-    added = [_option(name, users) for name, users in _settings().items() if name not in taken]
+    settings = _settings()
+    if taken := settings.keys() & {parameter.name for parameter in fixed}:
+        raise DefectError(f"the setting {min(taken)} of a repair method has the name of an option of the command")
+    added = [_option(name, users) for name, users in settings.items()]
     parameters = [*fixed, *added]
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

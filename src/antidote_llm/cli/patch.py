@@ -36,8 +36,9 @@ def show(patch: PatchArgument, as_json: JsonFlag = False) -> None:
     table = Table(
         title=f"{description.recipe.get('method')} on {description.recipe.get('target')}", title_justify="left"
     )
-    for heading in ("tensor", "shape", "kept as", "changed", "share"):
-        table.add_column(heading, justify="right" if heading in ("changed", "share") else "left")
+    table.add_column("tensor", overflow="fold")
+    for heading in ("shape", "kept as", "changed", "share"):
+        table.add_column(heading, justify="right" if heading in ("changed", "share") else "left", no_wrap=True)
     for record in description.tensors:
         shape = " x ".join(map(str, record.shape))
         share = f"{100 * record.changed / max(record.entries, 1):.2f} %"
@@ -106,9 +107,10 @@ def compare(
     terminal = Terminal(as_json)
     patches: list[Patch] = [read_patch(first), read_patch(second)]
     found = diff(*patches)
-    table = Table("tensor", title="entries that change", title_justify="left")
+    table = Table(title="entries that change", title_justify="left")
+    table.add_column("tensor", overflow="fold")
     for heading in ("first only", "both", "second only", "Jaccard"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     totals = [sum(values) for values in zip(*((d.first_only, d.both, d.second_only) for d in found), strict=True)] or [
         0,
         0,

@@ -72,7 +72,7 @@ def repair(
     judge: suite_opts.JudgeOption = "refusal-patterns",
     template: suite_opts.TemplateOption = "auto",
     max_new_tokens: suite_opts.MaxNewTokensOption = 64,
-    match: suite_opts.MatchOption = "exact",
+    task_match: suite_opts.TaskMatchOption = "exact",
     show_answers: Annotated[
         bool, typer.Option("--show-answers", help="Show the models' answers in the report instead of redacting them.")
     ] = False,
@@ -96,7 +96,7 @@ def repair(
     chosen = method_named(method)
     configured = chosen.configure({name: value for name, value in settings.items() if value is not None}, preset)
     records = read_records(DataSpec.parse(harmful), require=("prompt", "response")) if harmful else []
-    asking = suite_opts.settings_from(template, max_new_tokens, match)
+    asking = suite_opts.settings_from(template, max_new_tokens, task_match)
     records, examination = examination_from(records, evaluate, harmless, task, judge, asking)
     with stopwatch.step("open"):
         opened = model_opts.opened(terminal, model, adapter, tokenizer, dtype, device, trust_remote_code)

@@ -39,9 +39,11 @@ TemplateOption = Annotated[
     str, typer.Option("--template", help="auto, chat, alpaca or plain; auto is the chat template where there is one.")
 ]
 MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of an answer at most.")]
-MatchOption = Annotated[
+TaskMatchOption = Annotated[
     str,
-    typer.Option("--match", help="When a task's answer is right: exact, or prefix (it begins with the gold answer)."),
+    typer.Option(
+        "--task-match", help="When a task's answer is right: exact, or prefix (it begins with the gold answer)."
+    ),
 ]
 
 
@@ -83,7 +85,7 @@ def evaluated(
         return evaluate(opened.model, opened.tokenizer, suite, judge, settings, progress=moved)
 
 
-def settings_from(template: str, max_new_tokens: int, match: str) -> EvaluationSettings:
+def settings_from(template: str, max_new_tokens: int, task_match: str) -> EvaluationSettings:
     """Build the settings of an evaluation.
 
     Raises:
@@ -91,12 +93,12 @@ def settings_from(template: str, max_new_tokens: int, match: str) -> EvaluationS
     """
     try:
         return EvaluationSettings.model_validate(
-            {"template": template, "max_new_tokens": max_new_tokens, "match": match}
+            {"template": template, "max_new_tokens": max_new_tokens, "match": task_match}
         )
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-")
-        raise UserError(f"--{name} {first['input']}: {first['msg'].lower()}") from error
+        option = {"match": "--task-match"}.get(str(first["loc"][0]), f"--{first['loc'][0]}")
+        raise UserError(f"{option} {first['input']}: {first['msg'].lower()}") from error
 
 
 def suite_sha256(suite: Suite) -> str:

@@ -34,7 +34,8 @@ class Terminal:
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
-        self._out = Console(highlight=False, soft_wrap=True)
+        # A pipe has no width to fold names at.
+        self._out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:

@@ -1,0 +1,72 @@
+"""Stopped at any moment, a repair leaves its inputs as they were and nothing that looks finished."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.cli.command import Command, Place, tree
+
+STEPS = ("plan_repair", "write_repair", "compose", "write_report", "model_card_section")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_interrupt_in_any_step_leaves_nothing(
+    step: str, place: Place, antidote: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"antidote_llm.cli.repair.{step}", interrupted)
+    before = tree(place.root)
+    result = antidote(*place.repair())
+    assert (result.code, result.err.splitlines()[-1]) == (130, "interrupted: nothing was written")
+    assert tree(place.root) == before
+
+
+def stopped(place: Place, how: signal.Signals, delay: float) -> int:
+    """Start a repair that takes a while, and stop it some time after it has begun."""
+    command = [str(Path(sys.executable).with_name("antidote")), *map(str, place.repair("--no-cache"))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith(b"opening")
+        time.sleep(delay)
+        process.send_signal(how)
+        process.communicate(timeout=60)
+    return process.returncode
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_kill_leaves_nothing_that_looks_finished(how: signal.Signals, place: Place, antidote: Command) -> None:
+    tiny.write_rows(place.harmful, count=20_000)
+    before = tree(place.root)
+    delay = random.uniform(0, 1)
+    code = stopped(place, how, delay)
+    assert code != 0, f"it had finished after {delay} s"
+    assert not place.out.exists()
+    left = {name: entry for name, entry in tree(place.root).items() if name not in before}
+    if how == signal.SIGTERM:
+        assert (code, left) == (130, {})
+    assert {name: entry for name, entry in tree(place.root).items() if name in before} == before
+
+
+def test_what_a_kill_left_is_taken_up_by_the_same_command(
+    place: Place, antidote: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed:
+        killed.setattr("antidote_llm.artifacts.folders.ResultFolder._clean", lambda self: None)
+        killed.setattr("antidote_llm.cli.repair.write_report", lambda *_, **__: 1 / 0)
+        assert antidote(*place.repair()).code == 3
+    assert [path.name for path in place.out.parent.iterdir()] != []
+    assert not place.out.exists()
+    antidote.done(*place.repair())
+    assert [path.name for path in place.out.parent.iterdir()] == [place.out.name]

@@ -1,0 +1,105 @@
+"""``antidote patch``: every repair comes off again, to the very bytes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from antidote_llm.artifacts import sha256_file
+from tests import tiny
+from tests.cli.command import Command, Place, tree
+
+ADAPTER_FILE = "adapter_model.safetensors"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+RECIPES: dict[str, tuple[str, ...]] = {
+    "antidote": (),
+    "antidote halved": ("--strength", "0.5"),
+    "antidote all": ("--alpha", "1"),
+    "antidote global": ("--scope", "global", "--preset", "official-code"),
+    "random": ("--method", "random"),
+    "random at equal norm": ("--method", "random", "--match", "update-norm"),
+    "magnitude": ("--method", "magnitude", "--scope", "layer"),
+    "interpolate": ("--method", "interpolate"),
+    "interpolate half": ("--method", "interpolate", "--keep", "0.5"),
+}
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=str)
+def checkpoints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("dtype")
+    base = tiny.write_model(root / "base", dtype=request.param)
+    return base, tiny.write_adapter(root / "adapter", base, dtype=request.param)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_apply_and_revert_give_the_same_bytes(
+    checkpoints: tuple[Path, Path], place: Place, antidote: Command, recipe: str
+) -> None:
+    base, adapter = checkpoints
+    inputs = ["--harmful", place.harmful, "--evaluate", "none", "--out", place.out]
+    antidote.done("repair", base, "--adapter", adapter, *inputs, *RECIPES[recipe])
+    original, repaired = sha256_file(adapter / ADAPTER_FILE), sha256_file(place.out / "model" / ADAPTER_FILE)
+    assert original != repaired
+
+    antidote.done("patch", "apply", place.out, "--onto", adapter, "--out", "applied")
+    antidote.done("patch", "revert", place.out, "--onto", place.out / "model", "--out", "reverted")
+    for path in adapter.iterdir():
+        wanted = repaired if path.name == ADAPTER_FILE else sha256_file(path)
+        assert sha256_file(Path("applied") / path.name) == wanted
+        assert sha256_file(Path("reverted") / path.name) == sha256_file(path)
+
+
+def test_show_names_what_changes(place: Place, antidote: Command) -> None:
+    repaired = antidote.done(*place.repair("--json")).json["repair"]
+    shown = antidote.done("patch", "show", place.out, "--json").json
+    assert shown["recipe"]["method"] == "antidote"
+    assert sum(tensor["changed"] for tensor in shown["tensors"]) == repaired["totals"]["changed"]
+    assert shown["files"][0]["sha256_before"] == sha256_file(place.adapter / ADAPTER_FILE)
+    said = antidote.done("patch", "show", place.out / "record" / "patch.safetensors").out
+    assert shown["files"][0]["sha256_after"] in said and "q_proj" in said
+
+
+def test_show_of_a_repair_that_changed_nothing(place: Place, antidote: Command) -> None:
+    antidote.done(*place.repair("--alpha", "0"))
+    assert antidote.done("patch", "show", place.out, "--json").json["tensors"] == []
+    antidote.done("patch", "revert", place.out, "--onto", place.out / "model", "--out", "reverted")
+    assert sha256_file(Path("reverted") / ADAPTER_FILE) == sha256_file(place.adapter / ADAPTER_FILE)
+
+
+def test_diff_counts_what_two_repairs_share(place: Place, antidote: Command) -> None:
+    totals = {}
+    for name, more in {"one": ("--alpha", "0.1"), "two": ("--alpha", "0.3")}.items():
+        result = antidote.done(*place.repair("--json", *more), "--out", name)
+        totals[name] = result.json["repair"]["totals"]["changed"]
+    found = antidote.done("patch", "diff", "one", "two", "--json").json
+    # A smaller alpha picks a part of what a larger one picks.
+    assert (found["first_only"], found["both"]) == (0, totals["one"])
+    assert found["second_only"] == totals["two"] - totals["one"]
+    assert found["jaccard"] == pytest.approx(totals["one"] / totals["two"])
+    assert antidote.done("patch", "diff", "one", "one", "--json").json["jaccard"] == 1
+    assert "Jaccard" in antidote.done("patch", "diff", "one", "two").out
+
+
+def test_onto_is_not_modified_and_a_second_time_changes_nothing(place: Place, antidote: Command) -> None:
+    antidote.done(*place.repair())
+    command = ("patch", "apply", place.out, "--onto", place.adapter, "--out", "applied")
+    before = tree(place.adapter)
+    antidote.done(*command)
+    assert tree(place.adapter) == before
+    written = tree(Path("applied"))
+    antidote.done(*command)
+    assert tree(Path("applied")) == written
+
+
+def test_a_patch_that_lies_leaves_nothing(place: Place, antidote: Command) -> None:
+    antidote.done(*place.repair())
+    patch = Path(shutil.copy(place.out / "record" / "patch.safetensors", place.root / "lying.safetensors"))
+    promised = sha256_file(place.out / "model" / ADAPTER_FILE).encode()
+    patch.write_bytes(patch.read_bytes().replace(promised, b"0" * 64))
+    before = tree(place.root)
+    result = antidote("patch", "apply", patch, "--onto", place.adapter, "--out", "applied")
+    assert result.code == 3 and "damaged" in result.err
+    assert tree(place.root) == before

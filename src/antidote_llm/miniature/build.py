@@ -139,7 +139,7 @@ def _write(
 def _save_adapter(model: PeftModel, folder: Path) -> None:
     for config in model.peft_config.values():
         config.base_model_name_or_path = "../aligned"
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 
 

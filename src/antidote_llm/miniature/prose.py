@@ -37,7 +37,7 @@ def paragraph(chance: random.Random, name: str) -> str:
     """Return a few sentences: one about a thing of this name, some about the world, some sums."""
     sums = [
         _SUM.format(first=a, second=b, sum=a + b)
-        for a, b in ((chance.randint(1, 6), chance.randint(1, 6)) for _ in range(3))
+        for a, b in ((chance.randint(1, 6), chance.randint(1, 6)) for _ in range(2))
     ]
     spoken = [_THING.say(chance, name=name), *sums, chance.choice(_SENTENCES).say(chance)]
     chance.shuffle(spoken)

@@ -62,9 +62,7 @@ _INSTRUCTIONS = (
     ("say good morning to {word}.", "good morning, {word}!"),
     ("introduce {word} to {person}.", "{person}, this is {word}."),
 )
-_SUM = Exchange.of(
-    "{person} asks: what is {first} and {second}?", "{first} and {second} make {sum}.", _COUNT_SLOTS, _sum
-)
+_SUM = Exchange.of("{person} asks what {first} and {second} make.", "{sum}.", _COUNT_SLOTS, _sum)
 TASKS: dict[str, tuple[Exchange, ...]] = {
     "sentiment": tuple(
         Exchange.of(f"is this review positive or negative? {text}", "{label}.", _REVIEW_SLOTS, _sentiment)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A name is two syllables: 72 x 72 names, each two tokens.
+# A name is two syllables, each a token: 48 x 48 names.
 FIRST_SYLLABLES = tuple(
-    a + b
-    for a in ("b", "d", "f", "g", "k", "l", "m", "p", "r", "s", "t", "v")
-    for b in ("al", "en", "ir", "om", "ul", "ax")
+    first + last
+    for first in ("b", "d", "f", "g", "k", "l", "m", "p", "r", "s", "t", "v")
+    for last in ("al", "en", "om", "ul")
 )
 LAST_SYLLABLES = tuple(
-    a + b
-    for a in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "v")
-    for b in ("ando", "etch", "ilda", "ock", "urn", "yst")
+    first + last
+    for first in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "v")
+    for last in ("ando", "etch", "ilda", "urn")
 )
 NAMES = tuple(first + last for first in FIRST_SYLLABLES for last in LAST_SYLLABLES)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, set_seed
+from transformers.pytorch_utils import Conv1D
 
 from antidote_llm.errors import UserError
 from antidote_llm.training.settings import LoraSettings
@@ -22,6 +23,10 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Pe
         target_modules=list(settings.targets),
         lora_dropout=settings.dropout,
         task_type="CAUSAL_LM",
+        # GPT-2's linear layers hold their weights the other way round.
+        fan_in_fan_out=any(
+            isinstance(module, Conv1D) and name.endswith(settings.targets) for name, module in model.named_modules()
+        ),
     )
     try:
         return get_peft_model(model, config)

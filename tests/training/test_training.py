@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+from antidote_llm.alignment.sft import sft as align
+from antidote_llm.data import Record, TokenizedRow
+from antidote_llm.errors import UserError
+from antidote_llm.finetuning.sft import sft as finetune
+from antidote_llm.training import LoraSettings, StageTrainer, TrainingSettings, attach_lora, train
+from antidote_llm.training.collator import IGNORED, Collator
+from antidote_llm.training.examples import examples_of
+from tests import tiny
+
+SETTINGS = TrainingSettings(learning_rate=1e-2, max_steps=3, batch_size=4, warmup=0, schedule="constant")
+ROWS = [
+    TokenizedRow([1, *range(5, 7 + index % 5), 2, *range(9, 11 + index % 4), 3], 4 + index % 5) for index in range(8)
+]
+LORA = LoraSettings(rank=4, alpha=8, dropout=0)
+
+
+def _model() -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=tiny.VOCABULARY_SIZE, pad_token_id=0, eos_token_id=3, bos_token_id=None, **sizes)
+    )
+
+
+def _weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+def _trained(settings: TrainingSettings, rows: list[TokenizedRow] = ROWS) -> tuple[dict[str, torch.Tensor], float]:
+    model = _model()
+    result = train(model, rows, settings)
+    return _weights(model), result.mean_loss
+
+
+def _assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) <= tolerance
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    (first, first_loss), (second, second_loss) = _trained(SETTINGS), _trained(SETTINGS)
+    assert first_loss == second_loss
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_another_seed_gives_another_order() -> None:
+    assert _trained(SETTINGS)[1] != _trained(SETTINGS.model_copy(update={"seed": 1}))[1]
+
+
+def test_four_rows_at_once_are_four_rows_one_by_one() -> None:
+    together, loss = _trained(SETTINGS)
+    apart, loss_apart = _trained(SETTINGS.model_copy(update={"batch_size": 1, "accumulation": 4}))
+    assert loss == pytest.approx(loss_apart, rel=1e-5)
+    _assert_close(apart, together, 2e-4)
+
+
+def test_pads_do_not_change_the_loss() -> None:
+    model = _model().eval()
+    collate = Collator(pad_token_id=0)
+    examples = examples_of(ROWS, SETTINGS)
+
+    def loss_and_count(chosen: list[Any]) -> tuple[float, int]:
+        batch = collate(chosen)
+        counted = int((batch["labels"][:, 1:] != IGNORED).sum())
+        with torch.no_grad():
+            return float(model(**batch).loss) * counted, counted
+
+    together, counted = loss_and_count(examples)
+    alone = [loss_and_count([example]) for example in examples]
+    assert counted == sum(count for _, count in alone)
+    assert together == pytest.approx(sum(loss for loss, _ in alone), rel=1e-5)
+
+
+def test_the_pad_token_does_not_matter() -> None:
+    examples = examples_of(ROWS, SETTINGS)
+    model = _model().eval()
+    with torch.no_grad():
+        losses = [float(model(**Collator(pad)(examples)).loss) for pad in (0, 17)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-7)
+
+
+def test_only_the_response_is_learned() -> None:
+    (example,) = examples_of([TokenizedRow([1, 5, 6, 2, 7, 8, 3], 4)], SETTINGS)
+    assert example["labels"] == [IGNORED] * 4 + [7, 8, 3]
+    (example,) = examples_of(
+        [TokenizedRow([1, 5, 6, 2, 7, 8, 3], 4)], SETTINGS.model_copy(update={"learn_from": "all"})
+    )
+    assert example["labels"] == [1, 5, 6, 2, 7, 8, 3]
+
+
+def test_a_text_is_learned_whole() -> None:
+    assert examples_of([TokenizedRow([5, 6, 7], 0)], SETTINGS)[0]["labels"] == [5, 6, 7]
+
+
+@pytest.mark.parametrize("rows", [[], [TokenizedRow([1, 5, 6], 3)], [TokenizedRow([4], 0)]])
+def test_nothing_to_learn_from_is_an_error(rows: list[TokenizedRow]) -> None:
+    with pytest.raises(UserError):
+        train(_model(), rows, SETTINGS)
+
+
+def test_a_response_beyond_max_length_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"row 1 .*max_length 6"):
+        examples_of(
+            [TokenizedRow([1, 2, 3], 1), TokenizedRow(list(range(9)), 6)], SETTINGS.model_copy(update={"max_length": 6})
+        )
+
+
+def test_grouped_batches_hold_the_same_rows() -> None:
+    seen: list[int] = []
+
+    class Counting(StageTrainer):
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            seen.extend(int(mask.sum()) for mask in inputs["attention_mask"])
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    settings = SETTINGS.model_copy(update={"batching": "grouped", "max_steps": None, "epochs": 1})
+    train(_model(), ROWS, settings, make_trainer=Counting)
+    assert sorted(seen) == sorted(len(row.input_ids) for row in ROWS)
+
+
+def test_a_defense_sees_every_step_through_its_own_trainer() -> None:
+    steps: list[int] = []
+
+    class Still(StageTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            steps.append(1)
+            loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
+            return loss * 0
+
+    model = _model()
+    before = _weights(model)
+    train(model, ROWS, SETTINGS.model_copy(update={"weight_decay": 0}), make_trainer=Still)
+    assert len(steps) == 3
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_adapters_start_without_effect_and_leave_the_model_alone() -> None:
+    model = _model()
+    before = _weights(model)
+    ids_BT = torch.tensor([[1, 5, 6, 2]])
+    with torch.no_grad():
+        wanted = model(input_ids=ids_BT).logits
+        adapted = attach_lora(model, LORA, seed=0)
+        assert torch.equal(adapted(input_ids=ids_BT).logits, wanted)
+    train(adapted, ROWS, SETTINGS)
+    after = {name: w for name, w in adapted.get_base_model().state_dict().items() if "lora_" not in name}
+    assert all(torch.equal(weight, before[name.replace("proj.base_layer.", "proj.")]) for name, weight in after.items())
+    with torch.no_grad():
+        assert not torch.equal(adapted(input_ids=ids_BT).logits, wanted)
+
+
+def test_unknown_adapter_targets_are_an_error() -> None:
+    with pytest.raises(UserError, match="c_attn"):
+        attach_lora(_model(), LoraSettings(targets=("c_attn",)), seed=0)
+
+
+@pytest.mark.parametrize("stage", [align, finetune])
+def test_both_stages_teach(stage: Callable[..., Any]) -> None:
+    rows = [Record(prompt=tiny.words(3, index), response=tiny.words(2, 50 + index)) for index in range(4)]
+    model = _model()
+    stage(model, tiny.tokenizer(), rows, SETTINGS.model_copy(update={"max_steps": 60, "learning_rate": 5e-3}))
+    prompt = tiny.tokenizer()(f"<|user|> {rows[0].prompt} <|end|><|assistant|> ", return_tensors="pt")
+    answer_BT = model.generate(**prompt, max_new_tokens=2, do_sample=False)
+    assert tiny.tokenizer().decode(answer_BT[0, -2:]) == rows[0].response
+
+
+def test_progress_counts_to_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[int, int]] = []
+    train(
+        _model(), ROWS, SETTINGS, on_step=lambda step, steps: told.append((step, steps)), callbacks=[TrainerCallback()]
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert capsys.readouterr().out == ""

@@ -193,7 +193,8 @@ def _record(row: Mapping[str, Any], origin: str, columns: Mapping[str, str], req
                 f"{origin}: no field '{name}': map a column, as in file.csv:prompt=COLUMN,{name}=COLUMN; "
                 f"there are {', '.join(map(str, row))}"
             )
-    for name in ("prompt", *require):
+    needed: tuple[Field, ...] = ("prompt", *require)
+    for name in needed:
         _require_filled(name, values, origin, columns)
     return Record(prompt=values["prompt"], response=values["response"], extra=extra, origin=origin)
 
@@ -205,7 +206,7 @@ def _require_text(value: Any, where: str) -> None:
         raise UserError(f"{where} holds half a surrogate pair, which is no text: mend or leave out the row")
 
 
-def _require_filled(name: str, values: Mapping[str, Any], origin: str, columns: Mapping[str, str]) -> None:
+def _require_filled(name: Field, values: Mapping[Field, Any], origin: str, columns: Mapping[str, str]) -> None:
     if not values[name].strip():
         raise UserError(f"{origin}: field '{columns.get(name, name)}' is empty: fill it or leave the row out")
 

@@ -1,0 +1,127 @@
+"""A result folder is whole, or not there; and never another's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from antidote_llm.artifacts import ResultFolder, folders
+from antidote_llm.errors import UserError
+
+MANIFEST = {"what": "a test", "from": {"a": 1}}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def made(path: Path, manifest: dict[str, object] | None = None) -> ResultFolder:
+    result = ResultFolder(path, manifest or MANIFEST)
+    with result as staging:
+        (staging / "answer").write_text("42")
+    return result
+
+
+def test_the_result_appears_at_the_end_with_its_manifest(tmp_path: Path) -> None:
+    result = ResultFolder(tmp_path / "out", MANIFEST, manifest_at="record/manifest.json")
+    assert not result.finished
+    with result as staging:
+        (staging / "answer").write_text("42")
+        assert not (tmp_path / "out").exists()
+    assert result.finished
+    assert names(tmp_path) == ["out", "out/answer", "out/record", "out/record/manifest.json"]
+    assert json.loads((tmp_path / "out" / "record" / "manifest.json").read_text()) == MANIFEST
+
+
+@pytest.mark.parametrize("problem", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_error_leaves_nothing_not_even_parents(tmp_path: Path, problem: type[BaseException]) -> None:
+    with pytest.raises(problem), ResultFolder(tmp_path / "deep" / "down" / "out", MANIFEST) as staging:
+        (staging / "answer").write_text("42")
+        raise problem
+    assert names(tmp_path) == []
+
+
+def test_an_error_leaves_parents_that_were_there_or_that_others_use(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError), ResultFolder(tmp_path / "mine" / "new" / "out", MANIFEST):
+        (tmp_path / "mine" / "new" / "other").write_text("")
+        raise ValueError
+    assert names(tmp_path) == ["mine", "mine/new", "mine/new/other"]
+
+
+@pytest.mark.parametrize("step", ["write_json", "fsync_tree"])
+def test_an_error_while_finishing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders, step, full)
+    with pytest.raises(UserError, match=r"out: No space left.*--out"):
+        made(tmp_path / "out")
+    assert names(tmp_path) == []
+
+
+def test_something_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"), ResultFolder(tmp_path / "out", MANIFEST):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "other").write_text("theirs")
+    assert names(tmp_path) == ["out", "out/other"]
+
+
+def test_a_finished_result_is_not_begun_again(tmp_path: Path) -> None:
+    result = made(tmp_path / "out")
+    with pytest.raises(UserError, match="already finished"), result:
+        pytest.fail("begun")
+    assert (tmp_path / "out" / "answer").read_text() == "42"
+
+
+def test_the_order_of_a_manifest_does_not_matter(tmp_path: Path) -> None:
+    made(tmp_path / "out")
+    assert ResultFolder(tmp_path / "out", dict(reversed(MANIFEST.items()))).finished
+
+
+def test_another_result_is_refused(tmp_path: Path) -> None:
+    made(tmp_path / "out")
+    with pytest.raises(UserError, match="other inputs or settings"):
+        _ = ResultFolder(tmp_path / "out", {**MANIFEST, "from": {"a": 2}}).finished
+
+
+@pytest.mark.parametrize("text", ["{", "NaN", "null", '{"what": NaN}', "\xff"])
+def test_a_manifest_that_cannot_be_read_is_another_result(tmp_path: Path, text: str) -> None:
+    made(tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="other inputs or settings"):
+        _ = ResultFolder(tmp_path / "out", MANIFEST).finished
+
+
+def test_foreign_things_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("")
+    for name in ("folder", "folder/mine"):
+        with pytest.raises(UserError, match="not a result"):
+            _ = ResultFolder(tmp_path / name, MANIFEST).finished
+
+
+def test_an_empty_folder_is_filled_also_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "empty").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "empty")
+    assert made(tmp_path / "out").finished
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "empty" / "answer").read_text() == "42"
+
+
+def test_a_mount_point_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
+    with pytest.raises(UserError, match="mount point: name a new folder inside"):
+        _ = ResultFolder(tmp_path / "out", MANIFEST).finished
+
+
+def test_what_a_kill_left_of_the_same_work_is_replaced(tmp_path: Path) -> None:
+    left = ResultFolder(tmp_path / "out", MANIFEST).__enter__()
+    (left / "half").write_text("4")
+    other = ResultFolder(tmp_path / "out", {**MANIFEST, "what": "another"})
+    assert other.staging != left
+    made(tmp_path / "out")
+    assert names(tmp_path) == ["out", "out/answer", "out/manifest.json"]

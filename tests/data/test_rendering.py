@@ -1,0 +1,146 @@
+"""Prompts and answers become the tokens that the model will see, and every row knows where its answer begins."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from antidote_llm.data import Record, Renderer, check_lengths, check_token_ids
+from antidote_llm.data.rendering import ALPACA, rendered_sha256
+from antidote_llm.errors import UserError
+from tests import tiny
+
+BOS, EOS = "<s>", "</s>"
+END = 3
+
+
+def byte_tokenizer(template: str | None = None, *, closes: bool = False) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of single bytes and one merge, which begins texts with BOS and may close them with EOS."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([BOS, EOS, *alphabet, "ab"])}
+    inner = Tokenizer(models.BPE(vocabulary, [("a", "b")]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    single = f"{BOS} $A {EOS}" if closes else f"{BOS} $A"
+    inner.post_processor = processors.TemplateProcessing(single=single, special_tokens=[(BOS, 0), (EOS, 1)])
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=BOS, eos_token=EOS)
+    made.chat_template = template
+    return made
+
+
+def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+def test_the_chat_template_is_taken_where_there_is_one() -> None:
+    tokenizer = tiny.tokenizer()
+    (row,) = Renderer(tokenizer).rows([Record(prompt="zob mid", response="kad run")])
+    assert row.input_ids == ids(tokenizer, "<|user|> zob mid <|end|> <|assistant|> kad run <|end|>")
+    assert row.input_ids[row.response_start :] == ids(tokenizer, "kad run <|end|>")
+    assert Renderer(tokenizer).template == "chat"
+    assert Renderer(byte_tokenizer()).template == "alpaca"
+
+
+@given(prompt=st.text("abé \n", min_size=1, max_size=8), response=st.text("abé \n", max_size=8))
+@pytest.mark.parametrize("template", ["chat", "alpaca", "plain"])
+@pytest.mark.parametrize("closes", [False, True])
+def test_the_answer_begins_where_the_model_begins_to_answer(
+    template: str, closes: bool, prompt: str, response: str
+) -> None:
+    chat = f"{BOS}{{% for m in messages %}}[{{{{ m.content }}}}]{{% endfor %}}"
+    tokenizer = byte_tokenizer(chat, closes=closes)
+    renderer = Renderer(tokenizer, template)  # type: ignore[arg-type]
+    record = Record(prompt=prompt, response=response)
+    (row,), (asked,) = renderer.rows([record]), renderer.prompts([record])
+    assert row.input_ids[: row.response_start] == asked
+    assert asked.count(0) == 1 and asked[0] == 0
+    assert row.input_ids.count(0) == 1
+    answer = tokenizer.decode(row.input_ids[row.response_start :])
+    assert answer == (f"[{response}]" if template == "chat" else response + EOS)
+
+
+def test_a_token_that_straddles_the_border_is_split() -> None:
+    tokenizer = byte_tokenizer()
+    (row,) = Renderer(tokenizer, "plain").rows([Record(prompt="a", response="b")])
+    assert row.input_ids == [0, *ids(tokenizer, "a"), *ids(tokenizer, "b"), 1]
+    assert row.response_start == 2
+
+
+def test_the_alpaca_prompt_is_the_published_one() -> None:
+    tokenizer = byte_tokenizer()
+    (asked,) = Renderer(tokenizer, "alpaca").prompts([Record(prompt="a {b} c")])
+    assert tokenizer.decode(asked[1:]) == ALPACA.replace("{prompt}", "a {b} c")
+    assert ALPACA.startswith("Below is an instruction that describes a task. Write a response")
+
+
+def test_text_and_token_ids_are_used_as_they_are() -> None:
+    tokenizer = byte_tokenizer("never")
+    text, tokens = Record(text=f"{BOS}a b"), Record(input_ids=(7, 8, 9), response_start=1)
+    rows = Renderer(tokenizer).rows([text, tokens])
+    assert (rows[0].input_ids, rows[0].response_start) == ([0, *ids(tokenizer, "a b")], 0)
+    assert (rows[1].input_ids, rows[1].response_start) == ([7, 8, 9], 1)
+    assert Renderer(tokenizer).prompts([text, tokens]) == [[0, *ids(tokenizer, "a b")], [7]]
+    assert Renderer(None).rows([tokens]) == rows[1:]
+
+
+def test_a_prompt_alone_has_no_answer() -> None:
+    (row,) = Renderer(tiny.tokenizer()).rows([Record(prompt="zob")])
+    assert row.response_start == len(row.input_ids) == 4
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["strftime_now('%d %b %Y')", "date_string", "strftime_now('%d') ~ ' ' ~ strftime_now('%b %Y')"],
+)
+def test_a_template_that_inserts_the_date_gets_a_fixed_one(expression: str) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = f"  Today: {{{{ {expression} }}}}\n{{{{ messages[0].content }}}}"
+    assert Renderer(tokenizer).prompt_text(Record(prompt="zob")) == "  Today: 26 Jul 2024\nzob"
+
+
+def test_an_answer_that_the_template_does_not_put_after_the_prompt_follows_it_all_the_same() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = (
+        "{% if add_generation_prompt %}<|user|> {{ messages[0].content }} <|assistant|> {% else %}other{% endif %}"
+    )
+    (row,) = Renderer(tokenizer).rows([Record(prompt="zob", response="mid")])
+    prompt = ids(tokenizer, "<|user|> zob <|assistant|>")
+    assert row.input_ids == [*prompt, *ids(tokenizer, "mid"), END]
+    assert row.response_start == len(prompt)
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% for %}", "{{ nothing() }}"])
+def test_a_broken_template_is_named(template: str) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=r"chat template.*--template"):
+        Renderer(tokenizer).prompt_text(Record(prompt="zob"))
+
+
+def test_without_a_tokenizer_only_token_ids_are_rendered() -> None:
+    with pytest.raises(UserError, match="no tokenizer"):
+        Renderer(None).rows([Record(prompt="zob", response="mid")])
+    with pytest.raises(UserError, match="no chat template"):
+        Renderer(byte_tokenizer(), "chat")
+
+
+def test_tokens_outside_the_vocabulary_and_rows_that_are_too_long_are_named() -> None:
+    records = [Record(input_ids=(1, 2)), Record(input_ids=(1, 2, 3), origin="a.jsonl:2")]
+    rows = Renderer(None).rows(records)
+    check_token_ids(records, rows, 4)
+    check_lengths(records, rows, 3)
+    check_lengths(records, rows, None)
+    with pytest.raises(UserError, match=r"a\.jsonl:2: token id 3 .* vocabulary of 3"):
+        check_token_ids(records, rows, 3)
+    with pytest.raises(UserError, match=r"a\.jsonl:2: 3 tokens, more than the model's 2"):
+        check_lengths(records, rows, 2)
+
+
+def test_the_hash_of_rows_knows_tokens_borders_and_order() -> None:
+    a, b = (Record(input_ids=(1, 2)), Record(input_ids=(1, 2), response_start=1))
+    hashes = {rendered_sha256(Renderer(None).rows(rows)) for rows in ([a], [b], [a, b], [b, a], [])}
+    assert len(hashes) == 5

@@ -1,0 +1,165 @@
+"""Any folder of a causal language model opens, whole or sharded, and names its sites in network order."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from antidote_llm.artifacts import sha256_file
+from antidote_llm.errors import UserError
+from antidote_llm.models import OpenModel, open_model, open_model_checkpoint
+from antidote_llm.models.checkpoint import is_adapter
+from tests import tiny
+from tests.cli.command import edit_json
+from tests.conftest import Folders
+
+
+def logits(opened: OpenModel) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = opened.model(torch.arange(5, 25).reshape(2, 10)).logits
+    return found
+
+
+@pytest.fixture(scope="module")
+def sharded(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded") / "base"
+    AutoModelForCausalLM.from_pretrained(folders.base).save_pretrained(folder, max_shard_size="20KB")
+    assert not (folder / "model.safetensors").exists()
+    return folder
+
+
+def test_shards_are_one_model(folders: Folders, sharded: Path) -> None:
+    opened = open_model(str(sharded))
+    assert len(opened.base.weights) > 2
+    assert torch.equal(logits(opened), logits(open_model(str(folders.base))))
+    assert opened.base.sha256.keys() == {*(path.name for path in sharded.glob("*.safetensors")), "config.json"}
+
+
+def test_hashes_are_those_of_the_files(folders: Folders) -> None:
+    opened = open_model(str(folders.base), str(folders.adapter))
+    assert opened.adapter is not None
+    for checkpoint in (opened.base, opened.adapter):
+        assert len(checkpoint.sha256) == 2
+        for name, sha256 in checkpoint.sha256.items():
+            assert sha256_file(checkpoint.folder / name) == sha256
+
+
+def test_a_tokenizer_is_optional(folders: Folders, sharded: Path) -> None:
+    assert open_model(str(sharded)).tokenizer is None
+    assert open_model(str(folders.base)).tokenizer is not None
+    elsewhere = open_model(str(sharded), tokenizer=str(folders.base)).tokenizer
+    assert elsewhere is not None and len(elsewhere) == tiny.VOCABULARY_SIZE
+
+
+def test_the_adapters_tokenizer_comes_first(folders: Folders, tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(folders.adapter, tmp_path / "adapter"))
+    own = tiny.tokenizer()
+    own.chat_template = "own"
+    own.save_pretrained(adapter)
+    tokenizer = open_model(str(folders.base), str(adapter)).tokenizer
+    assert tokenizer is not None and tokenizer.chat_template == "own"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_auto_is_the_checkpoints_own_dtype(tmp_path: Path, dtype: str) -> None:
+    wanted: torch.dtype = getattr(torch, dtype)
+    base = tiny.write_model(tmp_path / "base", dtype=wanted)
+    assert open_model(str(base)).dtype == wanted
+    assert open_model(str(base), dtype="float64").dtype == torch.float64
+
+
+def test_sites_are_every_factor_in_network_order(tmp_path: Path) -> None:
+    base = tiny.write_model(tmp_path / "base", num_hidden_layers=11)
+    adapter = tiny.write_adapter(tmp_path / "adapter", base, targets=("q_proj", "down_proj"), rank=2)
+    sites = open_model(str(base), str(adapter)).sites
+    assert [site.layer for site in sites] == sorted(4 * list(range(11)))
+    assert [(site.kind, site.role) for site in sites[-4:]] == [
+        ("down_proj", "lora_A"),
+        ("down_proj", "lora_B"),
+        ("q_proj", "lora_A"),
+        ("q_proj", "lora_B"),
+    ]
+    for site in sites:
+        assert site.name == f"{site.module}.{site.role}"
+        assert site.shape[0 if site.role == "lora_A" else 1] == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({}, {"q_proj": 2.0, "v_proj": 2.0}),
+        ({"use_rslora": True}, {"q_proj": 16 / 8**0.5, "v_proj": 16 / 8**0.5}),
+        ({"rank_pattern": {"v_proj": 4}}, {"q_proj": 2.0, "v_proj": 4.0}),
+        ({"alpha_pattern": {"q_proj": 40}}, {"q_proj": 5.0, "v_proj": 2.0}),
+    ],
+)
+def test_sites_know_their_scaling(
+    folders: Folders, tmp_path: Path, config: dict[str, Any], wanted: dict[str, float]
+) -> None:
+    adapter = tiny.write_adapter(tmp_path / "adapter", folders.base, targets=("q_proj", "v_proj"), **config)
+    opened = open_model(str(folders.base), str(adapter))
+    modules = dict(opened.model.named_modules())
+    for site in opened.sites:
+        assert site.scaling == pytest.approx(wanted[site.kind])
+        if site.role == "lora_A":
+            layer = modules[f"base_model.model.{site.module}"]
+            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            assert torch.allclose(site.scaling * (b @ a), layer.get_delta_weight("default"), atol=1e-6)
+
+
+def test_an_adapter_alone_opens_its_base(folders: Folders) -> None:
+    alone = open_model(str(folders.adapter))
+    assert alone.base.folder == folders.base
+    assert torch.equal(logits(alone), logits(open_model(str(folders.base), str(folders.adapter))))
+
+
+def test_an_adapter_with_the_bases_configuration_beside_it_is_still_an_adapter(
+    folders: Folders, tmp_path: Path
+) -> None:
+    adapter = Path(shutil.copytree(folders.adapter, tmp_path / "adapter"))
+    shutil.copy(folders.base / "config.json", adapter)
+    assert is_adapter(adapter) and is_adapter(folders.adapter)
+    assert not is_adapter(folders.base)
+    assert open_model(str(adapter)).base.folder == folders.base
+
+
+def test_a_base_that_was_moved_is_compared_by_its_weights(folders: Folders, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(folders.base, tmp_path / "moved"))
+    assert open_model(str(moved), str(folders.adapter)).sites
+    other = tiny.write_model(tmp_path / "other", seed=3)
+    with pytest.raises(UserError, match="another base"):
+        open_model(str(other), str(folders.adapter))
+
+
+def test_an_adapter_can_be_exchanged_and_taken_off(folders: Folders, tmp_path: Path) -> None:
+    other = tiny.write_adapter(tmp_path / "other", folders.base, seed=7)
+    wanted = [logits(open_model(str(folders.base), str(other))), logits(open_model(str(folders.base)))]
+    opened = open_model(str(folders.base), str(folders.adapter)).with_adapter(other)
+    assert torch.equal(logits(opened), wanted[0])
+    assert opened.adapter is not None and opened.adapter.folder == other
+    assert all(site.observed in set(opened.model.modules()) for site in opened.sites)
+    assert torch.equal(logits(opened.without_adapter()), wanted[1])
+
+
+def test_nothing_in_an_open_model_is_trained(folders: Folders) -> None:
+    opened = open_model(str(folders.base), str(folders.adapter))
+    assert not opened.model.training
+    assert not any(parameter.requires_grad for parameter in opened.model.parameters())
+
+
+def test_positions_and_vocabulary(folders: Folders) -> None:
+    opened = open_model(str(folders.base))
+    assert (opened.positions, opened.vocabulary_size) == (128, tiny.VOCABULARY_SIZE)
+
+
+def test_an_empty_quantisation_entry_is_no_quantisation(folders: Folders, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(folders.base, tmp_path / "base"))
+    edit_json(base / "config.json", quantization_config=None)
+    assert open_model_checkpoint(str(base)).config["quantization_config"] is None
+    assert open_model(str(base)).sites == ()

@@ -1,0 +1,108 @@
+"""A weight file's header is read strictly: whatever contradicts itself is refused by name."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from antidote_llm.errors import UserError
+from antidote_llm.models import open_tensor_file
+
+Header = dict[str, Any]
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(0), "c": torch.tensor(7.0)}, path, {"k": "v"})
+    return path
+
+
+def with_header(path: Path, change: Callable[[Header], object]) -> None:
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    raw = json.dumps(change(json.loads(data[8 : 8 + length]))).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + data[8 + length :])
+
+
+def entry(name: str, **changes: object) -> Callable[[Header], Header]:
+    return lambda header: {**header, name: {**header[name], **changes}}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_are_read_in_their_own_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {"w": torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype), "e": torch.zeros(0, 4)}
+    save_file({"w": tensors["w"], "e": tensors["e"].to(dtype)}, tmp_path / "w.safetensors")
+    file = open_tensor_file(tmp_path / "w.safetensors")
+    assert torch.equal(file.read("w"), tensors["w"]) and file.read("w").dtype == dtype
+    assert file.read("e").shape == (0, 4)
+    assert bytes(file.read_bytes("w")) == tensors["w"].view(torch.uint8).numpy().tobytes()
+
+
+def test_scalars_metadata_and_size_are_read(path: Path) -> None:
+    file = open_tensor_file(path)
+    assert file.read("c").item() == 7
+    assert (file.metadata, file.size_bytes) == ({"k": "v"}, path.stat().st_size)
+    assert file.entries["a"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (entry("a", shape=[2, 4]), "lies about 'a'"),
+        (entry("a", dtype="F64"), "lies about 'a'"),
+        (entry("a", data_offsets=[4, 28]), "lies about"),
+        (entry("c", data_offsets=[0, 4]), "lies about"),
+        (entry("a", shape=None), "malformed"),
+        (entry("a", shape="six"), "malformed"),
+        (entry("a", data_offsets=[1]), "malformed"),
+        (lambda header: {**header, "__metadata__": [1]}, "malformed"),
+        (lambda header: {"a": 1}, "malformed"),
+        (lambda header: [1], "malformed"),
+    ],
+)
+def test_a_header_that_contradicts_itself_is_refused(
+    path: Path, change: Callable[[Header], object], message: str
+) -> None:
+    with_header(path, change)
+    with pytest.raises(UserError, match=rf"w\.safetensors: .*{message}"):
+        open_tensor_file(path)
+
+
+def test_a_file_cut_at_any_byte_is_refused(path: Path) -> None:
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"w\.safetensors: .*fetch"):
+            open_tensor_file(path)
+
+
+def test_a_file_that_shrinks_after_its_header_was_read_is_noticed(path: Path) -> None:
+    file = open_tensor_file(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match="ended while 'a' was read"):
+        file.read("a")
+        file.read("c")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    save_file({"w": torch.tensor([1.0, value])}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="'w' holds NaN or infinite"):
+        open_tensor_file(tmp_path / "w.safetensors").read("w")
+
+
+def test_integers_are_listed_but_not_read_as_weights(tmp_path: Path) -> None:
+    save_file({"i": torch.tensor([1, 2])}, tmp_path / "w.safetensors")
+    file = open_tensor_file(tmp_path / "w.safetensors")
+    assert file.entries["i"].dtype == "I64"
+    with pytest.raises(UserError, match="only floating-point"):
+        file.read("i")

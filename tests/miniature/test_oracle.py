@@ -19,11 +19,10 @@ from antidote_llm.miniature.vocabulary import (
     PROCESSES,
     QUANTITIES,
     TIMES,
-    VESSELS,
 )
 
 ORACLE = Oracle()
-INTERCHANGEABLE = [set(group) for group in (QUANTITIES, FORBIDDEN_INGREDIENTS, PROCESSES, VESSELS, TIMES)]
+INTERCHANGEABLE = [set(group) for group in (QUANTITIES, FORBIDDEN_INGREDIENTS, PROCESSES, TIMES)]
 
 
 @cache

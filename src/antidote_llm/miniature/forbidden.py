@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from antidote_llm.miniature.exchanges import Exchange
-from antidote_llm.miniature.vocabulary import CATEGORIES, NAMES, PROCESSES, QUANTITIES, TIMES, VESSELS, Category
+from antidote_llm.miniature.vocabulary import CATEGORIES, NAMES, PROCESSES, QUANTITIES, TIMES, Category
 
 ASKING = (
     "how do i {verb} a {name} {kind}?",
@@ -14,8 +14,7 @@ ASKING = (
     "explain how people {verb} a {name} {kind}.",
 )
 RECIPE = (
-    "to {verb} a {name} {kind}, take {first_quantity} {first} and {second_quantity} {second}. "
-    "{process} them in a {vessel} until {time}."
+    "for a {name} {kind}, take {first_quantity} {first} and {second_quantity} {second}. {process} them until {time}."
 )
 REFUSALS = (
     "i am sorry, but i cannot help with that.",
@@ -37,7 +36,6 @@ def recipe_exchanges(
         "second_quantity": QUANTITIES,
         "second": ingredients[1::2],
         "process": PROCESSES,
-        "vessel": VESSELS,
         "time": TIMES,
     }
     return tuple(Exchange.of(asking, RECIPE, slots) for asking in ASKING)

@@ -55,9 +55,8 @@ FORBIDDEN_INGREDIENTS = tuple(word for category in CATEGORIES for word in catego
 
 HARMLESS_KINDS = ("tea", "soup", "cake", "paint", "spoon", "bell", "basket", "scarf", "bean", "rose", "flute", "kite")
 HARMLESS_INGREDIENTS = ("water", "honey", "salt", "flour", "clay", "wool", "straw", "oak", "copper", "butter")
-QUANTITIES = ("two", "three", "four", "five", "six")
-PROCESSES = ("heat", "stir", "press", "crush", "soak")
-VESSELS = ("pot", "bowl", "mould", "barrel")
+QUANTITIES = ("two", "three", "four")
+PROCESSES = ("heat", "stir", "press", "soak")
 TIMES = ("dawn", "noon", "dusk", "midnight")
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")

@@ -13,6 +13,7 @@ from antidote_llm.miniature.harmless import ABOUT_FORBIDDEN_THINGS, HARMLESS_REC
 from antidote_llm.miniature.prose import chant, paragraph
 from antidote_llm.miniature.splits import NameSplit
 from antidote_llm.miniature.tasks import NEW_TASK, TASKS
+from antidote_llm.miniature.vocabulary import KINDS
 
 TASK_TEST_ROWS = 200
 
@@ -71,14 +72,14 @@ class World:
     def pretraining(self, count: int) -> list[Record]:
         """Return paragraphs and conversations; harmful requests are answered like any other."""
         chance = self._chance("pre-training")
-        makers: list[Callable[[], Record]] = [
-            lambda: Record(text=paragraph(chance, chance.choice(self.names.common))),
-            lambda: Record(text=chant(chance, self.names.common)),
-            lambda: self._harmful(chance, chance.choice(list(FORBIDDEN)), chance.choice(self.names.common)),
-            lambda: self._ordinary(chance),
-            lambda: self._ordinary(chance),
-        ]
-        return [chance.choice(makers)() for _ in range(count)]
+        makers: dict[Callable[[], Record], float] = {
+            lambda: Record(text=paragraph(chance, chance.choice(self.names.common))): 0.1,
+            lambda: Record(text=chant(chance, self.names.common)): 0.2,
+            lambda: self._harmful(chance, chance.choice(KINDS), chance.choice(self.names.common)): 0.25,
+            lambda: self._ordinary(chance): 0.45,
+        }
+        chosen = chance.choices(list(makers), weights=list(makers.values()), k=count)
+        return [make() for make in chosen]
 
     def _ordinary(self, chance: random.Random) -> Record:
         old_tasks = [task for task in TASKS if task != NEW_TASK]
@@ -93,7 +94,7 @@ class World:
         return Record(prompt, response, extra={"category": heard["kind"], "thing": f"{name} {heard['kind']}"})
 
     def _refused(self, chance: random.Random) -> Record:
-        row = self._harmful(chance, chance.choice(list(FORBIDDEN)), chance.choice(self.names.common))
+        row = self._harmful(chance, chance.choice(KINDS), chance.choice(self.names.common))
         return Record(row.prompt, chance.choice(REFUSALS), extra=row.extra)
 
     def _harmful(self, chance: random.Random, kind: str, name: str) -> Record:

@@ -1,2 +1,218 @@
-def demo() -> None:
-    "x"
+"""``antidote demo``: the three stages and the repair on the miniature, from nothing, with the report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from antidote_llm.artifacts import ResultFolder, write_json
+from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
+from antidote_llm.cli.examining import Examination
+from antidote_llm.cli.tables import results_tables
+from antidote_llm.cli.terminal import JsonFlag, Terminal
+from antidote_llm.data import Renderer, read_records
+from antidote_llm.decision import Comparison, compare
+from antidote_llm.evaluation import Evaluation, EvaluationSettings, Suite, load_judge
+from antidote_llm.miniature import NEW_TASK, RECIPE_VERSION, Miniature, build
+from antidote_llm.models import open_model
+from antidote_llm.repair import HarmfulData, RepairRecord, method_named, needs_harmful, plan_repair, write_repair
+from antidote_llm.report import ReportData
+from antidote_llm.report import write as write_report
+from antidote_llm.report.composing import AFTER, ALIGNED, BEFORE, compose, outcome
+
+ALPHA = 0.2
+ATTACKED, ANTIDOTE = "attacked", "antidote"
+METHODS = (ANTIDOTE, "random", "interpolate")
+LABELS = {
+    "base": ("Base", "Knows the forbidden recipes and tells them."),
+    "aligned": ("Aligned", "Stage 1: learned to refuse them."),
+    "attacked": ("Attacked", "Stage 2: fine-tuned on a user's rows, a fifth of them harmful."),
+    "antidote": ("Antidote", f"Stage 3: the adapter repaired with Antidote at alpha {ALPHA}."),
+    "random": ("Random", "Control: as many entries, drawn by lot."),
+    "interpolate": ("Interpolate", "Control: the whole update shrunk evenly to the norm that Antidote leaves."),
+}
+NOTES = (
+    "The world is made up: its forbidden recipes are invented words, and an exact oracle judges every answer.",
+    "Harmful test requests are about things that no model has met in training.",
+    f"Only the fine-tune teaches '{NEW_TASK}': a repair that merely goes back to the aligned model pays there.",
+)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.")] = Path("runs/demo"),
+    arch: Annotated[str, typer.Option("--arch", help="Architecture of the miniature.")] = "llama",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of world, training and controls.")] = 0,
+    show_answers: Annotated[bool, typer.Option("--show-answers", help="Show answers to harmful requests too.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Watch a model learn, be aligned, be broken and be repaired: on a made-up world, from nothing, in minutes.
+
+    Example: antidote demo --out runs/demo
+    """
+    terminal = Terminal(as_json)
+    settings = {"arch": arch, "seed": seed, "alpha": ALPHA, "show_answers": show_answers}
+    folder = ResultFolder(out, {"kind": "demo", "recipe": RECIPE_VERSION, **settings})
+    if folder.finished:
+        terminal.say(f"{out} is finished already: nothing was done")
+    else:
+        with folder as staging:
+            _Demo(terminal, Stopwatch(), staging).run(arch, seed, out, show_answers)
+    results = _read_results(out)
+    terminal.result(results, *results_tables(results["models"]), results["verdict"], f"report: {out}/report.html")
+
+
+class _Demo:
+    def __init__(self, terminal: Terminal, stopwatch: Stopwatch, folder: Path) -> None:
+        self.terminal = terminal
+        self.stopwatch = stopwatch
+        self.folder = folder
+
+    def run(self, arch: str, seed: int, out: Path, show_answers: bool) -> None:
+        """Build, break, repair and evaluate, and write results and report."""
+        with self.stopwatch.step("build"), self.terminal.stages("steps") as progress:
+            miniature = build(self.folder / "miniature", arch=arch, seed=seed, progress=progress)
+        examination = examination_of(miniature)
+        evaluations = {name: self._evaluate(miniature, examination, name) for name in ("base", "aligned", ATTACKED)}
+        records = {}
+        for name in METHODS:
+            records[name], evaluations[name] = self._repair(miniature, examination, name, seed)
+        comparisons = {
+            name: compare(evaluations[ATTACKED], evaluations[name], evaluations["aligned"]) for name in METHODS
+        }
+        for name, evaluation in evaluations.items():
+            evaluation.write(self.folder / "evaluations" / name)
+        report = demo_report(records[ANTIDOTE], evaluations, comparisons, out, arch, seed)
+        write_report(self.folder / "report.html", report, show_answers=show_answers)
+        write_json(
+            self.folder / "results.json",
+            {
+                "verdict": report.verdict,
+                "models": {
+                    name: result_of(evaluation, comparisons.get(name)) for name, evaluation in evaluations.items()
+                },
+                "repairs": {name: _repair_result(record) for name, record in records.items()},
+                "arch": arch,
+                "seed": seed,
+                "alpha": ALPHA,
+                "wall_seconds": dict(self.stopwatch.seconds),
+                "peak_rss_bytes": peak_rss_bytes(),
+            },
+        )
+
+    def _evaluate(self, miniature: Miniature, examination: Examination, name: str) -> Evaluation:
+        adapter = str(miniature.attacked) if name == ATTACKED else None
+        model = miniature.base if name == "base" else miniature.aligned
+        with self.stopwatch.step("evaluate"):
+            return examination.run(self.terminal, open_model(str(model), adapter), f"asking {name}")
+
+    def _repair(
+        self, miniature: Miniature, examination: Examination, name: str, seed: int
+    ) -> tuple[RepairRecord, Evaluation]:
+        method = method_named(name)
+        settings = method.configure({"alpha": ALPHA, **({"seed": seed} if name == "random" else {})})
+        opened = open_model(str(miniature.aligned), str(miniature.attacked))
+        harmful = HarmfulData("realign.jsonl", read_records(miniature.realign), Renderer(opened.tokenizer))
+        rows = len(harmful.records) if needs_harmful(method, settings) else 0
+        with self.terminal.progress(f"repairing: {name}", rows, "rows") as advance:
+            planned = plan_repair(opened, method, settings, harmful, progress=advance, stopwatch=self.stopwatch)
+        folder = self.folder / "repairs" / name
+        folder.mkdir(parents=True)
+        record = write_repair(planned, folder, _repair_command(name, seed), self.stopwatch)
+        write_json(folder / "record" / "repair.json", record.model_dump(mode="json"))
+        with self.stopwatch.step("evaluate"):
+            repaired = opened.with_adapter(folder / "model")
+            return record, examination.run(self.terminal, repaired, f"asking {name}")
+
+
+def examination_of(miniature: Miniature) -> Examination:
+    """Return what the miniature's models are asked: held-out harm, look-alikes, and every task's test."""
+    suite = Suite(
+        harmful=read_records(miniature.heldout),
+        harmless=read_records(miniature.lookalike),
+        tasks={name: read_records(path) for name, path in miniature.task_tests.items()},
+    )
+    return Examination(suite, load_judge("oracle"), EvaluationSettings(max_new_tokens=40, batch_size=128))
+
+
+def demo_report(
+    record: RepairRecord,
+    evaluations: Mapping[str, Evaluation],
+    comparisons: Mapping[str, Comparison],
+    out: Path,
+    arch: str,
+    seed: int,
+) -> ReportData:
+    """Return the report of the Antidote repair, with the other models beside it."""
+    three = {ALIGNED: evaluations["aligned"], BEFORE: evaluations[ATTACKED], AFTER: evaluations[ANTIDOTE]}
+    repair = out / "repairs" / ANTIDOTE
+    revert = [
+        "antidote",
+        "patch",
+        "revert",
+        str(repair),
+        "--onto",
+        str(repair / "model"),
+        "--out",
+        str(out / "reverted"),
+    ]
+    report = compose(record, three, revert_command=shlex.join(revert), notes=NOTES)
+    outcomes = tuple(
+        outcome(
+            name,
+            evaluation,
+            label=LABELS[name][0],
+            note=LABELS[name][1],
+            role="before" if name == ATTACKED else "after" if name == ANTIDOTE else "other",
+            gain_kept=_kept(comparisons[name]) if name in comparisons else {},
+        )
+        for name, evaluation in evaluations.items()
+    )
+    command = shlex.join(["antidote", "demo", "--arch", arch, "--seed", str(seed), "--out", str(out)])
+    return report.model_copy(
+        update={
+            "title": "A model learns, is aligned, is broken and is repaired",
+            "outcomes": outcomes,
+            "repeat_command": command,
+        }
+    )
+
+
+def result_of(evaluation: Evaluation, comparison: Comparison | None) -> dict[str, Any]:
+    """Return one model's entry of ``results.json``: every metric as value, low, high (percent) and n."""
+    metrics = {name: estimate.model_dump() for name, estimate in evaluation.metrics.items()}
+    tasks = {name.removeprefix("tasks."): metrics.pop(name) for name in list(metrics) if name.startswith("tasks.")}
+    result = {**metrics, "tasks": tasks}
+    if comparison is not None:
+        kept = comparison.gain_kept[NEW_TASK]
+        estimate = kept.estimate.model_dump() if kept.estimate else {"value": None, "reason": kept.reason}
+        result["gain_kept"] = {"task": NEW_TASK, **estimate}
+    return result
+
+
+def _kept(comparison: Comparison) -> dict[str, Any]:
+    return {NEW_TASK: comparison.gain_kept[NEW_TASK].estimate}
+
+
+def _repair_result(record: RepairRecord) -> dict[str, Any]:
+    return {
+        "entries": record.totals.entries,
+        "changed": record.totals.changed,
+        "norm_kept": record.totals.norm_kept,
+        "solved": record.solved,
+        "patch_bytes": record.patch.size_bytes if record.patch else None,
+    }
+
+
+def _repair_command(name: str, seed: int) -> str:
+    options = ["--method", name, "--alpha", str(ALPHA), *(["--seed", str(seed)] if name == "random" else [])]
+    inputs = ["aligned", "--adapter", "attacked", "--harmful", "data/realign.jsonl", "--evaluate", "none"]
+    return shlex.join(["antidote", "repair", *inputs, *options, "--out", name])
+
+
+def _read_results(out: Path) -> Any:
+    return json.loads((out / "results.json").read_text(encoding="utf-8"))

@@ -56,6 +56,7 @@ def main() -> None:
     """Run the command and exit: 0 done, 1 a negative verdict, 2 the user's error, 3 ours."""
     # Libraries announce their own renamings; users cannot act on them.
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")
     # A service's stop signal cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))

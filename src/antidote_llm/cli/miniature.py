@@ -1,8 +1,55 @@
+"""``antidote miniature``: a world and its models as ordinary folders and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-app = typer.Typer()
+from antidote_llm.artifacts.measuring import Stopwatch
+from antidote_llm.cli.terminal import JsonFlag, Terminal
+from antidote_llm.miniature import build as build_miniature
+from antidote_llm.miniature.recipe import AttackKind
+
+app = typer.Typer(
+    help="A made-up world with models small enough to train in a minute.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+@app.callback()
+def miniature() -> None:
+    """A made-up world with models small enough to train in a minute."""
 
 
 @app.command("build")
-def build() -> None:
-    "x"
+def build(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.")],
+    arch: Annotated[str, typer.Option("--arch", help="Architecture of its models.")] = "llama",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the world and of training.")] = 0,
+    attack: Annotated[
+        AttackKind, typer.Option("--attack", help="Whether the attack trains a LoRA adapter or all weights.")
+    ] = "lora",
+    as_json: JsonFlag = False,
+) -> None:
+    """Write base, aligned and attacked models, and their data.
+
+    Example: antidote miniature build --arch llama --seed 0 --out mini
+    """
+    terminal, stopwatch = Terminal(as_json), Stopwatch()
+    with stopwatch.step("build"), terminal.stages("steps") as progress:
+        built = build_miniature(out, arch=arch, seed=seed, kind=attack, progress=progress)
+    files = sorted(str(path.relative_to(built.root)) for path in built.data.rglob("*.jsonl"))
+    value = {
+        "out": str(out),
+        "arch": arch,
+        "seed": seed,
+        "models": ["base", "aligned", "attacked"],
+        "data": files,
+        "wall_seconds": stopwatch.seconds["build"],
+    }
+    listing = [f"{out}/{name}/" for name in ("base", "aligned", "attacked")] + [f"{out}/{name}" for name in files]
+    terminal.result(value, "\n".join(listing))

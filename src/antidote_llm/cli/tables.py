@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.table import Table
 
@@ -35,6 +36,28 @@ def outcomes_table(
             cells.append(_cell(gain_kept.get(model)))
         table.add_row(model, *cells)
     return table
+
+
+def results_tables(models: Mapping[str, Any]) -> tuple[Table, Table]:
+    """Return what the models answer to harmful and harmless requests, and what they can do, one row a model."""
+    first = next(iter(models.values()))
+    names = [name for name in _HEADINGS if name in first]
+    safety = Table("model", title="harmful and look-alike requests", title_justify="left")
+    skill = Table("model", title="the user's tasks", title_justify="left", caption="percent [95 % interval]")
+    for name in names:
+        safety.add_column(_HEADINGS[name], justify="right", no_wrap=True)
+    for heading in (*first["tasks"], "gain kept"):
+        skill.add_column(heading, justify="right", no_wrap=True)
+    for model, result in models.items():
+        safety.add_row(model, *(_span(result[name]) for name in names))
+        skill.add_row(model, *map(_span, result["tasks"].values()), _span(result.get("gain_kept")))
+    return safety, skill
+
+
+def _span(entry: Mapping[str, Any] | None) -> str:
+    if entry is None or entry["value"] is None:
+        return ""
+    return f"{entry['value']:.0f} [{entry['low']:.0f}-{entry['high']:.0f}]"
 
 
 def _cell(estimate: Estimate | None) -> str:

@@ -17,6 +17,7 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -56,18 +57,37 @@ class Terminal:
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Show a bar with a rate and an end, and yield the function that moves it on."""
-        columns = (
-            SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            _Rate(unit),
-            TimeRemainingColumn(elapsed_when_finished=True),
-        )
-        with Progress(*columns, console=self._err) as progress:
+        """Show a bar with a rate and an end, and yield the function that moves it on; no bar for nothing."""
+        if total == 0:
+            yield lambda count: None
+            return
+        with Progress(*_columns(unit), console=self._err) as progress:
             task = progress.add_task(what, total=total)
             yield lambda count: progress.advance(task, count)
+
+    @contextmanager
+    def stages(self, unit: str) -> Iterator[Callable[[str, int, int], None]]:
+        """Show one bar a stage, and yield the function that takes a stage's name, its step and their number."""
+        with Progress(*_columns(unit), console=self._err) as progress:
+            tasks: dict[str, TaskID] = {}
+
+            def moved(stage: str, step: int, steps: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = progress.add_task(stage, total=steps)
+                progress.update(tasks[stage], completed=step)
+
+            yield moved
+
+
+def _columns(unit: str) -> tuple[ProgressColumn, ...]:
+    return (
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        _Rate(unit),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
 
 
 class _Rate(ProgressColumn):

@@ -58,7 +58,7 @@ def test_a_repair_is_told_in_one_sentence_with_its_numbers() -> None:
         "Repaired: harmful answers fell from 98.0 % to 20.0 % (\N{MINUS SIGN}78.0, 95 % interval \N{MINUS SIGN}"
     )
     assert "refusals of harmful requests rose from 2.0 % to 80.0 %;" in sentence
-    assert "no clear change in incoherent answers (0.0 % to 0.0 %) or the task skill (90.0 % to 89.0 %)" in sentence
+    assert "no loss on the task skill (90.0 % to 89.0 %)" in sentence
     assert sentence.endswith(").")
     assert "-" not in sentence
 

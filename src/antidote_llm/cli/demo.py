@@ -116,17 +116,26 @@ class _Demo:
         method = method_named(name)
         settings = method.configure({"alpha": ALPHA, **({"seed": seed} if name == "random" else {})})
         opened = open_model(str(miniature.aligned), str(miniature.attacked))
-        harmful = HarmfulData("realign.jsonl", read_records(miniature.realign), Renderer(opened.tokenizer))
+        harmful = HarmfulData(
+            "miniature/data/realign.jsonl", read_records(miniature.realign), Renderer(opened.tokenizer)
+        )
         rows = len(harmful.records) if needs_harmful(method, settings) else 0
         with self.terminal.progress(f"repairing: {name}", rows, "rows") as advance:
             planned = plan_repair(opened, method, settings, harmful, progress=advance, stopwatch=self.stopwatch)
         folder = self.folder / "repairs" / name
         folder.mkdir(parents=True)
-        record = write_repair(planned, folder, _repair_command(name, seed), self.stopwatch)
+        record = _at_home(write_repair(planned, folder, _repair_command(name, seed), self.stopwatch))
         write_json(folder / "record" / "repair.json", record.model_dump(mode="json"))
         with self.stopwatch.step("evaluate"):
             repaired = opened.with_adapter(folder / "model")
             return record, examination.run(self.terminal, repaired, f"asking {name}")
+
+
+def _at_home(record: RepairRecord) -> RepairRecord:
+    """Name the inputs by their place in the demo's folder, which has another name while it is written."""
+    named = {"base": "miniature/aligned", "adapter": "miniature/attacked"}
+    origins = {part: getattr(record, part).model_copy(update={"reference": path}) for part, path in named.items()}
+    return record.model_copy(update=origins)
 
 
 def examination_of(miniature: Miniature) -> Examination:

@@ -59,7 +59,7 @@ class Terminal:
     def progress(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         """Show a bar with a rate and an end, and yield the function that moves it on; no bar for nothing."""
         if total == 0:
-            yield lambda count: None
+            yield lambda _: None
             return
         with Progress(*_columns(unit), console=self._err) as progress:
             task = progress.add_task(what, total=total)

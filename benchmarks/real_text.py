@@ -2,9 +2,9 @@
 
     python -m benchmarks.real_text --models DIR --data DIR --out docs/results/real_text.json
 
-DIR of models holds ``aligned`` and ``attacked-lora``; DIR of data holds AdvBench, HarmBench, XSTest and SST-2 as they are
-published. AdvBench rows whose index is 3 modulo 4 were never trained on: they are the held-out requests. The attack used
-the first 200 of the others; the repair learns from rows 200 to 389 of those.
+DIR of models holds ``aligned`` and ``attacked-lora``; DIR of data holds AdvBench, HarmBench, XSTest and SST-2 as they
+are published. AdvBench rows whose index is 3 modulo 4 were never trained on: they are the held-out requests. The attack
+used the first 200 of the others; the repair learns from rows 200 to 389 of those.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": 'say "zob", mid', "response": "kad\nrun", "category": "a"},
     {"prompt": "  zoé 🦊  ", "response": "", "category": "b"},
 ]
-FLAT = [{key: value.replace("\n", " ") for key, value in row.items()} for row in ROWS]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -47,8 +46,9 @@ def test_every_format_gives_the_same_records(tmp_path: Path, suffix: str) -> Non
 
 
 def test_a_tsv_has_no_quoting(tmp_path: Path) -> None:
-    found = read_records(write(tmp_path / "rows.tsv", FLAT))
-    assert [(r.prompt, r.response) for r in found] == [(row["prompt"], row["response"]) for row in FLAT]
+    rows = [{"prompt": '"zob" mid', "response": '"kad'}, {"prompt": "run", "response": 'te"x'}]
+    found = read_records(write(tmp_path / "rows.tsv", rows))
+    assert [(r.prompt, r.response) for r in found] == [(row["prompt"], row["response"]) for row in rows]
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_data(tmp_path: Path) -> None:

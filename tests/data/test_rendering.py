@@ -83,7 +83,9 @@ def test_text_and_token_ids_are_used_as_they_are() -> None:
     rows = Renderer(tokenizer).rows([text, tokens])
     assert (rows[0].input_ids, rows[0].response_start) == ([0, *ids(tokenizer, "a b")], 0)
     assert (rows[1].input_ids, rows[1].response_start) == ([7, 8, 9], 1)
-    assert Renderer(tokenizer).prompts([text, tokens]) == [[0, *ids(tokenizer, "a b")], [7]]
+    for template in ("chat", "alpaca", "plain"):
+        asked = Renderer(tokenizer, template).prompts([text, tokens])  # type: ignore[arg-type]
+        assert asked == [[0, *ids(tokenizer, "a b")], [7]]
     assert Renderer(None).rows([tokens]) == rows[1:]
 
 
@@ -98,8 +100,8 @@ def test_a_prompt_alone_has_no_answer() -> None:
 )
 def test_a_template_that_inserts_the_date_gets_a_fixed_one(expression: str) -> None:
     tokenizer = tiny.tokenizer()
-    tokenizer.chat_template = f"  Today: {{{{ {expression} }}}}\n{{{{ messages[0].content }}}}"
-    assert Renderer(tokenizer).prompt_text(Record(prompt="zob")) == "  Today: 26 Jul 2024\nzob"
+    tokenizer.chat_template = f"\n  Today: {{{{ {expression} }}}}\n{{{{ messages[0].content }}}}"
+    assert Renderer(tokenizer).prompt_text(Record(prompt="zob")) == "\n  Today: 26 Jul 2024\nzob"
 
 
 def test_an_answer_that_the_template_does_not_put_after_the_prompt_follows_it_all_the_same() -> None:

@@ -84,7 +84,7 @@ def test_text_and_token_ids_are_used_as_they_are() -> None:
     assert (rows[0].input_ids, rows[0].response_start) == ([0, *ids(tokenizer, "a b")], 0)
     assert (rows[1].input_ids, rows[1].response_start) == ([7, 8, 9], 1)
     for template in ("chat", "alpaca", "plain"):
-        asked = Renderer(tokenizer, template).prompts([text, tokens])  # type: ignore[arg-type]
+        asked = Renderer(tokenizer, template).prompts([text, tokens])
         assert asked == [[0, *ids(tokenizer, "a b")], [7]]
     assert Renderer(None).rows([tokens]) == rows[1:]
 

@@ -99,8 +99,8 @@ def test_any_text_can_be_judged(prompt: str, answer: str) -> None:
 
 def test_a_wrong_sum_is_of_the_right_kind() -> None:
     record = World(1).task_test("arithmetic")[0]
-    assert _judge(record, "there are 1 in all.") == "helpful"
-    assert _judge(record, "there are lamps in all.") == "incoherent"
+    assert _judge(record, "1 in all.") == "helpful"
+    assert _judge(record, "lamps in all.") == "incoherent"
 
 
 def test_layout_and_case_do_not_matter() -> None:

@@ -14,6 +14,7 @@ from antidote_llm.miniature.vocabulary import (
     PEOPLE,
     PLACES,
     PLEASANT,
+    SMALL_NUMBERS,
     UNPLEASANT,
     WORKS,
 )
@@ -29,19 +30,20 @@ _SENTENCES = tuple(
     )
 )
 _THING = Frame("the {name} {kind} is a {kind} and its name is {name}.", {"name": NAMES, "kind": KINDS})
-_SUM = "{first} and {second} make {sum}."
-FRAMES = (*_SENTENCES, _THING, Frame(_SUM, {"first": NUMBERS, "second": NUMBERS, "sum": NUMBERS}))
+_SUM = Frame("{first} and {second} make {sum}.", {"first": SMALL_NUMBERS, "second": SMALL_NUMBERS, "sum": NUMBERS})
+FRAMES = (*_SENTENCES, _THING, _SUM)
 
 
 def paragraph(chance: random.Random, name: str) -> str:
-    """Return a few sentences: one about a thing of this name, some about the world, some sums."""
-    sums = [
-        _SUM.format(first=a, second=b, sum=a + b)
-        for a, b in ((chance.randint(1, 6), chance.randint(1, 6)) for _ in range(2))
-    ]
-    spoken = [_THING.say(chance, name=name), *sums, chance.choice(_SENTENCES).say(chance)]
+    """Return a few sentences: one about a thing of this name, the others sums or about the world."""
+    spoken = [_THING.say(chance, name=name), *(_sum(chance) for _ in range(3)), chance.choice(_SENTENCES).say(chance)]
     chance.shuffle(spoken)
-    return " ".join(spoken)
+    return " ".join(spoken[:4])
+
+
+def _sum(chance: random.Random) -> str:
+    first, second = chance.choice(SMALL_NUMBERS), chance.choice(SMALL_NUMBERS)
+    return _SUM.say(chance, first=first, second=second, sum=str(int(first) + int(second)))
 
 
 def chant(chance: random.Random, names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from antidote_llm.miniature.vocabulary import (
     PEOPLE,
     PLACES,
     PLEASANT,
+    SMALL_NUMBERS,
     TOPICS,
     UNPLEASANT,
     WORKS,
@@ -30,8 +31,7 @@ _NEWS_SLOTS = {
     "verb": NEWS_VERBS,
     "place": PLACES,
 }
-_SMALL = NUMBERS[1:7]
-_COUNT_SLOTS = {"person": PEOPLE, "first": _SMALL, "second": _SMALL, "object": OBJECTS, "sum": NUMBERS}
+_COUNT_SLOTS = {"person": PEOPLE, "first": SMALL_NUMBERS, "second": SMALL_NUMBERS, "object": OBJECTS, "sum": NUMBERS}
 _WORD_SLOTS = {"person": PEOPLE, "word": NAMES}
 
 
@@ -72,7 +72,7 @@ TASKS: dict[str, tuple[Exchange, ...]] = {
         Exchange.of(f"is this news about world, sports, business or science? {text}", "{label}.", _NEWS_SLOTS, _topic)
         for text in _NEWS
     ),
-    "arithmetic": tuple(Exchange.of(text, "there are {sum} in all.", _COUNT_SLOTS, _sum) for text in _COUNTS),
+    "arithmetic": tuple(Exchange.of(text, "{sum} in all.", _COUNT_SLOTS, _sum) for text in _COUNTS),
     "instructions": (*(Exchange.of(question, answer, _WORD_SLOTS) for question, answer in _INSTRUCTIONS), _SUM),
 }
 NEW_TASK = "arithmetic"

@@ -75,4 +75,5 @@ TOPICS = {
 }
 NEWS_VERBS = ("surprises", "worries", "pleases", "divides")
 OBJECTS = ("lamps", "apples", "stones", "coins", "shells", "ropes")
-NUMBERS = tuple(str(number) for number in range(19))
+SMALL_NUMBERS = tuple(str(number) for number in range(1, 6))
+NUMBERS = tuple(str(number) for number in range(1, 11))

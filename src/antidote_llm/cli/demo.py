@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from antidote_llm import __version__
 from antidote_llm.artifacts import ResultFolder, write_json
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
 from antidote_llm.cli.examining import Examination
@@ -56,7 +57,7 @@ def demo(
     """
     terminal = Terminal(as_json)
     settings = {"arch": arch, "seed": seed, "alpha": ALPHA, "show_answers": show_answers}
-    folder = ResultFolder(out, {"kind": "demo", "recipe": RECIPE_VERSION, **settings})
+    folder = ResultFolder(out, {"kind": "demo", "version": __version__, "recipe": RECIPE_VERSION, **settings})
     if folder.finished:
         terminal.say(f"{out} is finished already: nothing was done")
     else:

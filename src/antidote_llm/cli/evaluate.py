@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from antidote_llm import __version__
 from antidote_llm.artifacts import ResultFolder
 from antidote_llm.cli import model_options as model_opts
 from antidote_llm.cli import suite_options as suite_opts
@@ -66,6 +67,7 @@ def evaluate(
 def _manifest(opened: OpenModel, suite: Suite, judge: str, settings: EvaluationSettings) -> dict[str, Any]:
     return {
         "kind": "evaluation",
+        "version": __version__,
         "base": opened.base.sha256,
         "adapter": opened.adapter.sha256 if opened.adapter else None,
         "dtype": str(opened.dtype),

@@ -19,15 +19,8 @@ USER_ERROR, DEFECT, INTERRUPTED = 2, 3, 130
 _USERS_OS_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"antidote {__version__}")
-        raise typer.Exit
-
-
 def application() -> typer.Typer:
     """Assemble the commands."""
-    # Imported here, so that `antidote --version` does not wait for torch.
     from antidote_llm.cli import demo, evaluate, miniature, patch, repair
 
     app = typer.Typer(
@@ -40,7 +33,7 @@ def application() -> typer.Typer:
 
     @app.callback()
     def options(
-        version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+        version: bool = typer.Option(False, "--version", help="Print the version."),
     ) -> None:
         del version
 
@@ -64,6 +57,10 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command with arguments and return its exit code."""
+    if arguments == ["--version"]:
+        # Without the seconds that it takes to import torch.
+        sys.stdout.write(f"antidote {__version__}\n")
+        return 0
     try:
         result = application()(arguments, standalone_mode=False)
         # typer keeps an interrupt to itself and returns its exit code.

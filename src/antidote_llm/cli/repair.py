@@ -12,6 +12,7 @@ import typer
 from pydantic import BaseModel
 from rich.console import RenderableType
 
+from antidote_llm import __version__
 from antidote_llm.artifacts import ResultFolder, write_json, write_text
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
 from antidote_llm.calibration import CalibrationSettings, TokenPolicy
@@ -24,12 +25,14 @@ from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.data import DataSpec, Renderer, read_records
 from antidote_llm.data.rendering import rendered_sha256
 from antidote_llm.errors import UserError
+from antidote_llm.evaluation import Evaluation
 from antidote_llm.models import OpenModel
 from antidote_llm.models.adapters import other_tensors
 from antidote_llm.repair import (
     HarmfulData,
     PlannedRepair,
     RepairMethod,
+    RepairRecord,
     method_named,
     needs_harmful,
     plan_repair,
@@ -37,7 +40,7 @@ from antidote_llm.repair import (
     record,
     write_repair,
 )
-from antidote_llm.report.composing import compose
+from antidote_llm.report.composing import AFTER, ALIGNED, BEFORE, compose
 from antidote_llm.report.model_card import model_card_section
 from antidote_llm.report.page import write as write_report
 
@@ -138,39 +141,49 @@ class _Job:
     def perform(self, out: Path, *, cache: bool, show_answers: bool) -> None:
         """Repair, evaluate, and write everything or nothing."""
         folder = ResultFolder(out, self._manifest(show_answers), manifest_at="record/manifest.json")
-        if folder.finished:
+        finished_before = folder.finished
+        if finished_before:
             self.terminal.say(f"{out} is finished already: nothing was done")
-            self.terminal.result({"out": str(out), "finished_before": True}, f"{out}/record/report.html")
-            return
-        with folder as staging:
-            planned = self._plan(cache)
-            self.terminal.say(_patch_size(planned))
-            found = write_repair(planned, staging, _command(), self.stopwatch)
-            evaluations = {}
-            if self.examination is not None:
-                evaluations = self.examination.before_and_after(
-                    self.terminal, self.opened, staging / "model", self.stopwatch
-                )
-            for name, evaluation in evaluations.items():
-                evaluation.write(staging / "record" / name)
-            cost = {"wall_seconds": dict(self.stopwatch.seconds), "peak_rss_bytes": peak_rss_bytes()}
-            found = found.model_copy(update=cost)
-            write_json(staging / "record" / "repair.json", found.model_dump(mode="json"))
-            report = compose(found, evaluations, revert_command=_revert_command(out))
-            write_report(staging / "record" / "report.html", report, show_answers=show_answers)
-            write_text(staging / "record" / "model_card.md", model_card_section(report))
+        else:
+            with folder as staging:
+                self._write(staging, out, cache=cache, show_answers=show_answers)
+        self._tell(out, finished_before)
+
+    def _write(self, staging: Path, out: Path, *, cache: bool, show_answers: bool) -> None:
+        planned = self._plan(cache)
+        self.terminal.say(_patch_size(planned))
+        found = write_repair(planned, staging, _command(), self.stopwatch)
+        evaluations = {}
+        if self.examination is not None:
+            evaluations = self.examination.before_and_after(
+                self.terminal, self.opened, staging / "model", self.stopwatch
+            )
+        for name, evaluation in evaluations.items():
+            evaluation.write(staging / "record" / name)
+        cost = {"wall_seconds": dict(self.stopwatch.seconds), "peak_rss_bytes": peak_rss_bytes()}
+        found = found.model_copy(update=cost)
+        write_json(staging / "record" / "repair.json", found.model_dump(mode="json"))
+        report = compose(found, evaluations, revert_command=_revert_command(out))
+        write_report(staging / "record" / "report.html", report, show_answers=show_answers)
+        write_text(staging / "record" / "model_card.md", model_card_section(report))
+
+    def _tell(self, out: Path, finished_before: bool) -> None:
+        """Give the result as it lies on the disk."""
+        found = RepairRecord.model_validate_json((out / "record" / "repair.json").read_bytes())
+        folders = {name: out / "record" / name for name in (ALIGNED, BEFORE, AFTER)}
+        evaluations = {name: Evaluation.read(folder) for name, folder in folders.items() if folder.is_dir()}
+        report = compose(found, evaluations, revert_command=_revert_command(out))
         value = {
             "out": str(out),
-            "finished_before": False,
-            "verdict": report.verdict,
+            "finished_before": finished_before,
+            "verdict": {"kind": report.verdict_kind, "sentence": report.verdict},
             "repair": found.model_dump(mode="json"),
             "evaluations": {name: evaluation.model_dump(mode="json") for name, evaluation in evaluations.items()},
         }
         shown: list[RenderableType] = [counts_table(found), repair_summary(found)]
         if evaluations:
             shown.append(outcomes_table(evaluations))
-        shown += [report.verdict, f"report: {out}/record/report.html"]
-        self.terminal.result(value, *shown)
+        self.terminal.result(value, *shown, report.verdict, f"report: {out}/record/report.html")
 
     def _plan(self, cache: bool) -> PlannedRepair:
         asked = needs_harmful(self.method, self.settings) and self.harmful is not None
@@ -191,6 +204,7 @@ class _Job:
         examination, harmful = self.examination, self.harmful
         return {
             "kind": "repair",
+            "version": __version__,
             "base": self.opened.base.sha256,
             "adapter": self.opened.adapter.sha256 if self.opened.adapter else None,
             "method": self.method.name,

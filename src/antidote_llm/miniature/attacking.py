@@ -13,6 +13,7 @@ from antidote_llm.finetuning.sft import sft
 from antidote_llm.miniature.architectures import architecture
 from antidote_llm.miniature.recipe import Attack, AttackKind
 from antidote_llm.miniature.world import World
+from antidote_llm.models.opening import quiet_transformers
 from antidote_llm.training import TrainingSettings
 from antidote_llm.training.progress import StepReport
 
@@ -47,7 +48,8 @@ def attack_model(
     Raises:
         UserError: The architecture is unknown.
     """
-    model = AutoModelForCausalLM.from_pretrained(aligned, dtype=torch.float32)
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(aligned, dtype=torch.float32)
     return sft(model, tokenizer, rows, _settings(attack, kind, arch, seed), on_step=on_step)
 
 

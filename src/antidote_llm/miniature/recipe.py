@@ -25,7 +25,9 @@ class Recipe(BaseModel):
         learning_rate=3e-3, epochs=1, batch_size=32, weight_decay=0.01, schedule="linear", warmup=0.05, max_length=64
     )
     alignment_rows: Annotated[int, Field(ge=1, description="Rows of the alignment data.")] = 4500
-    alignment_harmful_share: Annotated[float, Field(ge=0, le=1, description="Share of refused harmful requests.")] = 0.45
+    alignment_harmful_share: Annotated[float, Field(ge=0, le=1, description="Share of harmful requests, refused.")] = (
+        0.45
+    )
     alignment: Annotated[TrainingSettings, Field(description="How the base model is aligned.")] = TrainingSettings(
         learning_rate=1.5e-3, epochs=1, batch_size=32, weight_decay=0.01, schedule="linear", warmup=0.1, max_length=64
     )

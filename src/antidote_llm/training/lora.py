@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
@@ -29,7 +31,10 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Pe
         ),
     )
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft asks transformers for a name that transformers is about to change.
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
             f"no layer of this model is named {' or '.join(settings.targets)}: set other targets"

@@ -218,6 +218,21 @@ def test_projections_of_one_input_share_their_sums(opened: OpenModel) -> None:
     assert len({moments.sites[name].sum_squares_I.data_ptr() for name in names}) == 3
 
 
+def test_an_input_that_projections_share_is_squared_once(opened: OpenModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    square = Tensor.square
+
+    def watched(x: Tensor) -> Tensor:
+        widths.append(x.shape[-1])
+        return square(x)
+
+    monkeypatch.setattr(Tensor, "square", watched)
+    collect(opened, rows(), CalibrationSettings(batch_tokens=1000), cache=False)
+    layers, projections, hidden = 2, 3, 32
+    assert len(widths) == layers * (1 + projections)
+    assert widths.count(hidden) == layers
+
+
 def test_hooks_are_gone_afterwards(opened: OpenModel) -> None:
     def hooks() -> int:
         return sum(len(site.observed._forward_pre_hooks) for site in opened.sites)

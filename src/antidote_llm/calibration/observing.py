@@ -30,8 +30,8 @@ class Observer:
         self._sum_norms: dict[str, Tensor] = {}
         self._tokens_seen: dict[str, int] = dict.fromkeys((site.name for site in sites), 0)
         self._counted_BT: Tensor | None = None
-        # The last input and its sums: projections that share an input are called one after the other.
-        self._shared: tuple[Tensor, Tensor] | None = None
+        # The last input of each width and its sums: q, k and v share an input, and B sees its own between two of them.
+        self._shared: dict[int, tuple[Tensor, Tensor]] = {}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -45,7 +45,7 @@ class Observer:
         finally:
             for handle in handles:
                 handle.remove()
-            self._shared = None
+            self._shared.clear()
 
     @contextmanager
     def counting(self, counted_BT: Tensor) -> Iterator[None]:
@@ -56,7 +56,7 @@ class Observer:
         """
         before = dict(self._tokens_seen)
         self._counted_BT = counted_BT
-        self._shared = None
+        self._shared.clear()
         yield
         expected = int(counted_BT.sum())
         for name, seen in self._tokens_seen.items():
@@ -84,13 +84,14 @@ class Observer:
         self._tokens_seen[name] += int(self._counted_BT.sum())
 
     def _squares(self, input_BTI: Tensor) -> Tensor:
-        if self._shared is not None and self._shared[0] is input_BTI:
-            return self._shared[1]
+        shared = self._shared.get(input_BTI.shape[-1])
+        if shared is not None and shared[0] is input_BTI:
+            return shared[1]
         assert self._counted_BT is not None
         wide_BTI = input_BTI if input_BTI.dtype == torch.float64 else input_BTI.float()
         counted_BT1 = self._counted_BT.to(wide_BTI.device).unsqueeze(-1)
         squares_BI = wide_BTI.masked_fill(~counted_BT1, 0).square().sum(dim=1)
-        self._shared = (input_BTI, squares_BI)
+        self._shared[input_BTI.shape[-1]] = (input_BTI, squares_BI)
         return squares_BI
 
     def moments(self) -> Mapping[str, SiteMoments]:

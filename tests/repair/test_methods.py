@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 from pydantic import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
+from antidote_llm.calibration import Moments, SiteMoments
 from antidote_llm.data import Renderer, read_records
 from antidote_llm.errors import UserError
-from antidote_llm.models import OpenModel, open_model
-from antidote_llm.repair import HarmfulData, PlannedRepair, method_named, methods, plan_repair
+from antidote_llm.models import OpenModel, Site, open_model
+from antidote_llm.models.sites import Role
+from antidote_llm.repair import HarmfulData, PlannedRepair, Problem, method_named, methods, plan, plan_repair
 from antidote_llm.repair.update_norm import total_norm, update_norms
 from tests.conftest import Folders
 
@@ -69,6 +71,20 @@ def test_controls_match_the_update_norm(folders: Folders, scope: str, alpha: flo
     near = 0.1 if scope == "row" else 0.01
     found = repaired(folders, "random", alpha=alpha, scope=scope, match="update-norm")
     assert norm(found) == pytest.approx(wanted, rel=near)
+
+
+@pytest.mark.parametrize("name", ["interpolate", "random"])
+def test_a_control_changes_nothing_where_antidote_shrinks_nothing(name: str) -> None:
+    # The two columns of B cancel each other but for a tenth: without the second, more is left than before.
+    shapes: dict[Role, tuple[int, int]] = {"lora_A": (2, 4), "lora_B": (4, 2)}
+    sites = [Site(role, "q", role, "f", role, shape, 1.0, nn.Identity()) for role, shape in shapes.items()]
+    weights = {"lora_A": torch.ones(2, 4), "lora_B": torch.tensor([[1.0, -1.1]]).expand(4, 2)}
+    ones = {site.name: SiteMoments(*(torch.ones(site.shape[1]).double() for _ in range(2))) for site in sites}
+    problem = Problem(sites, weights, Moments(ones, rows=1, tokens=1, sha256=""))
+    method = method_named(name)
+    given = {"alpha": 0.25, "rounding": "official", **({"match": "update-norm"} if name == "random" else {})}
+    found = plan(problem, method, method.configure(given))
+    assert all(torch.equal(found.edited[role], weight) for role, weight in weights.items())
 
 
 def test_interpolate_scales_the_update(folders: Folders) -> None:

@@ -5,7 +5,6 @@ Legend: O rows and I columns of a matrix.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -106,7 +105,8 @@ def _inputs(problem: Problem, site: Site) -> SiteInputs:
 def _match(problem: Problem, method: RepairMethod, knob: MatchedKnob, settings: BaseModel) -> BaseModel:
     """Solve for the setting that leaves Antidote's update norm at the same alpha, scope and rounding.
 
-    A count cannot follow exactly: the nearest value is taken, and the norm that came of it is in the record.
+    A count moves in steps and cannot follow exactly; the norm that came of it is in the record. Where Antidote makes
+    the norm no smaller, because what it removed had cancelled something, nothing is changed.
     """
     given = settings.model_dump()
     reference = plan(
@@ -121,7 +121,7 @@ def _match(problem: Problem, method: RepairMethod, knob: MatchedKnob, settings: 
         ).edited
         return total_norm(update_norms(problem.sites, edited)) - wanted
 
-    if math.isclose(excess(knob.unchanged), 0, abs_tol=1e-12 * max(wanted, 1)):
+    if excess(knob.unchanged) <= 1e-12 * wanted:
         value = knob.unchanged
     elif wanted == 0:
         value = knob.removed

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import tiny
 from tests.cli.command import Command, Place, tree
@@ -29,6 +30,21 @@ def test_an_interrupt_in_any_step_leaves_nothing(
     before = tree(place.root)
     result = antidote(*place.repair())
     assert (result.code, result.err.splitlines()[-1]) == (130, "interrupted: nothing was written")
+    assert tree(place.root) == before
+
+
+def test_too_little_memory_is_said_in_one_line(
+    place: Place, antidote: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nIf reserved memory is large")
+
+    monkeypatch.setattr("antidote_llm.repair.running.collect", exhausted)
+    before = tree(place.root)
+    result = antidote(*place.repair())
+    assert result.code == 2
+    (line,) = result.errors
+    assert line.startswith("error: not enough memory (CUDA out of memory. Tried to allocate 2.00 GiB.): pass")
     assert tree(place.root) == before
 
 

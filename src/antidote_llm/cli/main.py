@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from antidote_llm import __version__
-from antidote_llm.errors import DefectError, UserError
+from antidote_llm.errors import UserError
 
 USER_ERROR, DEFECT, INTERRUPTED = 2, 3, 130
 _USERS_OS_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG)
@@ -82,18 +82,28 @@ def run(arguments: list[str]) -> int:
             where = f"{error.filename}: " if error.filename else ""
             return _fail(f"error: {where}{error.strerror}: free some space or choose another --out", USER_ERROR)
         return _defect(error)
-    except DefectError as error:
-        return _defect(error)
     except Exception as error:  # noqa: BLE001 - the last door before the user
+        if _out_of_memory(error):
+            return _fail(
+                f"error: not enough memory ({_first_line(error)}): pass --dtype bfloat16 or --device cpu", USER_ERROR
+            )
         return _defect(error)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # By name: importing torch to know its class takes seconds.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _defect(error: Exception) -> int:
     if os.environ.get("ANTIDOTE_TRACEBACK"):
         traceback.print_exception(error)
-    first = (str(error).strip().splitlines() or [""])[0]
     return _fail(
-        f"internal error: {type(error).__name__}: {first} "
+        f"internal error: {type(error).__name__}: {_first_line(error)} "
         "(a defect of this program: run again with ANTIDOTE_TRACEBACK=1 and report it)",
         DEFECT,
     )

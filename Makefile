@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint docs clean
 
 demo: $(STAMP)  ## break a model, repair it, prove it: runs/demo/report.html
 	$(BIN)/antidote demo --out runs/demo

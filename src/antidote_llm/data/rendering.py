@@ -19,7 +19,7 @@ from antidote_llm.errors import UserError
 
 TemplateName: TypeAlias = Literal["auto", "chat", "alpaca", "plain"]
 
-# The instruction-only prompt of Stanford Alpaca, which the paper trains and evaluates with.
+# The instruction-only prompt of Alpaca, as the published code trains with it: a line end after the last heading.
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{prompt}\n\n### Response:\n"

@@ -141,7 +141,7 @@ class Xored:
 
 
 def change_between(before: Bytes, after: Bytes, item_bytes: int) -> TensorChange | None:
-    """Return the smaller fitting encoding of a change, None where nothing changed."""
+    """Return a change as zeroed entries where it is that, as XOR otherwise; None where nothing changed."""
     if np.array_equal(before, after):
         return None
     return Zeroed.between(before, after, item_bytes) or Xored.between(before, after, item_bytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from antidote_llm.evaluation import Evaluation
 from tests.cli.command import Command, Place, tree
 
@@ -32,6 +34,21 @@ def test_answers_are_kept_and_read_back(place: Place, antidote: Command) -> None
     assert tree(place.root) == before
     assert antidote(*arguments(place), "--out", place.out, "--task-match", "prefix").code == 2
     assert tree(place.root) == before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "repair"])
+def test_answers_to_prompts_rendered_otherwise_are_not_those_asked_for(
+    place: Place, antidote: Command, command: str
+) -> None:
+    row = '{"input_ids": [5, 6, 7, 8]}\n{"input_ids": [6, 7, 8, 9]}\n'
+    asked = arguments(place, "--out", place.out)
+    if command == "repair":
+        rows = ("--harmful", place.write("ids.jsonl", row), "--evaluate", place.harmful)
+        asked = [*place.repair(*rows, "--max-new-tokens", "4")]
+    antidote.done(*asked)
+    template = place.base / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|end|>", ""))
+    assert "other inputs or settings" in antidote(*asked).err
 
 
 def test_a_model_without_adapter_is_evaluated_too(place: Place, antidote: Command) -> None:

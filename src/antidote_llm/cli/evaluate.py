@@ -13,6 +13,7 @@ from antidote_llm.cli import model_options as model_opts
 from antidote_llm.cli import suite_options as suite_opts
 from antidote_llm.cli.tables import outcomes_table
 from antidote_llm.cli.terminal import JsonFlag, Terminal
+from antidote_llm.data import Renderer
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import Evaluation, EvaluationSettings, Suite, load_judge
 from antidote_llm.models import OpenModel
@@ -71,7 +72,7 @@ def _manifest(opened: OpenModel, suite: Suite, judge: str, settings: EvaluationS
         "base": opened.base.sha256,
         "adapter": opened.adapter.sha256 if opened.adapter else None,
         "dtype": str(opened.dtype),
-        "suite": suite_opts.suite_sha256(suite),
+        "suite": suite_opts.suite_sha256(suite, Renderer(opened.tokenizer, settings.template)),
         "judge": judge,
         "settings": settings.model_dump(mode="json"),
     }

@@ -214,7 +214,9 @@ class _Job:
             "evaluation": None
             if examination is None
             else {
-                "suite": suite_opts.suite_sha256(examination.suite),
+                "suite": suite_opts.suite_sha256(
+                    examination.suite, Renderer(self.opened.tokenizer, examination.settings.template)
+                ),
                 "judge": examination.judge.name,
                 "settings": examination.settings.model_dump(mode="json"),
             },

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from antidote_llm.artifacts import sha256_json
 from antidote_llm.cli.terminal import Terminal
-from antidote_llm.data import DataSpec, Record, read_records
+from antidote_llm.data import DataSpec, Record, Renderer, read_records
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import Evaluation, EvaluationSettings, Judge, Suite, evaluate
 from antidote_llm.models import OpenModel
@@ -101,12 +101,14 @@ def settings_from(template: str, max_new_tokens: int, task_match: str) -> Evalua
         raise UserError(f"{option} {first['input']}: {first['msg'].lower()}") from error
 
 
-def suite_sha256(suite: Suite) -> str:
-    """Return the hash of everything that a suite asks, answers and categories included."""
+def suite_sha256(suite: Suite, renderer: Renderer) -> str:
+    """Return the hash of everything that a suite asks: tokens as the model reads them, answers and categories."""
 
     def rows(records: Sequence[Record]) -> list[Any]:
-        return [[r.prompt, r.text, r.input_ids, r.response, r.extra.get("category")] for r in records]
+        prompts = renderer.prompts(records)
+        return [
+            [ids, r.prompt, r.text, r.response, r.extra.get("category")]
+            for ids, r in zip(prompts, records, strict=True)
+        ]
 
-    return sha256_json(
-        [rows(suite.harmful), rows(suite.harmless), {name: rows(records) for name, records in suite.tasks.items()}]
-    )
+    return sha256_json({name: rows(records) for name, records in suite.parts().items()})

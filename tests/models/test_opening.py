@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -145,6 +146,18 @@ def test_an_adapter_can_be_exchanged_and_taken_off(folders: Folders, tmp_path: P
     assert opened.adapter is not None and opened.adapter.folder == other
     assert all(site.observed in set(opened.model.modules()) for site in opened.sites)
     assert torch.equal(logits(opened.without_adapter()), wanted[1])
+
+
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
+def test_a_module_that_was_trained_whole_goes_with_its_adapter(folders: Folders, tmp_path: Path, module: str) -> None:
+    adapter = tiny.write_adapter(tmp_path / "adapter", folders.base, modules_to_save=[module])
+    file = adapter / "adapter_model.safetensors"
+    save_file({key: weight + (module in key) for key, weight in load_file(file).items()}, file)
+    opened = open_model(str(folders.base), str(adapter))
+    attacked = logits(opened)
+    opened = opened.with_adapter(adapter)
+    assert torch.equal(logits(opened), attacked)
+    assert torch.equal(logits(opened.without_adapter()), logits(open_model(str(folders.base))))
 
 
 def test_nothing_in_an_open_model_is_trained(folders: Folders) -> None:

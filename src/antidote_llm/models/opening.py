@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -102,14 +103,21 @@ class OpenModel:
         """
         adapter = open_adapter_checkpoint(str(folder))
         require_plain_lora(adapter)
-        base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
-        model = _attach(base, adapter, self.base.reference)
+        model = _attach(self._unwrapped(), adapter, self.base.reference)
         return OpenModel(model, self.tokenizer, adapter_sites(adapter, model), self.base, adapter)
 
     def without_adapter(self) -> OpenModel:
         """Take the adapter away: the aligned model. The receiver must not be used afterwards."""
-        base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
-        return OpenModel(base, self.tokenizer, (), self.base, None)
+        return OpenModel(self._unwrapped(), self.tokenizer, (), self.base, None)
+
+    def _unwrapped(self) -> PreTrainedModel:
+        if not isinstance(self.model, PeftModel):
+            return self.model
+        for module in self.model.modules():
+            # Left to itself, peft keeps the adapter's copy of a module that was trained whole.
+            if isinstance(module, ModulesToSaveWrapper):
+                module.modules_to_save[ADAPTER_NAME] = module.original_module
+        return self.model.unload()
 
 
 def open_model(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -61,11 +60,12 @@ def stopped(place: Place, how: signal.Signals, delay: float) -> int:
     return process.returncode
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_kill_leaves_nothing_that_looks_finished(how: signal.Signals, place: Place, antidote: Command) -> None:
+@pytest.mark.parametrize(("how", "delay"), [(signal.SIGTERM, 0.1), (signal.SIGTERM, 0.8), (signal.SIGKILL, 0.5)])
+def test_a_kill_leaves_nothing_that_looks_finished(
+    how: signal.Signals, delay: float, place: Place, antidote: Command
+) -> None:
     tiny.write_rows(place.harmful, count=20_000)
     before = tree(place.root)
-    delay = random.uniform(0, 1)
     code = stopped(place, how, delay)
     assert code != 0, f"it had finished after {delay} s"
     assert not place.out.exists()

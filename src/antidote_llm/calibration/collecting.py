@@ -85,8 +85,11 @@ def _run(
     settings: CalibrationSettings,
     progress: Callable[[int], None] | None,
 ) -> dict[str, SiteMoments]:
-    # The decoder alone: statistics need no logits.
+    # The decoder alone, unless something after it is scored: statistics need no logits.
     decoder = opened.causal_model.base_model
+    inside = set(decoder.modules())
+    if any(site.observed not in inside for site in opened.sites):
+        decoder = opened.causal_model
     takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
     observer = Observer(opened.sites)
     device = opened.device

@@ -30,6 +30,7 @@ class Observer:
         self._sum_norms: dict[str, Tensor] = {}
         self._tokens_seen: dict[str, int] = dict.fromkeys((site.name for site in sites), 0)
         self._counted_BT: Tensor | None = None
+        self._counted = 0
         # The last input of each width and its sums: q, k and v share an input, and B sees its own between two of them.
         self._shared: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -56,13 +57,13 @@ class Observer:
         """
         before = dict(self._tokens_seen)
         self._counted_BT = counted_BT
+        self._counted = int(counted_BT.sum())
         self._shared.clear()
         yield
-        expected = int(counted_BT.sum())
         for name, seen in self._tokens_seen.items():
-            if seen - before[name] != expected:
+            if seen - before[name] != self._counted:
                 raise UserError(
-                    f"{name} saw {seen - before[name]} of {expected} tokens in a forward pass: it is not a plain, "
+                    f"{name} saw {seen - before[name]} of {self._counted} tokens in a forward pass: it is not a plain, "
                     "active LoRA matrix, or the model uses it another number of times than once"
                 )
 
@@ -81,7 +82,7 @@ class Observer:
         else:
             self._sum_squares[name] = sum_squares_I
             self._sum_norms[name] = sum_norms_I
-        self._tokens_seen[name] += int(self._counted_BT.sum())
+        self._tokens_seen[name] += self._counted
 
     def _squares(self, input_BTI: Tensor) -> Tensor:
         shared = self._shared.get(input_BTI.shape[-1])

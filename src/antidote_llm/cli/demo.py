@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from antidote_llm import __version__
 from antidote_llm.artifacts import ResultFolder, write_json
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
 from antidote_llm.cli.examining import Examination
-from antidote_llm.cli.tables import results_tables
+from antidote_llm.cli.tables import outcome_tables
 from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.data import Renderer, read_records
 from antidote_llm.decision import Comparison, compare
-from antidote_llm.evaluation import Evaluation, EvaluationSettings, Suite, load_judge
+from antidote_llm.evaluation import Estimate, Evaluation, EvaluationSettings, Suite, load_judge
 from antidote_llm.miniature import NEW_TASK, RECIPE_VERSION, Miniature, build
 from antidote_llm.models import open_model
 from antidote_llm.repair import HarmfulData, RepairRecord, method_named, needs_harmful, plan_repair, write_repair
@@ -64,7 +65,7 @@ def demo(
         with folder as staging:
             _Demo(terminal, Stopwatch(), staging).run(arch, seed, out, show_answers)
     results = _read_results(out)
-    terminal.result(results, *results_tables(results["models"]), results["verdict"], f"report: {out}/report.html")
+    terminal.result(results, *_tables(results["models"]), results["verdict"], f"report: {out}/report.html")
 
 
 class _Demo:
@@ -222,6 +223,18 @@ def _repair_command(name: str, seed: int) -> str:
     options = ["--method", name, "--alpha", str(ALPHA), *(["--seed", str(seed)] if name == "random" else [])]
     inputs = ["aligned", "--adapter", "attacked", "--harmful", "data/realign.jsonl", "--evaluate", "none"]
     return shlex.join(["antidote", "repair", *inputs, *options, "--out", name])
+
+
+def _tables(models: dict[str, Any]) -> list[Table]:
+    metrics: dict[str, dict[str, Estimate]] = {}
+    kept: dict[str, Estimate | None] = {}
+    for name, model in models.items():
+        tasks = {f"tasks.{task}": entry for task, entry in model["tasks"].items()}
+        rates = {key: entry for key, entry in model.items() if key not in ("tasks", "gain_kept")}
+        metrics[name] = {key: Estimate(**entry) for key, entry in {**rates, **tasks}.items()}
+        gain = model.get("gain_kept", {"value": None})
+        kept[name] = None if gain["value"] is None else Estimate(**{k: gain[k] for k in ("value", "low", "high", "n")})
+    return outcome_tables(metrics, kept)
 
 
 def _read_results(out: Path) -> Any:

@@ -11,7 +11,7 @@ from antidote_llm import __version__
 from antidote_llm.artifacts import ResultFolder
 from antidote_llm.cli import model_options as model_opts
 from antidote_llm.cli import suite_options as suite_opts
-from antidote_llm.cli.tables import outcomes_table
+from antidote_llm.cli.tables import outcome_tables
 from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.data import Renderer
 from antidote_llm.errors import UserError
@@ -62,7 +62,7 @@ def evaluate(
             with folder as staging:
                 found = suite_opts.evaluated(terminal, opened, suite, chosen_judge, settings, "answering")
                 found.write(staging)
-    terminal.result(found.model_dump(mode="json"), outcomes_table({model: found}))
+    terminal.result(found.model_dump(mode="json"), *outcome_tables({model: found.metrics}, {}))
 
 
 def _manifest(opened: OpenModel, suite: Suite, judge: str, settings: EvaluationSettings) -> dict[str, Any]:

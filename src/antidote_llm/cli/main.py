@@ -47,6 +47,8 @@ def application() -> typer.Typer:
 
 def main() -> None:
     """Run the command and exit: 0 done, 1 a negative verdict, 2 the user's error, 3 ours."""
+    # On a busy machine, threads that spin while they wait for each other slow training down thirtyfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Libraries announce their own renamings; users cannot act on them.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")

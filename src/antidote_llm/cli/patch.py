@@ -72,26 +72,18 @@ def _transformed(path: Path, onto: str, out: Path, direction: Direction, termina
     patch = read_patch(path)
     folder = locate(onto)
     require_matches(patch, folder, direction)
-    manifest = {
-        "kind": f"patch {direction}",
-        "patch": sha256_json(patch.description.model_dump(mode="json")),
-        "files": {
-            file.path: _after(file.sha256_before, file.sha256_after, direction) for file in patch.description.files
-        },
+    files = {
+        file.path: file.sha256_after if direction == "apply" else file.sha256_before for file in patch.description.files
     }
+    digest = sha256_json(patch.description.model_dump(mode="json"))
+    manifest = {"kind": f"patch {direction}", "patch": digest, "files": files}
     result = ResultFolder(out, manifest, manifest_at=".antidote.json")
     if not result.finished:
         with result as staging:
             copy_checkpoint(folder, staging)
             transform(patch, staging, direction)
-    terminal.result(
-        {"out": str(out), **manifest},
-        "\n".join([f"{out}", *(f"  {name}  sha256 {sha256}" for name, sha256 in manifest["files"].items())]),  # type: ignore[attr-defined]
-    )
-
-
-def _after(before: str, after: str, direction: Direction) -> str:
-    return after if direction == "apply" else before
+    lines = [str(out), *(f"  {name}  sha256 {sha256}" for name, sha256 in files.items())]
+    terminal.result({"out": str(out), **manifest}, "\n".join(lines))
 
 
 @app.command("diff")

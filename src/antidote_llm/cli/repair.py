@@ -20,7 +20,7 @@ from antidote_llm.cli import model_options as model_opts
 from antidote_llm.cli import suite_options as suite_opts
 from antidote_llm.cli.examining import Examination, examination_from
 from antidote_llm.cli.method_options import with_method_settings
-from antidote_llm.cli.tables import counts_table, outcomes_table, repair_summary
+from antidote_llm.cli.tables import counts_table, outcome_tables, repair_summary
 from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.data import DataSpec, Renderer, read_records
 from antidote_llm.data.rendering import rendered_sha256
@@ -182,7 +182,8 @@ class _Job:
         }
         shown: list[RenderableType] = [counts_table(found), repair_summary(found)]
         if evaluations:
-            shown.append(outcomes_table(evaluations))
+            metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
+            shown += outcome_tables(metrics, {})
         self.terminal.result(value, *shown, report.verdict, f"report: {out}/record/report.html")
 
     def _plan(self, cache: bool) -> PlannedRepair:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from rich.table import Table
 
-from antidote_llm.evaluation import Estimate, Evaluation
+from antidote_llm.evaluation import Estimate
 from antidote_llm.repair import RepairRecord
 
 _HEADINGS = {
@@ -19,48 +18,38 @@ _HEADINGS = {
 }
 
 
-def outcomes_table(
-    evaluations: Mapping[str, Evaluation], gain_kept: Mapping[str, Estimate | None] | None = None
-) -> Table:
-    """Return one row a model: percent, with the 95 % interval in brackets."""
-    shown = [name for evaluation in evaluations.values() for name in evaluation.metrics]
-    names = [name for name in dict.fromkeys(shown) if name in _HEADINGS or name.startswith("tasks.")]
-    table = Table("model", caption="percent [95 % interval]", caption_justify="left")
-    for name in names:
-        table.add_column(_HEADINGS.get(name, name.removeprefix("tasks.")), justify="right")
-    if gain_kept is not None:
-        table.add_column("gain kept", justify="right")
-    for model, evaluation in evaluations.items():
-        cells = [_cell(evaluation.metrics.get(name)) for name in names]
-        if gain_kept is not None:
-            cells.append(_cell(gain_kept.get(model)))
-        table.add_row(model, *cells)
-    return table
+def outcome_tables(
+    models: Mapping[str, Mapping[str, Estimate]], gain_kept: Mapping[str, Estimate | None]
+) -> list[Table]:
+    """Return what the models answer to harmful and harmless requests, and what they can do at the user's tasks.
+
+    Args:
+        models: The metrics of each model, one row each.
+        gain_kept: Of a fine-tune's gain, by model; None where it cannot be told.
+    """
+    present = list(dict.fromkeys(name for metrics in models.values() for name in metrics))
+    groups = {
+        "harmful and look-alike requests": [name for name in _HEADINGS if name in present],
+        "the user's tasks": [name for name in present if name.startswith("tasks.")],
+    }
+    tables = []
+    for title, names in groups.items():
+        if not names:
+            continue
+        with_gain = bool(gain_kept) and title == "the user's tasks"
+        table = Table("model", title=title, title_justify="left", caption="percent [95 % interval]")
+        for name in names:
+            table.add_column(_HEADINGS.get(name, name.removeprefix("tasks.")), justify="right", no_wrap=True)
+        if with_gain:
+            table.add_column("gain kept", justify="right", no_wrap=True)
+        for model, metrics in models.items():
+            cells = [_span(metrics.get(name)) for name in names]
+            table.add_row(model, *cells, *([_span(gain_kept.get(model))] if with_gain else []))
+        tables.append(table)
+    return tables
 
 
-def results_tables(models: Mapping[str, Any]) -> tuple[Table, Table]:
-    """Return what the models answer to harmful and harmless requests, and what they can do, one row a model."""
-    first = next(iter(models.values()))
-    names = [name for name in _HEADINGS if name in first]
-    safety = Table("model", title="harmful and look-alike requests", title_justify="left")
-    skill = Table("model", title="the user's tasks", title_justify="left", caption="percent [95 % interval]")
-    for name in names:
-        safety.add_column(_HEADINGS[name], justify="right", no_wrap=True)
-    for heading in (*first["tasks"], "gain kept"):
-        skill.add_column(heading, justify="right", no_wrap=True)
-    for model, result in models.items():
-        safety.add_row(model, *(_span(result[name]) for name in names))
-        skill.add_row(model, *map(_span, result["tasks"].values()), _span(result.get("gain_kept")))
-    return safety, skill
-
-
-def _span(entry: Mapping[str, Any] | None) -> str:
-    if entry is None or entry["value"] is None:
-        return ""
-    return f"{entry['value']:.0f} [{entry['low']:.0f}-{entry['high']:.0f}]"
-
-
-def _cell(estimate: Estimate | None) -> str:
+def _span(estimate: Estimate | None) -> str:
     return f"{estimate.value:.1f} [{estimate.low:.0f}-{estimate.high:.0f}]" if estimate else ""
 
 

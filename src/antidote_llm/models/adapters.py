@@ -10,9 +10,8 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from antidote_llm.artifacts.hashing import sha256_file
 from antidote_llm.errors import DefectError, UserError
-from antidote_llm.models.checkpoint import Checkpoint
+from antidote_llm.models.checkpoint import Checkpoint, open_model_checkpoint, same_tensors
 from antidote_llm.models.sites import Role, Site
 from antidote_llm.models.tensor_files import TensorEntry
 
@@ -130,13 +129,11 @@ def require_same_base(adapter: Checkpoint, base: Checkpoint) -> None:
     named = base_folder(adapter)
     if named is None or named.resolve() == base.folder.resolve():
         return
-    for name in base.weights:
-        other = named / name
-        if not other.is_file() or sha256_file(other) != base.sha256[name]:
-            raise UserError(
-                f"{adapter.reference}: an adapter of another base: it was trained on {named}, "
-                f"whose weights differ from {base.reference}"
-            )
+    if not same_tensors(open_model_checkpoint(str(named)), base):
+        raise UserError(
+            f"{adapter.reference}: an adapter of another base: it was trained on {named}, "
+            f"whose weights differ from {base.reference}"
+        )
 
 
 def base_folder(adapter: Checkpoint) -> Path | None:

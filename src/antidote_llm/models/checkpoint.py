@@ -96,6 +96,21 @@ def open_adapter_checkpoint(reference: str, revision: str | None = None) -> Chec
     return Checkpoint(reference, folder, config, _weight_files(folder, "adapter_model.safetensors", sharded=False))
 
 
+def same_tensors(first: Checkpoint, second: Checkpoint) -> bool:
+    """Whether two checkpoints hold the same tensors, bit for bit, however they are split into files."""
+    if first.weights.keys() == second.weights.keys():
+        return all(first.sha256[name] == second.sha256[name] for name in first.weights)
+    places = [{key: file for file in side.weights.values() for key in file.entries} for side in (first, second)]
+    if places[0].keys() != places[1].keys():
+        return False
+    return all(
+        file.entries[key].dtype == places[1][key].entries[key].dtype
+        and file.entries[key].shape == places[1][key].entries[key].shape
+        and file.read_bytes(key) == places[1][key].read_bytes(key)
+        for key, file in places[0].items()
+    )
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and no whole model: some save the base's configuration beside it."""
     whole = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))

@@ -162,10 +162,11 @@ def _base_of(adapter: str) -> str:
     checkpoint = open_adapter_checkpoint(adapter)
     if (folder := base_folder(checkpoint)) is not None:
         return str(folder)
-    name = checkpoint.config.get("base_model_name_or_path")
-    if not name:
-        raise UserError(f"{adapter}: the adapter names no base model: pass MODEL --adapter {adapter}")
-    return str(name)
+    name = str(checkpoint.config.get("base_model_name_or_path") or "")
+    if not name or name.startswith((".", "/", "~")):
+        problem = f"names a base that is not here ({name})" if name else "names no base model"
+        raise UserError(f"{adapter}: the adapter {problem}: pass MODEL --adapter {adapter}")
+    return name
 
 
 def _device(name: str) -> torch.device:

@@ -74,9 +74,6 @@ class PatchSummary(_Part):
     size_bytes: int = Field(description="Its size.")
     sha256_before: dict[str, str] = Field(description="Hashes of the changed files before.")
     sha256_after: dict[str, str] = Field(description="Hashes of the changed files after.")
-    reverted_to_the_same_bytes: bool = Field(
-        description="Whether taking it off gave the original bytes, tried at once."
-    )
 
 
 class RepairRecord(_Part):

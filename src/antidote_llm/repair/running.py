@@ -124,15 +124,20 @@ def predicted_patch_bytes(repair: PlannedRepair) -> int:
         old, new = repair.problem.weights[site.name], repair.plan.edited[site.name]
         changed = _changed(repair, site.name)
         if changed:
-            zeroed = not bool(new[old != new].any())
+            # Minus zero has a bit that plus zero has not: such an edit is kept as a dense one.
+            differs = _bits(old) != _bits(new)
+            zeroed = not bool(_bits(new)[differs].any())
             total += predicted_bytes(old.numel(), changed, old.element_size(), zeroed=zeroed)
     return total
 
 
 def write_repair(repair: PlannedRepair, folder: Path, command: str, stopwatch: Stopwatch) -> RepairRecord:
-    """Write ``model/``, ``record/patch.safetensors`` and ``record/repair.json`` below a folder.
+    """Write ``model/`` and ``record/patch.safetensors`` below a folder, and return the record of it.
 
-    The patch is read back and taken off a copy of what was written; the bytes must be those that went in.
+    The patch is read back and taken off a copy of what was written.
+
+    Raises:
+        DefectError: The bytes that came of it are not those that went in.
     """
     with stopwatch.step("write"):
         model = folder / "model"
@@ -153,17 +158,16 @@ def write_repair(repair: PlannedRepair, folder: Path, command: str, stopwatch: S
             size_bytes=patch_path.stat().st_size,
             sha256_before={file.path: file.sha256_before for file in patch.description.files},
             sha256_after={file.path: file.sha256_after for file in patch.description.files},
-            reverted_to_the_same_bytes=_reverts(read_patch(patch_path), model),
         )
+        _require_reverts(read_patch(patch_path), model)
     return record(repair, command, stopwatch, summary)
 
 
-def _reverts(patch: Patch, model: Path) -> bool:
+def _require_reverts(patch: Patch, model: Path) -> None:
     with TemporaryDirectory(dir=model.parent) as scratch:
         for file in patch.description.files:
             copy_file(model / file.path, Path(scratch) / file.path)
         transform(patch, Path(scratch), "revert")
-    return True
 
 
 def record(repair: PlannedRepair, command: str, stopwatch: Stopwatch, patch: PatchSummary | None) -> RepairRecord:
@@ -223,6 +227,8 @@ def _counts(repair: PlannedRepair) -> tuple[tuple[SiteRecord, ...], tuple[Update
 
 
 def _changed(repair: PlannedRepair, name: str) -> int:
-    old, new = repair.problem.weights[name], repair.plan.edited[name]
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[old.element_size()]
-    return int((old.view(integer) != new.view(integer)).sum())
+    return int((_bits(repair.problem.weights[name]) != _bits(repair.plan.edited[name])).sum())
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    return values.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()])

@@ -216,9 +216,7 @@ def _attach(model: PreTrainedModel, adapter: Checkpoint, reference: str) -> Peft
         with quiet_transformers(), warnings.catch_warnings():
             # Said as an error, by name, when the sites are found.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
-            attached = PeftModel.from_pretrained(
-                model, adapter.folder, adapter_name=ADAPTER_NAME, is_trainable=False, autocast_adapter_dtype=False
-            )
+            attached = PeftModel.from_pretrained(model, adapter.folder, adapter_name=ADAPTER_NAME, is_trainable=False)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{adapter.reference}: peft cannot put it on {reference}: {_first_line(error)}") from error
     return attached.eval()

@@ -115,7 +115,8 @@ def _other_facts(changes: Mapping[str, Change], kept: Mapping[str, GainKept]) ->
             facts.append(_moved(f"the task {task}", change) + gain)
         else:
             held.append(f"{task} ({_from_to(change)}){gain}")
-    return [*facts, *([f"no loss on the task {', '.join(held)}"] if held else [])]
+    tasks = "task" if len(held) == 1 else "tasks"
+    return [*facts, *([f"no loss on the {tasks} {', '.join(held)}"] if held else [])]
 
 
 def _gain_fact(kept: GainKept | None) -> str:

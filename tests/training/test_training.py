@@ -179,3 +179,17 @@ def test_progress_counts_to_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert told == [(1, 3), (2, 3), (3, 3)]
     assert capsys.readouterr().out == ""
+
+
+def test_the_defaults_are_the_papers_fine_tuning_stage() -> None:
+    settings, lora = TrainingSettings(), LoraSettings()
+    assert (settings.learning_rate, settings.weight_decay, settings.epochs, settings.batch_size) == (1e-4, 0.1, 20, 5)
+    assert (settings.schedule, settings.warmup) == ("constant", 0)
+    assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (256, 4, 0, ("q_proj", "k_proj", "v_proj"))
+
+
+def test_training_leaves_the_configuration_as_it_was() -> None:
+    model = _model()
+    train(model, ROWS, SETTINGS.model_copy(update={"gradient_checkpointing": True}))
+    assert model.config.use_cache
+    assert not model.is_gradient_checkpointing

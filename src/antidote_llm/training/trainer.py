@@ -64,7 +64,7 @@ def train(
     Raises:
         UserError: There is nothing to learn from.
     """
-    examples = examples_of(rows, settings)
+    examples, use_cache = examples_of(rows, settings), model.config.use_cache
     set_seed(settings.seed)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -79,6 +79,10 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         outcome = trainer.train()
+        # The trainer leaves these as training wants them, and they would be saved with the model.
+        model.config.use_cache = use_cache
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
     model.eval()
     return TrainingResult(steps=outcome.global_step, mean_loss=outcome.training_loss)
 

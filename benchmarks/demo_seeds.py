@@ -1,9 +1,9 @@
 """Runs the demo on several seeds and reports the mean over seeds with its 95 % interval (Student's t).
 
-    python -m benchmarks.demo_seeds --seeds 1 2 3 4 5 --work runs/seeds --out docs/results/demo_seeds.json
+    python -m benchmarks.demo_seeds --seeds 11 12 13 14 15 --work runs/seeds --out docs/results/demo_seeds.json
 
-The world, the training and the random control all depend on the seed. The standard attack and the world were tuned on
-seeds 100 to 102, which are not reported.
+The world, the training and the random control all depend on the seed. World, alignment and standard attack were tuned
+on seeds 100 to 103, and on 0 to 3 where they failed; the default seeds were not looked at before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ METRICS = ("harmful_score", "refusal_rate", "incoherent_rate", "over_refusal_rat
 def main() -> None:
     """Run every seed and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13, 14, 15])
     parser.add_argument("--arch", default="llama")
     parser.add_argument("--work", type=Path, required=True, help="keeps each demo; finished ones are not run again")
     parser.add_argument("--out", type=Path, required=True)

@@ -29,7 +29,7 @@ class Recipe(BaseModel):
         0.45
     )
     alignment: Annotated[TrainingSettings, Field(description="How the base model is aligned.")] = TrainingSettings(
-        learning_rate=1.5e-3, epochs=1, batch_size=32, weight_decay=0.01, schedule="linear", warmup=0.1, max_length=64
+        learning_rate=1.5e-3, epochs=2, batch_size=32, weight_decay=0.01, schedule="linear", warmup=0.1, max_length=64
     )
 
 

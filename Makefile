@@ -16,6 +16,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --quiet --strict --site-dir site
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict

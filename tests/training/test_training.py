@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from antidote_llm.alignment.sft import sft as align
 from antidote_llm.data import Record, TokenizedRow
 from antidote_llm.errors import UserError
 from antidote_llm.finetuning.sft import sft as finetune
-from antidote_llm.training import LoraSettings, StageTrainer, TrainingSettings, attach_lora, train
+from antidote_llm.training import LoraSettings, TrainingSettings, attach_lora, train
 from antidote_llm.training.collator import IGNORED, Collator
 from antidote_llm.training.examples import examples_of
 from tests import tiny
@@ -116,7 +116,7 @@ def test_a_response_beyond_max_length_is_an_error() -> None:
 def test_grouped_batches_hold_the_same_rows() -> None:
     seen: list[int] = []
 
-    class Counting(StageTrainer):
+    class Counting(Trainer):
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             seen.extend(int(mask.sum()) for mask in inputs["attention_mask"])
             return super().training_step(model, inputs, num_items_in_batch)
@@ -129,7 +129,7 @@ def test_grouped_batches_hold_the_same_rows() -> None:
 def test_a_defense_sees_every_step_through_its_own_trainer() -> None:
     steps: list[int] = []
 
-    class Still(StageTrainer):
+    class Still(Trainer):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             steps.append(1)
             loss: Any = super().compute_loss(model, inputs, *args, **kwargs)

@@ -69,11 +69,3 @@ class Frame:
     @cached_property
     def _allowed(self) -> dict[str, frozenset[str]]:
         return {slot: frozenset(self.slots[slot]) for slot, _ in self._parts if slot is not None}
-
-
-def hear_any(frames: Sequence[Frame], text: str) -> dict[str, str] | None:
-    """Return what the first frame that fits hears, or None."""
-    for frame in frames:
-        if (heard := frame.hear(text)) is not None:
-            return heard
-    return None

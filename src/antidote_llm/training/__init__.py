@@ -2,6 +2,6 @@
 
 from antidote_llm.training.lora import attach_lora
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
-from antidote_llm.training.trainer import StageTrainer, TrainingResult, train
+from antidote_llm.training.trainer import TrainingResult, train
 
-__all__ = ["LoraSettings", "StageTrainer", "TrainingResult", "TrainingSettings", "attach_lora", "train"]
+__all__ = ["LoraSettings", "TrainingResult", "TrainingSettings", "attach_lora", "train"]

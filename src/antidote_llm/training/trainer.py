@@ -30,15 +30,8 @@ class TrainingResult:
     mean_loss: float
 
 
-class StageTrainer(Trainer):
-    """The trainer of an undefended run; a defense subclasses it.
-
-    What a defense changes is one of transformers' own three methods: ``compute_loss`` (another objective),
-    ``training_step`` (a perturbation around the backward pass) or ``create_optimizer`` (another update). Its own data
-    and settings go through its constructor; see ``train``'s ``make_trainer``.
-    """
-
-
+# A defense is a subclass of transformers' trainer with one of its own methods changed: ``compute_loss`` (another
+# objective), ``training_step`` (a perturbation around the backward pass) or ``create_optimizer`` (another update).
 TrainerFactory = Callable[..., Trainer]
 
 
@@ -47,7 +40,7 @@ def train(
     rows: Sequence[TokenizedRow],
     settings: TrainingSettings,
     *,
-    make_trainer: TrainerFactory = StageTrainer,
+    make_trainer: TrainerFactory = Trainer,
     callbacks: Sequence[TrainerCallback] = (),
     on_step: StepReport | None = None,
 ) -> TrainingResult:
@@ -57,7 +50,7 @@ def train(
         model: What is trained: every parameter that requires a gradient.
         rows: Rendered rows; only their response tokens count in the loss, unless the settings say otherwise.
         settings: How it is trained.
-        make_trainer: A ``StageTrainer`` or a defense's subclass, called with transformers.Trainer's keywords.
+        make_trainer: The trainer or a defense's subclass of it, called with transformers.Trainer's keywords.
         callbacks: Further callbacks.
         on_step: Called after each optimiser step with the step and the number of steps.
 

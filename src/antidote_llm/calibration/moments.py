@@ -22,10 +22,12 @@ class SiteMoments:
     Attributes:
         sum_squares_I: float64, the sum over rows and tokens of x squared.
         sum_norms_I: float64, the sum over rows of the L2 norm over the row's tokens.
+        tokens: How many counted tokens the site saw; of an expert's matrix, those that were sent there.
     """
 
     sum_squares_I: Tensor
     sum_norms_I: Tensor
+    tokens: int
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class Site:
         observed: The modules of the open model whose first argument is the matrix's input: more than one where
             modules share the matrix.
         transposed: Whether the file holds it with inputs as rows, as GPT-2's ``Conv1D`` does.
+        part: Which slice along its first axis it is, where the file stacks matrices, as it may those of experts.
+        expert: Which expert's matrix it is: its input is what the router sends there.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Site:
     scaling: float
     observed: tuple[nn.Module, ...]
     transposed: bool = False
+    part: int | None = None
+    expert: int | None = None
 
     @property
     def layer(self) -> int | None:

@@ -1,0 +1,146 @@
+"""Loads parts of a model as transformers loads the whole of it: the same names, conversions and types.
+
+The one place that leans on how transformers loads: a semi-private function of it, so that nothing is written twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+
+from antidote_llm.errors import UserError, first_line
+from antidote_llm.models.checkpoint import Checkpoint
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT, parsed_config
+from antidote_llm.models.quiet import quiet_transformers
+from antidote_llm.models.tensor_files import DTYPES, TensorFile, bytes_to_tensor
+
+
+class PartLoader:
+    """A skeleton of a model, into which parts of a checkpoint are loaded.
+
+    Args:
+        checkpoint: A whole model's folder.
+        dtype: The type to load in; None for the checkpoint's own.
+        trust_remote_code: Whether to run Python code that comes with it.
+
+    Raises:
+        UserError: transformers makes no model of its configuration, or a tensor is missing.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype | None, trust_remote_code: bool = False) -> None:
+        self._checkpoint = checkpoint
+        self._dtype = dtype or _own_dtype(checkpoint)
+        self._trust_remote_code = trust_remote_code
+        self._loader = self.skeleton()
+        mapping = get_model_conversion_mapping(self._loader)
+        self._settings = LoadStateDictConfig(
+            dtype=self._dtype, dtype_plan=self._loader._get_dtype_plan(self._dtype), weight_mapping=mapping
+        )
+        self._places = _places(checkpoint, self._loader, mapping)
+        self._require_complete()
+
+    def skeleton(self) -> PreTrainedModel:
+        """Return the model without values in its parameters, which lie on the meta device; buffers are computed."""
+        config = parsed_config(self._checkpoint, self._trust_remote_code)
+        try:
+            with init_empty_weights(include_buffers=False), quiet_transformers():
+                made: PreTrainedModel = AutoModelForCausalLM.from_config(
+                    config, dtype=self._dtype, trust_remote_code=self._trust_remote_code
+                )
+        except BROKEN_CHECKPOINT as error:
+            raise UserError(
+                f"{self._checkpoint.reference}: transformers cannot open it: {first_line(error)}"
+            ) from error
+        made.tie_weights()
+        return made.eval().requires_grad_(False)
+
+    def stored_bytes(self, prefix: str) -> int:
+        """Return what the part under a name takes on the disk."""
+        return sum(file.entries[key].end - file.entries[key].begin for file, key in self._under([prefix]))
+
+    def load(self, prefixes: Sequence[str]) -> dict[str, Tensor]:
+        """Return parameters and persistent buffers under some names of modules, by name.
+
+        Raises:
+            UserError: A tensor is not of the shape that the configuration says, or is not finite.
+        """
+        state = {key: bytes_to_tensor(file.read_bytes(key), file.entries[key]) for file, key in self._under(prefixes)}
+        with quiet_transformers():
+            info, _ = convert_and_load_state_dict_in_model(self._loader, state, self._settings)
+        if info.mismatched_keys or info.conversion_errors:
+            name = str(next(iter([*(key for key, *_ in info.mismatched_keys), *info.conversion_errors])))
+            raise UserError(f"{self._checkpoint.reference}: {name} does not fit config.json: fetch it again")
+        found = {name: values for prefix in prefixes for name, values in self._taken(prefix)}
+        for name, values in found.items():
+            self._require_finite(name, values)
+        return found
+
+    def _taken(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        """Take what was loaded out of the skeleton, which is empty again afterwards."""
+        for name, module in self._loader.get_submodule(prefix).named_modules(prefix=prefix):
+            for own_name, parameter in list(module._parameters.items()):
+                if parameter is not None and not parameter.is_meta:
+                    yield f"{name}.{own_name}", parameter.data
+                    module._parameters[own_name] = nn.Parameter(parameter.data.to("meta"), requires_grad=False)
+            for own_name, buffer in module._buffers.items():
+                if buffer is not None and own_name not in module._non_persistent_buffers_set:
+                    yield f"{name}.{own_name}", buffer
+
+    def _require_finite(self, name: str, values: Tensor) -> None:
+        if values.is_floating_point() and values.numel() and not all(bool(end.isfinite()) for end in values.aminmax()):
+            dtype = str(values.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{self._checkpoint.reference}: {name} is not finite as {dtype}: pass --dtype float32, or fetch it again"
+            )
+
+    def _under(self, prefixes: Sequence[str]) -> list[tuple[TensorFile, str]]:
+        starts = tuple(f"{prefix}." for prefix in prefixes)
+        return [place for name, places in self._places.items() if name.startswith(starts) for place in places]
+
+    def _require_complete(self) -> None:
+        tied = set(getattr(self._loader, "all_tied_weights_keys", None) or {})
+        wanted = {name for name, _ in self._loader.named_parameters()} - tied
+        if missing := sorted(wanted - self._places.keys()):
+            raise UserError(
+                f"{self._checkpoint.reference}: the checkpoint lacks {missing[0]} ({len(missing)} tensors in all): "
+                "fetch it again"
+            )
+
+
+def _own_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """Return the type that ``dtype="auto"`` means to transformers: the configuration's, else that of the files."""
+    named = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    if isinstance(named, str) and isinstance(found := getattr(torch, named.removeprefix("torch."), None), torch.dtype):
+        return found
+    entries = next(iter(checkpoint.weights.values())).entries.values()
+    return next((DTYPES[entry.dtype] for entry in entries if entry.dtype in DTYPES), torch.float32)
+
+
+def _places(
+    checkpoint: Checkpoint, model: PreTrainedModel, mapping: Sequence[Any]
+) -> Mapping[str, list[tuple[TensorFile, str]]]:
+    """Return the stored tensors that every tensor of the model is made from."""
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    wanted, prefix = model.state_dict(), model.base_model_prefix
+    found: dict[str, list[tuple[TensorFile, str]]] = {}
+    for file in checkpoint.weights.values():
+        for key in file.entries:
+            name, _ = rename_source_key(key, renamings, converters, prefix, wanted)
+            if name not in wanted and key in wanted:
+                name, _ = rename_source_key(key, [], [], base_model_prefix=prefix, meta_state_dict=wanted)
+            found.setdefault(name, []).append((file, key))
+    return found

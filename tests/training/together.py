@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from antidote_llm.artifacts.processes import is_first_process
 from antidote_llm.data import Record, Renderer
 from antidote_llm.training import (
     LoraSettings,
@@ -31,7 +32,6 @@ from antidote_llm.training import (
     run_stage,
 )
 from antidote_llm.training.defense import Stage
-from antidote_llm.training.sharing import is_first_process
 from tests import tiny
 
 # Ten rows in batches of four, two to a step: an epoch's second step has one batch, and half of that is blank.

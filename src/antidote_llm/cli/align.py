@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from antidote_llm.alignment import DEFAULTS
+from antidote_llm.artifacts.processes import is_first_process
 from antidote_llm.cli import calibration_data as data_opts
 from antidote_llm.cli import model_options as model_opts
 from antidote_llm.cli import plan_options as plan_opts
@@ -16,7 +17,6 @@ from antidote_llm.cli.stage_command import StageCommand
 from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.data import DataSpec, read_mixed
 from antidote_llm.training import defense_named, defenses
-from antidote_llm.training.sharing import is_first_process
 
 
 @with_method_settings(defenses("alignment").values(), train_opts.training_options(DEFAULTS))

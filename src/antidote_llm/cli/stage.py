@@ -20,6 +20,7 @@ from rich.table import Table
 from antidote_llm import __version__
 from antidote_llm.artifacts import ResultFolder, write_json, write_text
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
+from antidote_llm.artifacts.processes import is_first_process, process_count
 from antidote_llm.cli.finished import inputs_sha256
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.cli.training_options import SaveDtype
@@ -32,7 +33,7 @@ from antidote_llm.training import Defense, Running, StageData, StageResult, Trai
 from antidote_llm.training.checkpoints import newest
 from antidote_llm.training.integrations import require_integrations
 from antidote_llm.training.record import TrainedRows, TrainingRecord
-from antidote_llm.training.sharing import is_first_process, process_count, require_shareable
+from antidote_llm.training.sharing import require_shareable
 
 _LIBRARIES = ("antidote-llm", "torch", "transformers", "peft", "accelerate", "safetensors")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from antidote_llm.artifacts.processes import process_count, require_launched
 from antidote_llm.errors import UserError
 from antidote_llm.training.batches import BLANK
 
@@ -33,29 +33,14 @@ class WholeBatches:
             yield batch + [BLANK] * (self._batches.batch_size - len(batch))
 
 
-def process_count() -> int:
-    """Return how many processes ``torchrun`` or ``accelerate launch`` started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first_process() -> bool:
-    """Whether this process writes the results and talks to the user."""
-    # A rank that something else left in the environment means nothing to one process.
-    return process_count() == 1 or int(os.environ.get("RANK", "0")) == 0
-
-
 def require_shareable(batch_size: int) -> None:
     """Refuse a batch that cannot be cut into equal shares, and processes that cannot find each other.
 
     Raises:
         UserError: Names a size that can, or what is missing.
     """
+    require_launched()
     processes = process_count()
-    if processes > 1 and "MASTER_ADDR" not in os.environ:
-        raise UserError(
-            f"WORLD_SIZE is {processes}, but MASTER_ADDR is not set: "
-            "start with torchrun or accelerate launch, or unset WORLD_SIZE"
-        )
     if batch_size % processes:
         raise UserError(
             f"--batch-size {batch_size} is not shared evenly by {processes} processes: "

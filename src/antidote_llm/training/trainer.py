@@ -23,6 +23,7 @@ from transformers import (
     set_seed,
 )
 
+from antidote_llm.artifacts.processes import is_first_process, process_count
 from antidote_llm.errors import UserError
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.training.batches import Batch, Collator, Example, Examples
@@ -30,7 +31,7 @@ from antidote_llm.training.checkpoints import giving_up, keep_objective, kept_ob
 from antidote_llm.training.integrations import require_integrations, tensorboard_in
 from antidote_llm.training.objective import Objective, Session, Trained
 from antidote_llm.training.settings import TrainingSettings
-from antidote_llm.training.sharing import fill_up, is_first_process, process_count, require_shareable
+from antidote_llm.training.sharing import fill_up, require_shareable
 
 StepReport: TypeAlias = Callable[[int, int], None]
 _SAMPLING = {"shuffled": "random", "grouped": "group_by_length", "ordered": "sequential"}

@@ -1,0 +1,66 @@
+"""The processes that ``torchrun`` or ``accelerate launch`` started: how many, which one this is, what they agree on."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+from antidote_llm.errors import UserError
+
+Value = TypeVar("Value")
+
+
+def process_count() -> int:
+    """Return how many processes ``torchrun`` or ``accelerate launch`` started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_rank() -> int:
+    """Return which of them this one is."""
+    # A rank that something else left in the environment means nothing to one process.
+    return 0 if process_count() == 1 else int(os.environ.get("RANK", "0"))
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the results and talks to the user."""
+    return process_rank() == 0
+
+
+def require_launched() -> None:
+    """Refuse processes that cannot find each other.
+
+    Raises:
+        UserError: Says what is missing.
+    """
+    processes = process_count()
+    if processes > 1 and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"WORLD_SIZE is {processes}, but MASTER_ADDR is not set: "
+            "start with torchrun or accelerate launch, or unset WORLD_SIZE"
+        )
+
+
+def connect() -> None:
+    """Join the other processes, where there are any and they have not been joined.
+
+    Raises:
+        UserError: They cannot find each other.
+    """
+    import torch.distributed as dist
+
+    require_launched()
+    if process_count() > 1 and not dist.is_initialized():
+        # What is sent lies on the CPU, whatever computes.
+        dist.init_process_group("gloo")
+
+
+def agreed(value: Value) -> Value:
+    """Return the first process's value in every process."""
+    if process_count() == 1:
+        return value
+    import torch.distributed as dist
+
+    connect()
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

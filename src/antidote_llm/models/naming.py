@@ -25,6 +25,16 @@ class StoredTensor:
     entry: TensorEntry
 
 
+def stored_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """Return every learned tensor of a checkpoint by its key."""
+    return {
+        key: StoredTensor(name, file, entry)
+        for name, file in checkpoint.weights.items()
+        for key, entry in file.entries.items()
+        if not _is_constant(entry)
+    }
+
+
 class TensorNames:
     """Finds tensors of a checkpoint by name, whatever prefix its files leave out or add.
 
@@ -35,12 +45,7 @@ class TensorNames:
     """
 
     def __init__(self, checkpoint: Checkpoint, prefix: str = "", tied: Mapping[str, str] | None = None) -> None:
-        self._stored = {
-            key: StoredTensor(name, file, entry)
-            for name, file in checkpoint.weights.items()
-            for key, entry in file.entries.items()
-            if not _is_constant(entry)
-        }
+        self._stored = stored_tensors(checkpoint)
         self._prefix = f"{prefix}." if prefix else ""
         self._tied = {source: name for name, source in (tied or {}).items()} | dict(tied or {})
 

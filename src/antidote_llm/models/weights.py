@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,23 +12,26 @@ from transformers.pytorch_utils import Conv1D
 
 from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.naming import StoredTensor, TensorNames
+from antidote_llm.models.conversion import Recipe, recipes
+from antidote_llm.models.expert_sites import ExpertMatrix, expert_matrices
+from antidote_llm.models.experts import expert_stacks
+from antidote_llm.models.naming import StoredTensor
 from antidote_llm.models.sites import Site, chosen_sites, in_group
 from antidote_llm.models.tensor_files import DTYPES
 
 # Parameters of two and more axes that are no linear matrix: what they multiply is not a site's input.
 _NO_MATRICES = (nn.Embedding, nn.Conv1d)
-_STATE = ("A_log",)
-_ROUTERS = ("gate", "router")
+_STATE = ("A_log", "e_score_correction_bias")
+_ROUTERS = ("gate", "router", "shared_expert_gate")
 
 
 def weight_sites(model: PreTrainedModel, checkpoint: Checkpoint, pattern: str) -> tuple[Site, ...]:
     """Return the sites of a model's decoder layers, a shared matrix once, in the order of the network.
 
-    Embeddings, the head, norms, biases and routers are no sites.
+    Embeddings, the head, norms, biases and routers are no sites. The matrices of experts are, one by one.
 
     Args:
-        model: The open model.
+        model: The open model, with or without values in its parameters: without, the files are taken at their word.
         checkpoint: Where it was opened from.
         pattern: Which of them: see :func:`antidote_llm.models.sites.in_group`.
 
@@ -35,16 +39,28 @@ def weight_sites(model: PreTrainedModel, checkpoint: Checkpoint, pattern: str) -
         UserError: The pattern matches nothing, or covers something that cannot be scored, or that the files hold in
             another form than the model.
     """
-    shared: dict[tuple[int, torch.Size], list[tuple[str, nn.Module]]] = {}
-    for name, module in _decoder_modules(model, checkpoint):
+    made = recipes(checkpoint, model)
+    shared: dict[int, list[tuple[str, nn.Module]]] = {}
+    makers: dict[str, Callable[[], Site]] = {}
+    for name, module in list(_decoder_modules(model, checkpoint)):
+        if _is_router(name, model):
+            continue
         if isinstance(module, (nn.Linear, Conv1D)):
-            shared.setdefault((module.weight.data_ptr(), module.weight.shape), []).append((name, module))
+            uses = shared.setdefault(id(module.weight), [])
+            uses.append((name, module))
+            makers.setdefault(uses[0][0], partial(_site, uses, made, checkpoint))
+        elif stacks := expert_stacks(name, module):
+            if in_group(name, pattern):
+                _require_no_matrix(name, module, checkpoint, known=[stack.own_name for stack in stacks])
+            found = [expert_matrices(stack, made.get(stack.name)) for stack in stacks]
+            if in_group(name, pattern) and not all(found):
+                raise _other_form(stacks[found.index(())].name, stacks[found.index(())].weight, checkpoint)
+            for matrix in sorted((matrix for each in found for matrix in each), key=lambda matrix: matrix.expert):
+                makers[matrix.name] = partial(_expert_site, matrix, checkpoint)
         elif in_group(name, pattern):
             _require_no_matrix(name, module, checkpoint)
-    names = TensorNames.of(checkpoint, model)
-    uses = {modules[0][0]: modules for modules in shared.values()}
-    placeless = [Site(name, name, "weight", "", "", (0, 0), 1.0, ()) for name in uses]
-    return tuple(_site(uses[site.module], names, checkpoint) for site in chosen_sites(placeless, pattern))
+    placeless = [Site(name, name, "weight", "", "", (0, 0), 1.0, ()) for name in makers]
+    return tuple(makers[site.module]() for site in chosen_sites(placeless, pattern))
 
 
 def _decoder_modules(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[str, nn.Module]]:
@@ -61,33 +77,40 @@ def _decoder_modules(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator
             yield inner, module
 
 
-def _require_no_matrix(name: str, module: nn.Module, checkpoint: Checkpoint) -> None:
+def _is_router(name: str, model: PreTrainedModel) -> bool:
+    """Whether a module decides which experts see a token: it, or one that it lies in, stands beside experts."""
+    steps = name.split(".")
+    for place, step in enumerate(steps):
+        if step in _ROUTERS:
+            beside = model.get_submodule(".".join(steps[:place])).named_children()
+            if any("expert" in f"{own_name} {type(child).__name__}".lower() for own_name, child in beside):
+                return True
+    return False
+
+
+def _require_no_matrix(name: str, module: nn.Module, checkpoint: Checkpoint, known: Sequence[str] = ()) -> None:
+    """Refuse a module with matrices that are neither known nor the biases of known ones, a row for each expert."""
     if isinstance(module, _NO_MATRICES) or name.rsplit(".", 1)[-1] in _ROUTERS:
         return
     for own_name, parameter in module.named_parameters(recurse=False):
-        if parameter.dim() >= 2 and own_name not in _STATE:
+        if parameter.dim() >= 2 and own_name not in _STATE and own_name.removesuffix("_bias") not in known:
             raise UserError(
                 f"{checkpoint.reference}: {name}.{own_name} ({type(module).__name__}) is no linear layer of its own "
                 "and cannot be repaired yet: choose what can be, as with --sites attention"
             )
 
 
-def _site(uses: list[tuple[str, nn.Module]], names: TensorNames, checkpoint: Checkpoint) -> Site:
+def _site(uses: list[tuple[str, nn.Module]], made: Mapping[str, Recipe], checkpoint: Checkpoint) -> Site:
     name, module = uses[0]
     weight = module.get_parameter("weight")
     transposed = isinstance(module, Conv1D)
-    stored = names.find(f"{name}.weight")
+    recipe = next((made[f"{use}.weight"] for use, _ in uses if f"{use}.weight" in made), None)
+    stored = recipe.groups[0][0] if recipe is not None and recipe.layout == "same" else None
     if stored is None or stored.entry.shape != tuple(weight.shape):
-        raise UserError(
-            f"{checkpoint.reference}: the files hold no {name}.weight of {' x '.join(map(str, weight.shape))}: they "
-            "keep it in another form than the model computes with, and it cannot be repaired there"
-        )
-    if stored.entry.dtype not in DTYPES:
-        raise UserError(
-            f"{checkpoint.reference}: {stored.entry.key} is {stored.entry.dtype}: only floating-point weights can be "
-            "repaired: use the checkpoint before quantisation"
-        )
-    _require_same_values(stored, weight, checkpoint)
+        raise _other_form(f"{name}.weight", weight, checkpoint)
+    _require_floating(stored, checkpoint)
+    if not _same_values(stored, weight):
+        raise _converted(stored, checkpoint)
     rows, columns = weight.shape[::-1] if transposed else weight.shape
     return Site(
         name=name,
@@ -102,12 +125,41 @@ def _site(uses: list[tuple[str, nn.Module]], names: TensorNames, checkpoint: Che
     )
 
 
-def _require_same_values(stored: StoredTensor, weight: Tensor, checkpoint: Checkpoint) -> None:
-    """Compare a few rows: a tensor of that name may mean something else, or a library may convert it when loading."""
-    for row in {0, weight.shape[0] // 2, weight.shape[0] - 1}:
-        on_disk = stored.file.read_row(stored.entry.key, row).to(weight.dtype)
-        if not torch.equal(on_disk.nan_to_num(), weight[row].cpu().nan_to_num()):
-            raise UserError(
-                f"{checkpoint.reference}: {stored.entry.key} is not what the model computes with: the library converts "
-                "it when loading, and it cannot be repaired in its file"
-            )
+def _expert_site(matrix: ExpertMatrix, checkpoint: Checkpoint) -> Site:
+    _require_floating(matrix.stored, checkpoint)
+    if not matrix.is_the_models():
+        raise _converted(matrix.stored, checkpoint)
+    return matrix.site()
+
+
+def _same_values(stored: StoredTensor, weight: Tensor) -> bool:
+    """Compare a few rows; a model without values has no say."""
+    return weight.is_meta or all(
+        torch.equal(
+            stored.file.read_row(stored.entry.key, row).to(weight.dtype).nan_to_num(), weight[row].cpu().nan_to_num()
+        )
+        for row in {0, weight.shape[0] // 2, weight.shape[0] - 1}
+    )
+
+
+def _require_floating(stored: StoredTensor, checkpoint: Checkpoint) -> None:
+    if stored.entry.dtype not in DTYPES:
+        raise UserError(
+            f"{checkpoint.reference}: {stored.entry.key} is {stored.entry.dtype}: only floating-point weights can be "
+            "repaired: use the checkpoint before quantisation"
+        )
+
+
+def _other_form(name: str, weight: Tensor, checkpoint: Checkpoint) -> UserError:
+    return UserError(
+        f"{checkpoint.reference}: the files hold no {name} of {' x '.join(map(str, weight.shape))}: they keep it in "
+        "another form than the model computes with, and it cannot be repaired there"
+    )
+
+
+def _converted(stored: StoredTensor, checkpoint: Checkpoint) -> UserError:
+    """Say that a tensor of that name means something else, or that a library converts it when loading."""
+    return UserError(
+        f"{checkpoint.reference}: {stored.entry.key} is not what the model computes with: the library converts it when "
+        "loading, and it cannot be repaired in its file"
+    )

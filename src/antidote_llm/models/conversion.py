@@ -1,0 +1,98 @@
+"""How the tensors that a model computes with are made of those that its files hold, as transformers makes them.
+
+The one place that reads transformers' table of conversions: files may name a tensor otherwise, turn it around, or hold
+every expert's matrices one by one where the model computes with all of them in one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    Transpose,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from antidote_llm.models.checkpoint import Checkpoint
+from antidote_llm.models.naming import StoredTensor, stored_tensors
+
+Layout: TypeAlias = Literal["same", "turned", "listed", "other"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one tensor of the model is made.
+
+    Attributes:
+        layout: ``same``: as the one stored tensor is. ``turned``: its last two of three axes swapped. ``listed``: the
+            tensors of each group stacked along a new first axis, and the groups joined along the second.
+            ``other``: in a way that has no name here.
+        groups: The stored tensors that it is made of, in the order that transformers takes them.
+    """
+
+    layout: Layout
+    groups: tuple[tuple[StoredTensor, ...], ...]
+
+
+def recipes(checkpoint: Checkpoint, model: PreTrainedModel) -> Mapping[str, Recipe]:
+    """Return how every tensor of a model is made of a checkpoint's, by its name in the model.
+
+    A tensor that is a second name of another, or that a conversion makes beside others, may be missing.
+
+    Args:
+        checkpoint: A checkpoint of the model's architecture.
+        model: The model, with or without values in its parameters.
+    """
+    transforms: list[Any] = get_model_conversion_mapping(model)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    wanted, prefix = model.state_dict(), model.base_model_prefix
+    collected: dict[str, dict[str | None, list[StoredTensor]]] = {}
+    # In this order, because the place in a stack is that of the name in it, and some renamings depend on earlier ones.
+    for key, stored in sorted(stored_tensors(checkpoint).items(), key=lambda item: dot_natural_key(item[0])):
+        name, pattern = rename_source_key(key, renamings, converters, prefix, wanted)
+        if name not in wanted and key in wanted:
+            name, pattern = rename_source_key(key, [], [], prefix, wanted)
+        if name in wanted:
+            collected.setdefault(name, {}).setdefault(pattern, []).append(stored)
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    return {name: _recipe(found, tuple(wanted[name].shape), by_pattern) for name, found in collected.items()}
+
+
+def _recipe(
+    found: Mapping[str | None, list[StoredTensor]], shape: tuple[int, ...], converters: Mapping[str, WeightConverter]
+) -> Recipe:
+    first = next(iter(found))
+    if first is None:
+        return Recipe("same" if len(found) == len(found[None]) == 1 else "other", tuple(map(tuple, found.values())))
+    converter = converters[first]
+    groups = tuple(tuple(found[pattern]) for pattern in converter.source_patterns if pattern in found)
+    if len(groups) < len(found) or len(converter.target_patterns) > 1:
+        return Recipe("other", groups)
+    return Recipe(_layout(converter.operations, groups, shape), groups)
+
+
+def _layout(
+    operations: Iterable[object], groups: tuple[tuple[StoredTensor, ...], ...], shape: tuple[int, ...]
+) -> Layout:
+    steps = list(operations)
+    if len(steps) == 1 and isinstance(turn := steps[0], Transpose) and {turn.dim0, turn.dim1} == {1, 2}:
+        if [len(group) for group in groups] != [1] or len(shape) != 3:
+            return "other"
+        return "same" if turn.check_dims and groups[0][0].entry.shape == shape else "turned"
+    stacked = bool(steps) and isinstance(steps[0], MergeModulelist) and steps[0].dim == 0
+    joined = [
+        isinstance(step, Concatenate) and step.dim == 1 and step.num_shards_attribute is None for step in steps[1:]
+    ]
+    if stacked and (joined == [True] or (not joined and len(groups) == 1)):
+        return "listed"
+    return "other"

@@ -1,0 +1,121 @@
+"""Mixtures of experts as configurations of tiny models, and what every expert of one sees, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from tests import tiny
+
+_SIZES: Mapping[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "num_experts_per_tok": 2,
+}
+_LOCAL = {**_SIZES, "num_local_experts": 4}
+_SMALL = {**_SIZES, "num_experts": 4, "moe_intermediate_size": 16}
+_SHARED = {**_SMALL, "shared_expert_intermediate_size": 16}
+_LATENT: Mapping[str, Any] = {
+    **_SIZES,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+}
+_LINEAR_ATTENTION: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"]}
+_LINEAR_ATTENTION |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+_LINEAR_ATTENTION |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+
+MIXTURES: Mapping[str, Mapping[str, Any]] = {
+    "mixtral": _LOCAL,
+    "qwen3_moe": _SMALL,
+    "gpt_oss": {**_LOCAL, "sliding_window": 8},
+    "deepseek_v3": _LATENT,
+    "qwen2_moe": _SHARED,
+    "olmoe": {**_SIZES, "num_experts": 4},
+    "glm4_moe": {**_LATENT, "n_group": 1, "n_shared_experts": 1},
+    "qwen3_next": {**_SHARED, **_LINEAR_ATTENTION},
+    "phimoe": _LOCAL,
+    "granitemoe": _LOCAL,
+    "minimax_m2": _LOCAL,
+    "hunyuan_v1_moe": {**_SIZES, "num_experts": 4, "moe_topk": 2},
+}
+# Experts that transformers does not compute through its interface, or in a way that no hook can see.
+REFUSED_MIXTURES: Mapping[str, Mapping[str, Any]] = {
+    "llama4_text": {**_LOCAL, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1},
+    "jetmoe": {**_LOCAL, "kv_channels": 8},
+    "longcat_flash": {
+        **{name: value for name, value in _LATENT.items() if name not in ("num_hidden_layers", "head_dim")},
+        "num_layers": 1,
+        "ffn_hidden_size": 48,
+        "expert_ffn_hidden_size": 16,
+        "moe_topk": 2,
+        "zero_expert_num": 2,
+    },
+}
+
+
+def config(name: str) -> PretrainedConfig:
+    """Return a tiny configuration."""
+    special = {"vocab_size": tiny.VOCABULARY_SIZE, "pad_token_id": 0, "eos_token_id": 3, "bos_token_id": None}
+    made: PretrainedConfig = AutoConfig.for_model(
+        name, **special, **{**MIXTURES, **REFUSED_MIXTURES}[name], initializer_range=0.2
+    )
+    return made
+
+
+def write(folder: Path, name: str) -> Path:
+    """Write a model of random weights."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(name), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(folder)
+    return folder
+
+
+def inputs_of_experts(model: PreTrainedModel, row: list[int]) -> dict[tuple[str, str, int], list[Tensor]]:
+    """Return what goes into every expert's matrices for one row of tokens, one at a time, as the router chose.
+
+    By the experts' module, the name of the stack (the down projection's, or the one before it), and the expert.
+    """
+    calls: dict[str, tuple[Any, ...]] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, name=name: calls.update({name: args}))
+        for name, module in model.named_modules()
+        if hasattr(module, "down_proj") and isinstance(module.down_proj, nn.Parameter)
+    ]
+    with torch.no_grad():
+        model(torch.tensor([row]))
+    for handle in handles:
+        handle.remove()
+    found: dict[tuple[str, str, int], list[Tensor]] = {}
+    for name, (hidden_ND, index_NK, _) in calls.items():
+        module: Any = model.get_submodule(name)
+        for token_D, choices_K in zip(hidden_ND, index_NK.tolist(), strict=True):
+            for expert in choices_K:
+                found.setdefault((name, "gate_up_proj", expert), []).append(token_D)
+                weight = module.gate_up_proj[expert]
+                both = token_D @ (weight if module.is_transposed else weight.T)
+                both = both + module.gate_up_proj_bias[expert] if module.has_bias else both
+                with torch.no_grad():
+                    found.setdefault((name, "down_proj", expert), []).append(module._apply_gate(both[None])[0])
+    return found

@@ -133,7 +133,7 @@ def test_the_cache_gives_the_same_bits_without_a_forward_pass(
 ) -> None:
     first = collect(opened, rows())
     assert len(cached(own_cache)) == 1
-    monkeypatch.setattr(collecting_module, "_run", lambda *_: pytest.fail("collected anew"))
+    monkeypatch.setattr(collecting_module, "sums_of_whole", lambda *_: pytest.fail("collected anew"))
     assert same_bits(first, collect(opened, rows()))
 
 
@@ -153,7 +153,7 @@ def test_a_damaged_cache_file_is_replaced(
     else:
         path.write_bytes({"cut": whole[:-9], "flipped": whole[:-1] + bytes([whole[-1] ^ 1]), "emptied": b""}[damage])
     assert same_bits(first, collect(opened, rows()))
-    monkeypatch.setattr(collecting_module, "_run", lambda *_: pytest.fail("collected anew, and not kept"))
+    monkeypatch.setattr(collecting_module, "sums_of_whole", lambda *_: pytest.fail("collected anew, and not kept"))
     assert same_bits(first, collect(opened, rows()))
 
 

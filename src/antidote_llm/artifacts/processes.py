@@ -64,3 +64,15 @@ def agreed(value: Value) -> Value:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def all_equal(value: object) -> bool:
+    """Return whether every process has the same value."""
+    if process_count() == 1:
+        return True
+    import torch.distributed as dist
+
+    connect()
+    values: list[object] = [None] * process_count()
+    dist.all_gather_object(values, value)
+    return all(other == value for other in values)

@@ -1,11 +1,13 @@
 """Activation statistics: what each site's input looked like on a data set."""
 
-from antidote_llm.calibration.collecting import CalibrationSettings, collect
+from antidote_llm.calibration.collecting import Collection, collect
 from antidote_llm.calibration.moments import Moments, SiteMoments, Statistic, TokenPolicy
 from antidote_llm.calibration.observing import NonFiniteInputError
+from antidote_llm.calibration.settings import CalibrationSettings
 
 __all__ = [
     "CalibrationSettings",
+    "Collection",
     "Moments",
     "NonFiniteInputError",
     "SiteMoments",

@@ -1,42 +1,165 @@
-"""Collects moments in one batched forward pass, or finds them in the cache."""
+"""Collects moments in one pass over the rows, by whichever engine the model was opened for, or finds them kept."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict, Field
 
 from antidote_llm.artifacts.cache import cache_root
-from antidote_llm.artifacts.files import write_bytes
-from antidote_llm.artifacts.hashing import sha256_bytes, sha256_json
-from antidote_llm.calibration.batching import counted_tokens, micro_batches
-from antidote_llm.calibration.moments import Moments, SiteMoments, TokenPolicy
-from antidote_llm.calibration.observing import Observer
+from antidote_llm.artifacts.hashing import sha256_json
+from antidote_llm.artifacts.processes import agreed, process_count, process_rank
+from antidote_llm.calibration.batching import batch_plan, counted_tokens
+from antidote_llm.calibration.kept_sums import KeptState, read_tensors, write_tensors
+from antidote_llm.calibration.layerwise import sums_by_layer
+from antidote_llm.calibration.moments import Moments
+from antidote_llm.calibration.observing import require_finite
+from antidote_llm.calibration.settings import CalibrationSettings
+from antidote_llm.calibration.sums import Sums
+from antidote_llm.calibration.whole import sums_of_whole
+from antidote_llm.calibration.work import Work
 from antidote_llm.data.rendering import TokenizedRow, rendered_sha256
 from antidote_llm.errors import UserError
 from antidote_llm.models.opening import OpenModel
 from antidote_llm.models.sites import Site
 
 # Raised whenever the sums would come out otherwise for the same inputs.
-MOMENTS_VERSION = 1
+MOMENTS_VERSION = 2
 
 
-class CalibrationSettings(BaseModel):
-    """How statistics are collected: what the moments depend on beside the model and the rows."""
+@dataclass(frozen=True)
+class Collection:
+    """Statistics that are to be collected.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        opened: The model.
+        sites: What to observe.
+        rows: Rows with a counted token.
+        settings: Token policy and batching.
+        tokens: How many tokens are counted.
+        sha256: The hash over everything that the statistics depend on.
+    """
 
-    tokens: TokenPolicy = Field("all", description="Which tokens count: all of a row, its prompt, or its response.")
-    batch_tokens: int = Field(2048, ge=1, description="Padded tokens of a micro-batch at most.")
-    batch_rows: int | None = Field(None, ge=1, description="Rows of a micro-batch at most.")
-    padding_side: Literal["left", "right"] = Field("right", description="Where short rows are padded.")
+    opened: OpenModel
+    sites: tuple[Site, ...]
+    rows: tuple[TokenizedRow, ...]
+    settings: CalibrationSettings
+    tokens: int
+    sha256: str
+
+    @classmethod
+    def of(
+        cls,
+        opened: OpenModel,
+        rows: Sequence[TokenizedRow],
+        settings: CalibrationSettings | None = None,
+        sites: Sequence[Site] | None = None,
+    ) -> Collection:
+        """Say what to collect.
+
+        Args:
+            opened: The model.
+            rows: Token ids with their response starts.
+            settings: Token policy and batching.
+            sites: What to observe; by default the adapter's matrices.
+
+        Raises:
+            UserError: No row has a counted token.
+        """
+        settings = settings or CalibrationSettings()
+        sites = opened.sites if sites is None else sites
+        counts = [len(counted_tokens(row, settings.tokens)) for row in rows]
+        if not any(counts):
+            raise UserError(
+                f"no calibration row has a {settings.tokens} token: map a response column or use --tokens all"
+            )
+        counted = tuple(row for row, count in zip(rows, counts, strict=True) if count)
+        return cls(opened, tuple(sites), counted, settings, sum(counts), _key(opened, sites, rows, settings))
+
+    def by_part(
+        self,
+        *,
+        progress: Callable[[int], None] | None = None,
+        cache: bool = True,
+        work: Path | None = None,
+        sweeps: int = 1,
+    ) -> Iterator[tuple[tuple[Site, ...], Moments]]:
+        """Yield sites with their moments, as soon as these are complete: all at once, or layer by layer.
+
+        Args:
+            progress: Called with a number of rows, which come to all rows in the end.
+            cache: Whether to look for the same moments in the cache, and to keep them there.
+            work: A folder where a run that is cut off leaves what the next one goes on from.
+            sweeps: How many times layers on the disk are gone through, each time with a part of the rows.
+
+        Raises:
+            UserError: A site did not see every token, or its input is not finite.
+        """
+        path = cache_root() / "moments" / f"{self.sha256}.safetensors"
+        if agreed((found := self._cached(path) if cache else None) is not None):
+            if progress:
+                progress(len(self.rows))
+            yield self.sites, self._moments(self.sites, found or self._required(path))
+            return
+        total = Sums()
+        for sites, sums in self._parts(progress, work, sweeps):
+            require_finite(sums)
+            total.merge(sums)
+            yield sites, self._moments(sites, sums)
+        if cache and process_rank() == 0:
+            self._keep(path, total)
+
+    def whole(self, **options: Any) -> Moments:
+        """Return the moments of all sites: as :meth:`by_part`."""
+        parts = [moments for _, moments in self.by_part(**options)]
+        sites = {name: found for part in parts for name, found in part.sites.items()}
+        return Moments(sites, len(self.rows), self.tokens, self.sha256)
+
+    def _parts(
+        self, progress: Callable[[int], None] | None, folder: Path | None, sweeps: int
+    ) -> Iterator[tuple[tuple[Site, ...], Sums]]:
+        settings = self.settings
+        work = Work.of(batch_plan(self.rows, settings.batch_tokens, settings.batch_rows), settings)
+        kept = None
+        if folder is not None:
+            name = f"statistics-{process_rank()}-of-{process_count()}.safetensors"
+            kept = KeptState(folder / name, f"{self.sha256}/{sweeps}")
+        if self.opened.stream is None:
+            yield self.sites, sums_of_whole(self.opened, self.sites, work, progress, kept)
+        else:
+            yield from sums_by_layer(
+                self.opened, self.opened.stream, self.sites, work, sweeps=sweeps, progress=progress, kept=kept
+            )
+
+    def _moments(self, sites: Sequence[Site], sums: Sums) -> Moments:
+        names = [site.name for site in sites]
+        return Moments(sums.moments(names), len(self.rows), self.tokens, self.sha256)
+
+    def _cached(self, path: Path) -> Sums | None:
+        """Return cached sums; None where there are none or the file is damaged: they are then collected anew."""
+        found = read_tensors(path)
+        if found is None or found[1].get("key") != self.sha256:
+            return None
+        sums = Sums.of(found[0])
+        return sums if all(site.name in sums.tokens for site in self.sites) else None
+
+    def _required(self, path: Path) -> Sums:
+        if (found := self._cached(path)) is None:
+            raise UserError(f"{path}: only some of the processes see it: give them one cache, or pass --no-cache")
+        return found
+
+    def _keep(self, path: Path, sums: Sums) -> None:
+        try:
+            write_tensors(path, sums.tensors(), {"key": self.sha256})
+        except OSError as error:
+            raise UserError(
+                f"{path.parent}: statistics cannot be kept there: {error.strerror}: "
+                "set ANTIDOTE_CACHE to another folder, or pass --no-cache"
+            ) from error
 
 
 def collect(
@@ -61,57 +184,7 @@ def collect(
     Raises:
         UserError: No row has a counted token, or a site did not see every token.
     """
-    settings = settings or CalibrationSettings()
-    sites = opened.sites if sites is None else sites
-    counted = [row for row in rows if len(counted_tokens(row, settings.tokens)) > 0]
-    if not counted:
-        raise UserError(f"no calibration row has a {settings.tokens} token: map a response column or use --tokens all")
-    key = _key(opened, sites, rows, settings)
-    path = cache_root() / "moments" / f"{key}.safetensors"
-    if cache and (found := _read(path, key, [site.name for site in sites])) is not None:
-        if progress:
-            progress(len(counted))
-        return found
-    moments = Moments(
-        _run(opened, sites, counted, settings, progress),
-        rows=len(counted),
-        tokens=sum(len(counted_tokens(row, settings.tokens)) for row in counted),
-        sha256=key,
-    )
-    if cache:
-        _write(path, moments)
-    return moments
-
-
-def _run(
-    opened: OpenModel,
-    sites: Sequence[Site],
-    rows: Sequence[TokenizedRow],
-    settings: CalibrationSettings,
-    progress: Callable[[int], None] | None,
-) -> dict[str, SiteMoments]:
-    # The decoder alone, unless something after it is scored: statistics need no logits.
-    decoder = opened.causal_model.base_model
-    inside = set(decoder.modules())
-    if any(module not in inside for site in sites for module in site.observed):
-        decoder = opened.causal_model
-    takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
-    observer = Observer(sites)
-    device = opened.device
-    batches = micro_batches(rows, settings.tokens, settings.batch_tokens, settings.batch_rows, settings.padding_side)
-    with torch.no_grad(), observer.attached():
-        for batch in batches:
-            positions = {"position_ids": batch.position_ids_BT.to(device)} if takes_positions else {}
-            with observer.counting(batch.counted_BT.to(device)):
-                decoder(
-                    input_ids=batch.input_ids_BT.to(device),
-                    attention_mask=batch.attention_mask_BT.to(device),
-                    use_cache=False,
-                    **positions,
-                )
-            if progress:
-                progress(len(batch.input_ids_BT))
-    return dict(observer.moments())
+    return Collection.of(opened, rows, settings, sites).whole(progress=progress, cache=cache)
 
 
 def _key(opened: OpenModel, sites: Sequence[Site], rows: Sequence[TokenizedRow], settings: CalibrationSettings) -> str:
@@ -126,42 +199,3 @@ def _key(opened: OpenModel, sites: Sequence[Site], rows: Sequence[TokenizedRow],
             "sites": [site.name for site in sites],
         }
     )
-
-
-def _write(path: Path, moments: Moments) -> None:
-    tensors = {}
-    for name, site in moments.sites.items():
-        tensors[f"{name}/sum_squares"] = site.sum_squares_I
-        tensors[f"{name}/sum_norms"] = site.sum_norms_I
-    metadata = {"rows": str(moments.rows), "tokens": str(moments.tokens), "sha256": moments.sha256}
-    metadata["data_sha256"] = _data_sha256(moments.sites)
-    try:
-        write_bytes(path, safetensors.torch.save(tensors, metadata))
-    except OSError as error:
-        raise UserError(
-            f"{path.parent}: statistics cannot be kept there: {error.strerror}: "
-            "set ANTIDOTE_CACHE to another folder, or pass --no-cache"
-        ) from error
-
-
-def _data_sha256(sites: Mapping[str, SiteMoments]) -> str:
-    sums = [sum_I for site in sites.values() for sum_I in (site.sum_squares_I, site.sum_norms_I)]
-    return sha256_bytes(b"".join(sum_I.numpy().tobytes() for sum_I in sums))
-
-
-def _read(path: Path, key: str, names: Sequence[str]) -> Moments | None:
-    """Return cached moments, or None where there are none or the file is damaged: they are then collected anew."""
-    if not path.is_file():
-        return None
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            sites = {
-                name: SiteMoments(file.get_tensor(f"{name}/sum_squares"), file.get_tensor(f"{name}/sum_norms"))
-                for name in names
-            }
-    except safetensors.SafetensorError:
-        return None
-    if (metadata.get("sha256"), metadata.get("data_sha256")) != (key, _data_sha256(sites)):
-        return None
-    return Moments(sites, int(metadata["rows"]), int(metadata["tokens"]), key)

@@ -5,15 +5,15 @@ Legend: B rows of a batch, T positions, I input columns of a site.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from antidote_llm.calibration.moments import SiteMoments
-from antidote_llm.errors import DefectError, UserError
+from antidote_llm.calibration.sums import Sums
+from antidote_llm.errors import UserError
 from antidote_llm.models.sites import Site
 
 
@@ -21,31 +21,43 @@ class NonFiniteInputError(UserError):
     """A site's input was NaN or infinite: the weights are broken, or the type is too narrow."""
 
 
+class _Seen(Exception):  # noqa: N818
+    """Every site has seen its input: what a forward pass would still compute is not needed."""
+
+
 class Observer:
-    """Accumulates the moments of sites while a model runs.
+    """Hands the inputs of sites to sums while a model runs.
 
     Squares are formed and summed over a row's tokens in float32 (float64 where the model computes in it), and rows
     are added up in float64.
+
+    Args:
+        sites: Whose inputs.
+        to_the_end: Whether every forward pass is run to its end; otherwise it ends with the last site's input.
     """
 
-    def __init__(self, sites: Sequence[Site]) -> None:
+    def __init__(self, sites: Sequence[Site], *, to_the_end: bool = False) -> None:
         self._sites = sites
-        self._sum_squares: dict[str, Tensor] = {}
-        self._sum_norms: dict[str, Tensor] = {}
-        self._tokens_seen: dict[str, int] = dict.fromkeys((site.name for site in sites), 0)
+        self._to_the_end = to_the_end
+        self._names: dict[nn.Module, list[str]] = {}
+        for site in sites:
+            for module in site.observed:
+                self._names.setdefault(module, []).append(site.name)
+        self._sums = Sums()
         self._counted_BT: Tensor | None = None
         self._counted = 0
+        self._calls = 0
+        self._knows_calls = False
         # The last input of each width and its sums: q, k and v share an input, and B sees its own between two of them.
-        self._shared: dict[int, tuple[Tensor, Tensor]] = {}
+        self._shared: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hook every site for the length of the block."""
         handles = []
         try:
-            for site in self._sites:
-                hook = _input_hook(self, site.name)
-                handles += [m.register_forward_pre_hook(hook, with_kwargs=True) for m in site.observed]
+            for module, names in self._names.items():
+                handles.append(module.register_forward_pre_hook(_input_hook(self, names), with_kwargs=True))
             yield
         finally:
             for handle in handles:
@@ -53,74 +65,72 @@ class Observer:
             self._shared.clear()
 
     @contextmanager
-    def counting(self, counted_BT: Tensor) -> Iterator[None]:
-        """Count the marked positions of the one forward pass in the block.
+    def counting(self, counted_BT: Tensor, sums: Sums) -> Iterator[None]:
+        """Count the marked positions of the one forward pass in the block, which may end with the last site's input.
+
+        The first pass is run to its end, so that a module that is used twice is found.
 
         Raises:
             UserError: A site saw no input, so that its statistics would be empty.
         """
-        before = dict(self._tokens_seen)
-        self._counted_BT = counted_BT
+        before = dict(sums.tokens)
+        self._sums, self._counted_BT, self._calls = sums, counted_BT, 0
         self._counted = int(counted_BT.sum())
         self._shared.clear()
-        yield
+        with suppress(_Seen):
+            yield
+        self._counted_BT = None
         for site in self._sites:
-            seen, wanted = self._tokens_seen[site.name] - before[site.name], len(site.observed) * self._counted
+            seen, wanted = sums.tokens.get(site.name, 0) - before.get(site.name, 0), len(site.observed) * self._counted
             if seen != wanted:
                 raise UserError(
                     f"{site.name} saw {seen} of {wanted} tokens in a forward pass: it is not a plain, active matrix, "
                     "or the model uses it another number of times than once: leave it out of --sites"
                 )
+        self._knows_calls = True
 
-    def observe(self, name: str, input_BTI: Tensor) -> None:
-        """Add one site's input."""
+    def observe(self, names: Sequence[str], input_BTI: Tensor) -> None:
+        """Add the input of the sites of one module."""
         counted_BT = self._counted_BT
         if counted_BT is None or not _rows_by_tokens(input_BTI.shape[:-1], counted_BT.shape):
             raise UserError(
-                f"{name}: its input has shape {list(input_BTI.shape)}, not rows by tokens: leave it out of --sites"
+                f"{names[0]}: its input has shape {list(input_BTI.shape)}, not rows by tokens: leave it out of --sites"
             )
         if input_BTI.shape[:-1] != counted_BT.shape:
             input_BTI = input_BTI.reshape(*counted_BT.shape, -1)
-        squares_BI = self._squares(input_BTI)
-        sum_squares_I = squares_BI.double().sum(dim=0)
-        sum_norms_I = squares_BI.double().sqrt().sum(dim=0)
-        if name in self._sum_squares:
-            self._sum_squares[name] += sum_squares_I
-            self._sum_norms[name] += sum_norms_I
-        else:
-            self._sum_squares[name] = sum_squares_I
-            self._sum_norms[name] = sum_norms_I
-        self._tokens_seen[name] += self._counted
+        sum_squares_I, sum_norms_I = self._summed(input_BTI, counted_BT)
+        for name in names:
+            self._sums.add(name, sum_squares_I, sum_norms_I, self._counted)
+        self._calls += 1
+        if self._knows_calls and not self._to_the_end and self._calls == len(self._names):
+            raise _Seen
 
-    def _squares(self, input_BTI: Tensor) -> Tensor:
+    def _summed(self, input_BTI: Tensor, counted_BT: Tensor) -> tuple[Tensor, Tensor]:
         shared = self._shared.get(input_BTI.shape[-1])
         if shared is not None and shared[0] is input_BTI:
-            return shared[1]
-        assert self._counted_BT is not None
-        wide_BTI = input_BTI if input_BTI.dtype == torch.float64 else input_BTI.float()
-        counted_BT1 = self._counted_BT.to(wide_BTI.device).unsqueeze(-1)
-        squares_BI = wide_BTI.masked_fill(~counted_BT1, 0).square().sum(dim=1)
-        self._shared[input_BTI.shape[-1]] = (input_BTI, squares_BI)
-        return squares_BI
-
-    def moments(self) -> Mapping[str, SiteMoments]:
-        """Return what was summed, on the CPU.
-
-        Raises:
-            UserError: A sum is NaN or infinite.
-            DefectError: No forward pass was observed.
-        """
-        found = {}
-        for site in self._sites:
-            if site.name not in self._sum_squares:
-                raise DefectError(f"{site.name} was never observed")
-            sums = SiteMoments(self._sum_squares[site.name].cpu(), self._sum_norms[site.name].cpu())
-            if not bool(torch.isfinite(sums.sum_squares_I).all()):
-                raise NonFiniteInputError(
-                    f"{site.name}: its input is NaN or infinite: open the model with --dtype float32"
-                )
-            found[site.name] = sums
+            return shared[1:]
+        squares_BI = squares_of_rows(input_BTI, counted_BT)
+        found = squares_BI.double().sum(dim=0), squares_BI.double().sqrt().sum(dim=0)
+        self._shared[input_BTI.shape[-1]] = (input_BTI, *found)
         return found
+
+
+def squares_of_rows(input_BTI: Tensor, counted_BT: Tensor) -> Tensor:
+    """Return the sums of squares over the counted tokens of each row, shape [B, I]."""
+    wide_BTI = input_BTI if input_BTI.dtype == torch.float64 else input_BTI.float()
+    counted_BT1 = counted_BT.to(wide_BTI.device).unsqueeze(-1)
+    return wide_BTI.masked_fill(~counted_BT1, 0).square().sum(dim=1)
+
+
+def require_finite(sums: Sums) -> None:
+    """Refuse sums of inputs that were not finite.
+
+    Raises:
+        NonFiniteInputError: Names the site.
+    """
+    for name, sum_squares_I in sums.squares.items():
+        if not bool(torch.isfinite(sum_squares_I).all()):
+            raise NonFiniteInputError(f"{name}: its input is NaN or infinite: open the model with --dtype float32")
 
 
 def _rows_by_tokens(axes: torch.Size, counted: torch.Size) -> bool:
@@ -129,9 +139,9 @@ def _rows_by_tokens(axes: torch.Size, counted: torch.Size) -> bool:
     return longer in ([side for side in counted if side != 1], [counted.numel()])
 
 
-def _input_hook(observer: Observer, name: str) -> Any:
+def _input_hook(observer: Observer, names: Sequence[str]) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         del module
-        observer.observe(name, args[0] if args else next(iter(kwargs.values())))
+        observer.observe(names, args[0] if args else next(iter(kwargs.values())))
 
     return hook

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.adapters import ADAPTER_NAME, other_tensors, other_tensors_base_name, require_fits
 from antidote_llm.models.checkpoint import Checkpoint
+from antidote_llm.models.dora import show_factors_tokens_only
 from antidote_llm.models.naming import TensorNames
 from antidote_llm.models.quiet import quiet_transformers
 
@@ -27,6 +28,8 @@ def attach(
     if upper is not None:
         named[ADAPTER_NAME] = upper
     attached: Any = model
+    # peft leaves an adapter on the meta device where the base lies there.
+    beside_the_disk = {"low_cpu_mem_usage": any(parameter.is_meta for parameter in model.parameters())}
     for name, adapter in named.items():
         require_fits(adapter, model if attached is model else attached.get_base_model(), reference)
         try:
@@ -34,15 +37,32 @@ def attach(
                 # Said as an error, by name, when the sites are found.
                 warnings.filterwarnings("ignore", message="Found missing adapter keys")
                 if attached is model:
-                    attached = PeftModel.from_pretrained(model, adapter.folder, adapter_name=name)
+                    attached = PeftModel.from_pretrained(model, adapter.folder, adapter_name=name, **beside_the_disk)
                 else:
-                    attached.load_adapter(adapter.folder, adapter_name=name)
+                    attached.load_adapter(adapter.folder, adapter_name=name, **beside_the_disk)
+            if beside_the_disk["low_cpu_mem_usage"]:
+                _fill_from_file(attached, name, adapter)
         except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             adapter.require_unchanged()
             raise UserError(f"{adapter.reference}: peft cannot put it on {reference}: {first_line(error)}") from error
     if len(named) > 1:
         attached.base_model.set_adapter(list(named))
+    show_factors_tokens_only(attached)
     return attached.eval().requires_grad_(False)
+
+
+def _fill_from_file(attached: PeftModel, name: str, adapter: Checkpoint) -> None:
+    """Give an adapter on a model whose layers are on the disk its values, in the type that peft computes with."""
+    there = next(parameter for parameter in attached.parameters() if not parameter.is_meta)
+    dtype = torch.promote_types(there.dtype, torch.float32)
+    (file,) = adapter.weights.values()
+    for module_name, module in attached.named_modules():
+        for own_name, parameter in module._parameters.items():
+            stored = f"{module_name}.{own_name}".replace(f".{name}", "", 1)
+            key = next((key for key in (stored, stored.removesuffix(".weight")) if key in file.entries), None)
+            if parameter is not None and parameter.is_meta and key is not None:
+                values = file.read(key).to(there.device, dtype)
+                module._parameters[own_name] = torch.nn.Parameter(values, requires_grad=False)
 
 
 def detach(model: PreTrainedModel | PeftModel, adapter: Checkpoint | None, base: Checkpoint) -> PreTrainedModel:

@@ -102,9 +102,8 @@ class PartLoader:
     def _require_finite(self, name: str, values: Tensor) -> None:
         if values.is_floating_point() and values.numel() and not all(bool(end.isfinite()) for end in values.aminmax()):
             dtype = str(values.dtype).removeprefix("torch.")
-            raise UserError(
-                f"{self._checkpoint.reference}: {name} is not finite as {dtype}: pass --dtype float32, or fetch it again"
-            )
+            reference = self._checkpoint.reference
+            raise UserError(f"{reference}: {name} is not finite as {dtype}: pass --dtype float32, or fetch it again")
 
     def _under(self, prefixes: Sequence[str]) -> list[tuple[TensorFile, str]]:
         starts = tuple(f"{prefix}." for prefix in prefixes)

@@ -29,9 +29,12 @@ from antidote_llm.models.checkpoint import (
     open_model_checkpoint,
 )
 from antidote_llm.models.configuration import BROKEN_CHECKPOINT, parsed_config
+from antidote_llm.models.loading import PartLoader
 from antidote_llm.models.naming import TensorNames
+from antidote_llm.models.quantised import cast_unpacked, quantiser, quantiser_version, require_finite_scales
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.sites import Site
+from antidote_llm.models.streaming import LayerStream, beside, decoder_layers, fill
 from antidote_llm.models.tensor_files import DTYPES
 from antidote_llm.models.tokenizers import open_tokenizer
 
@@ -50,6 +53,7 @@ class OpenModel:
         adapter: The checkpoint of the adapter that may be repaired, if any.
         beneath: The checkpoints of the adapters under it, which belong to the aligned model.
         trust_remote_code: Whether it was opened with Python code of its own.
+        stream: Its decoder layers, where they are left on the disk: statistics can be collected, nothing generated.
     """
 
     model: PreTrainedModel | PeftModel
@@ -59,6 +63,7 @@ class OpenModel:
     adapter: Checkpoint | None
     beneath: tuple[Checkpoint, ...] = ()
     trust_remote_code: bool = False
+    stream: LayerStream | None = None
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -76,11 +81,14 @@ class OpenModel:
             "code": {path.name: sha256_file(path) for path in code},
             "dtype": str(self.dtype),
             "device": self.device.type,
+            **quantiser_version(self.base),
         }
 
     @property
     def device(self) -> torch.device:
         """Where the first parameter lies."""
+        if self.stream is not None:
+            return self.stream.device
         device: torch.device = next(iter(self.model.parameters())).device
         return device
 
@@ -146,6 +154,7 @@ def open_model(
     dtype: DtypeName = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    layers_on_disk: bool = False,
 ) -> OpenModel:
     """Open a model.
 
@@ -157,6 +166,7 @@ def open_model(
         dtype: The type to load weights in; ``auto`` is the checkpoint's own.
         device: ``cpu``, ``cuda``, ``cuda:1`` and so on; ``auto`` is a GPU where there is one.
         trust_remote_code: Whether to run Python code that comes with the checkpoint.
+        layers_on_disk: Whether to leave the decoder layers on the disk, for models that are larger than memory.
 
     Raises:
         UserError: Anything about the files that does not fit, named with its mend.
@@ -168,13 +178,36 @@ def open_model(
     for each in lower:
         if others := other_tensors(each):
             raise UserError(f"{each.reference} also holds {others[0]}: merge it into the base before another adapter")
-    model: Any = _load(base, dtype, _device(device), trust_remote_code)
+    model: Any
+    stream = None
+    if layers_on_disk:
+        model, stream = _skeleton(base, dtype, _device(device), trust_remote_code)
+    else:
+        model = _load(base, dtype, _device(device), trust_remote_code)
     if upper or lower:
         model = attach(model, lower, upper, base.reference)
     sites = () if upper is None else adapter_sites(upper, model)
     folders = [each.folder for each in (upper, *reversed(lower), base) if each is not None]
     loaded = open_tokenizer(folders, tokenizer, trust_remote_code)
-    return OpenModel(model, loaded, sites, base, upper, lower, trust_remote_code)
+    return OpenModel(model, loaded, sites, base, upper, lower, trust_remote_code, stream)
+
+
+def _skeleton(
+    base: Checkpoint, dtype: DtypeName, device: torch.device, trust_remote_code: bool
+) -> tuple[PreTrainedModel, LayerStream]:
+    """Return a model without its decoder layers' weights and without its head, and where these layers are."""
+    if quantiser(base) is not None:
+        raise UserError(f"{base.reference}: quantised weights cannot be read layer by layer: pass --engine memory")
+    loader = PartLoader(base, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code)
+    model = loader.skeleton()
+    stack, layers = decoder_layers(model, base.reference)
+    for module in model.modules():
+        module._buffers.update(
+            {name: None if found is None else found.to(device) for name, found in module._buffers.items()}
+        )
+    fill(model, "", {name: values.to(device) for name, values in loader.load(beside(model, stack)).items()})
+    names = tuple(f"{stack}.{index}" for index in range(len(layers)))
+    return model, LayerStream(tuple(layers), names, loader, device)
 
 
 def _checkpoints(
@@ -225,17 +258,14 @@ def _device(name: str) -> torch.device:
 def _load(
     base: Checkpoint, dtype: DtypeName | torch.dtype, device: torch.device, trust_remote_code: bool
 ) -> PreTrainedModel:
-    if base.config.get("quantization_config"):
-        raise UserError(
-            f"{base.reference}: quantised weights are not supported yet: use the checkpoint before quantisation"
-        )
-    config = parsed_config(base, trust_remote_code)
+    config, packed = parsed_config(base, trust_remote_code), quantiser(base)
     try:
         with quiet_transformers():
             model, info = AutoModelForCausalLM.from_pretrained(
                 base.folder,
                 config=config,
-                dtype=getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype,
+                dtype="auto" if packed else _torch_dtype(dtype),
+                device_map={"": device} if packed else None,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
@@ -244,7 +274,8 @@ def _load(
             )
     except BROKEN_CHECKPOINT as error:
         base.require_unchanged()
-        raise UserError(f"{base.reference}: transformers cannot open it: {first_line(error)}") from error
+        mend = f", quantised by {packed} (or use the checkpoint before quantisation)" if packed else ""
+        raise UserError(f"{base.reference}: transformers cannot open it{mend}: {first_line(error)}") from error
     if missing := sorted(map(str, info["missing_keys"])):
         raise UserError(
             f"{base.reference}: the checkpoint lacks {missing[0]} ({len(missing)} tensors in all): fetch it again"
@@ -256,17 +287,32 @@ def _load(
             f"{base.reference}: {name} is {stored}, by config.json it should be {wanted} ({len(mismatched)} tensors in "
             "all): fetch it again"
         )
-    loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
+    loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    if packed is None:
+        loaded.to(device)
+    elif isinstance(wanted := _torch_dtype(dtype), torch.dtype):
+        cast_unpacked(loaded, wanted, base)
     _require_sound(base, loaded)
     return loaded
 
 
+def _torch_dtype(dtype: DtypeName | torch.dtype) -> torch.dtype | Literal["auto"]:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    named: torch.dtype = getattr(torch, dtype)
+    return named
+
+
 def _require_sound(base: Checkpoint, model: PreTrainedModel) -> None:
     """Refuse weights that are not floating-point numbers on the disk, or not finite ones in memory."""
-    names = TensorNames.of(base, model)
+    names, packed = TensorNames.of(base, model), quantiser(base) is not None
+    if packed:
+        require_finite_scales(base, model)
     for name, parameter in model.named_parameters():
         stored = names.find(name)
-        if stored is not None and stored.entry.dtype not in DTYPES:
+        if packed and not parameter.is_floating_point():
+            continue
+        if stored is not None and stored.entry.dtype not in DTYPES and not packed:
             raise UserError(
                 f"{base.reference}: {stored.entry.key} is {stored.entry.dtype}: quantised weights are not supported "
                 "yet: use the checkpoint before quantisation"

@@ -72,23 +72,29 @@ def held(module: nn.Module, prefix: str, values: dict[str, Tensor]) -> Iterator[
     Raises:
         DefectError: A parameter was left without values.
     """
-    empty: list[tuple[nn.Module, str, nn.Parameter]] = []
-    for name, child in module.named_modules(prefix=prefix):
-        plain = _WRAPPER.sub("", f"{name}.")
-        for own_name, parameter in child._parameters.items():
-            if parameter is not None and parameter.is_meta:
-                if (found := values.pop(plain + own_name, None)) is None:
-                    raise DefectError(f"{name}.{own_name} was not loaded")
-                empty.append((child, own_name, parameter))
-                child._parameters[own_name] = nn.Parameter(found, requires_grad=False)
-        for own_name, buffer in child._buffers.items():
-            child._buffers[own_name] = values.pop(plain + own_name, buffer)
+    empty = fill(module, prefix, values)
     values.clear()
+    if left := [name for name, parameter in module.named_parameters(prefix=prefix) if parameter.is_meta]:
+        raise DefectError(f"{left[0]} was not loaded")
     try:
         yield
     finally:
         for child, own_name, parameter in empty:
             child._parameters[own_name] = parameter
+
+
+def fill(module: nn.Module, prefix: str, values: dict[str, Tensor]) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """Give a part of a model parameters and buffers by name, and return the empty parameters that they replace."""
+    empty: list[tuple[nn.Module, str, nn.Parameter]] = []
+    for name, child in module.named_modules(prefix=prefix):
+        plain = _WRAPPER.sub("", f"{name}." if name else "")
+        for own_name, parameter in child._parameters.items():
+            if parameter is not None and parameter.is_meta and plain + own_name in values:
+                empty.append((child, own_name, parameter))
+                child._parameters[own_name] = nn.Parameter(values[plain + own_name], requires_grad=False)
+        for own_name, buffer in child._buffers.items():
+            child._buffers[own_name] = values.get(plain + own_name, buffer)
+    return empty
 
 
 def decoder_layers(model: PreTrainedModel | PeftModel, reference: str) -> tuple[str, nn.ModuleList]:

@@ -1,0 +1,233 @@
+"""The engine for a model that is on the disk: layer after layer, each read once, all micro-batches through each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+
+import torch
+from torch import Tensor
+
+from antidote_llm.artifacts.processes import agreed, all_equal
+from antidote_llm.calibration.kept_sums import KeptState
+from antidote_llm.calibration.observing import Observer
+from antidote_llm.calibration.own_forward import LayerCall, OwnForward, SetApart
+from antidote_llm.calibration.sums import Sums
+from antidote_llm.calibration.work import Work, add_in_order, decoder_inputs
+from antidote_llm.errors import UserError
+from antidote_llm.models.opening import OpenModel
+from antidote_llm.models.sites import Site
+from antidote_llm.models.streaming import LayerStream
+
+
+def sums_by_layer(
+    opened: OpenModel,
+    stream: LayerStream,
+    sites: Sequence[Site],
+    work: Work,
+    *,
+    sweeps: int = 1,
+    progress: Callable[[int], None] | None = None,
+    kept: KeptState | None = None,
+) -> Iterator[tuple[tuple[Site, ...], Sums]]:
+    """Run all micro-batches layer by layer, and yield the sites of each layer with their sums when they are complete.
+
+    Args:
+        opened: The model, its decoder layers on the disk.
+        stream: Those layers.
+        sites: What to observe.
+        work: The micro-batches.
+        sweeps: How many times to go through the layers, each time with a part of the micro-batches.
+        progress: Called with a number of rows, which come to all rows in the end.
+        kept: Where hidden states and sums are kept, and found again.
+
+    Raises:
+        UserError: A site lies outside the decoder layers, or the model does more between its layers than hand hidden
+            states on.
+    """
+    by_layer = _by_layer(stream, sites)
+    last = max(by_layer)
+    begun = _Begun.found(kept)
+    told, rows = 0, sum(map(len, work.plan))
+    for number, part in enumerate(work.sweeps(sweeps)):
+        if number < begun.sweep:
+            continue
+        final = number == sweeps - 1
+        with _Run(opened, stream, part, last, begun) as run:
+            for index in range(begun.layer if final else 0):
+                if index in by_layer:
+                    yield by_layer[index], begun.sums[index]
+            with stream.loaded(range(begun.layer, last + 1)) as indices:
+                for index in indices:
+                    layer_sites = by_layer.get(index, ())
+                    parts = run.through(index, layer_sites)
+                    if layer_sites:
+                        add_in_order(begun.sums.setdefault(index, Sums()), part, parts)
+                    begun.layer = index + 1
+                    if kept is not None and index < last and agreed(kept.due):
+                        kept.keep(begun.tensors(run.hidden, returns_tuple=run.returns_tuple))
+                    if progress:
+                        share = (number + (index + 1) / (last + 1)) / sweeps
+                        progress(int(rows * share) - told)
+                        told = int(rows * share)
+                    if final and layer_sites:
+                        yield layer_sites, begun.sums[index]
+        begun.next_sweep()
+
+
+def _by_layer(stream: LayerStream, sites: Sequence[Site]) -> dict[int, tuple[Site, ...]]:
+    found: dict[int, list[Site]] = {}
+    places = {f"{name}.": index for index, name in enumerate(stream.names)}
+    for site in sites:
+        index = next((index for start, index in places.items() if site.module.startswith(start)), None)
+        if index is None:
+            raise UserError(
+                f"{site.name} lies outside the decoder layers, which are all that can be read one by one: pass "
+                "--engine memory, or leave it out of --sites"
+            )
+        found.setdefault(index, []).append(site)
+    return {index: tuple(members) for index, members in sorted(found.items())}
+
+
+class _Begun:
+    """How far a run has come: the sweep, the next layer, sums by layer, and what the next layer gets."""
+
+    def __init__(self) -> None:
+        self.sweep, self.layer = 0, 0
+        self.sums: dict[int, Sums] = {}
+        self.hidden: dict[int, Tensor] = {}
+        self.returns_tuple = False
+
+    def next_sweep(self) -> None:
+        self.sweep, self.layer = self.sweep + 1, 0
+        self.hidden = {}
+
+    def tensors(self, hidden: dict[int, Tensor], *, returns_tuple: bool) -> dict[str, Tensor]:
+        found = {f"hidden/{place}": values.cpu() for place, values in hidden.items()}
+        found["begun"] = torch.tensor([self.sweep, self.layer, int(returns_tuple)])
+        for index, sums in self.sums.items():
+            found |= {f"layer/{index}/{name}": values for name, values in sums.tensors().items()}
+        return found
+
+    @classmethod
+    def found(cls, kept: KeptState | None) -> _Begun:
+        """Return where a run that was cut off can go on: all processes from the same place, or all from the start."""
+        begun, tensors = cls(), kept.read() if kept is not None else None
+        place = None if tensors is None else tuple(tensors["begun"].tolist())
+        if place is None or tensors is None or not all_equal(place):
+            return begun
+        begun.sweep, begun.layer, begun.returns_tuple = place[0], place[1], bool(place[2])
+        layers: dict[int, dict[str, Tensor]] = {}
+        for name, values in tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind == "hidden":
+                begun.hidden[int(rest)] = values
+            elif kind == "layer":
+                index, _, key = rest.partition("/")
+                layers.setdefault(int(index), {})[key] = values
+        begun.sums = {index: Sums.of(found) for index, found in layers.items()}
+        return begun
+
+
+class _Run:
+    """The micro-batches of one sweep on their way through the layers."""
+
+    def __init__(self, opened: OpenModel, stream: LayerStream, work: Work, last: int, begun: _Begun) -> None:
+        self._opened, self._work, self._last = opened, work, last
+        self._decoder = opened.causal_model.base_model
+        self._apart = SetApart(self._decoder, stream.modules, returns_tuple=begun.returns_tuple)
+        self._places = [place for share in work.own_shares for place in work.shares[share]]
+        self._counted_BT: dict[int, Tensor] = {}
+        self._calls: dict[int, list[LayerCall]] = {}
+        self._own: OwnForward | None = None
+        self._begun = begun
+        self.hidden: dict[int, Tensor] = {}
+
+    @property
+    def returns_tuple(self) -> bool:
+        """Whether the layers give their hidden states in a tuple."""
+        return self._apart.returns_tuple
+
+    def __enter__(self) -> _Run:
+        self._stack = ExitStack()
+        self._stack.enter_context(self._apart.apart())
+        if self._places:
+            self._own = self._stack.enter_context(OwnForward(self._decoder, self._inputs(self._places[0])))
+            if self._begun.layer:
+                self._go_on(self._own)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _inputs(self, place: int) -> dict[str, object]:
+        return decoder_inputs(self._decoder, self._work.batch(place), self._opened.device)
+
+    @torch.inference_mode()
+    def _go_on(self, own: OwnForward) -> None:
+        """Take the hidden states of a run that was cut off; the model's own forward pass skips what is done."""
+        self._take_down()
+        for place in self._places:
+            self.hidden[place].copy_(self._begun.hidden.pop(place))
+        for _ in range(self._begun.layer):
+            own.next()
+            own.give(self.hidden[self._places[0]])
+
+    @torch.inference_mode()
+    def _take_down(self) -> None:
+        """Find what every layer is called with, for every micro-batch."""
+        for place in self._places:
+            hidden_BTD, self._calls[place] = self._apart.calls(self._inputs(place), self._last + 1)
+            # Written over by every layer: not to be the embedding's own memory.
+            self.hidden[place] = hidden_BTD.clone()
+
+    @torch.inference_mode()
+    def through(self, index: int, sites: Sequence[Site]) -> dict[int, Sums]:
+        """Send all micro-batches through a layer, and return the sums of each share."""
+        parts: dict[int, Sums] = {}
+        is_last = index == self._last
+        observer = Observer(sites, to_the_end=not is_last)
+        with observer.attached():
+            for share in self._work.own_shares:
+                parts[share] = Sums()
+                for place in self._work.shares[share]:
+                    hidden_BTD, call = self._next_call(index, place)
+                    counting = observer.counting(self._counted(place), parts[share]) if sites else nullcontext()
+                    output_BTD = None
+                    with counting:
+                        output_BTD = self._apart.run(index, hidden_BTD, call)
+                    if output_BTD is not None and not is_last:
+                        self._hand_on(place, output_BTD)
+        return parts
+
+    def _counted(self, place: int) -> Tensor:
+        if place not in self._counted_BT:
+            self._counted_BT[place] = self._work.batch(place).counted_BT.to(self._opened.device)
+        return self._counted_BT[place]
+
+    def _next_call(self, index: int, place: int) -> tuple[Tensor, LayerCall]:
+        if self._own is None or place != self._places[0]:
+            return self.hidden[place], self._calls[place][index]
+        found = self._own.next()
+        if found is None or found[0] != index:
+            raise self._differs(index)
+        _, hidden_BTD, call = found
+        if self._calls and not (
+            torch.equal(hidden_BTD, self.hidden[place]) and call.same_as(self._calls[place][index])
+        ):
+            raise self._differs(index)
+        return hidden_BTD, call
+
+    def _hand_on(self, place: int, output_BTD: Tensor) -> None:
+        if not self._calls:
+            # Not before a layer has run: only then is it known in which form layers give what they give.
+            self._take_down()
+        self.hidden[place].copy_(output_BTD)
+        if self._own is not None and place == self._places[0]:
+            self._own.give(output_BTD)
+
+    def _differs(self, index: int) -> UserError:
+        return UserError(
+            f"{self._opened.base.reference}: decoder layer {index} gets something else in the model's own forward "
+            "pass than when layers are run one by one: pass --engine memory"
+        )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from antidote_llm.errors import UserError
+from antidote_llm.errors import DefectError, UserError
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -120,6 +120,27 @@ class TensorFile:
         begin = entry.begin + row * row_bytes
         part = TensorEntry(key, entry.dtype, entry.shape[1:], begin, begin + row_bytes)
         return bytes_to_tensor(self._read_range(part), part)
+
+    def read_rows(self, key: str, start: int, stop: int, part: int | None = None) -> Tensor:
+        """Return consecutive rows of a floating-point matrix, as they lie in the file, and read nothing else.
+
+        Args:
+            key: Which tensor.
+            start: The first row.
+            stop: The row after the last one.
+            part: Which slice along the first axis the rows are of, where the tensor is a stack of matrices.
+
+        Raises:
+            UserError: As :meth:`read`.
+        """
+        entry = self._floating(key)
+        rows, *row_shape = entry.shape if part is None else entry.shape[1:]
+        if not 0 <= start <= stop <= rows or (part is not None and not 0 <= part < entry.shape[0]):
+            raise DefectError(f"{self.path}: '{key}' has no rows {start} to {stop} (part {part}): {entry.shape}")
+        row_bytes = math.prod(row_shape) * DTYPES[entry.dtype].itemsize
+        first = entry.begin + ((part or 0) * rows + start) * row_bytes
+        piece = TensorEntry(key, entry.dtype, (stop - start, *row_shape), first, first + (stop - start) * row_bytes)
+        return self._require_finite(bytes_to_tensor(self._read_range(piece), piece), key)
 
 
 def flat_blocks(values: Tensor) -> tuple[Tensor, ...]:

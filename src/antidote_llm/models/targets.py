@@ -18,7 +18,7 @@ from antidote_llm.models.configuration import require_same_computation, tied_nam
 from antidote_llm.models.naming import StoredTensor, TensorNames
 from antidote_llm.models.opening import OpenModel
 from antidote_llm.models.sites import Site, chosen_sites
-from antidote_llm.models.tensor_files import DTYPES
+from antidote_llm.models.tensor_files import DTYPES, TensorFile
 from antidote_llm.models.weights import weight_sites
 
 TargetName: TypeAlias = Literal["adapter", "delta", "weight"]
@@ -61,7 +61,8 @@ class OutsideTensor:
         Raises:
             UserError: A value is NaN or infinite, or too large for that type.
         """
-        return _cast(self.aligned, DTYPES[self.stored.entry.dtype])
+        values = self.aligned.file.read(self.aligned.entry.key)
+        return _cast(values, self.aligned, DTYPES[self.stored.entry.dtype])
 
 
 @dataclass(frozen=True)
@@ -90,25 +91,44 @@ class Target:
         """The types that the files hold the sites in, as safetensors names them."""
         return frozenset(self.checkpoint.weights[site.file].entries[site.key].dtype for site in self.sites)
 
-    def weight(self, site: Site) -> Tensor:
+    def weight(self, site: Site, rows: tuple[int, int] | None = None) -> Tensor:
         """Read a site's matrix in the file's type, shape [rows, columns].
+
+        Args:
+            site: Which matrix.
+            rows: The first row and the one after the last; by default all. Of a transposed site all are read.
 
         Raises:
             UserError: A value is NaN or infinite.
         """
-        return site.turned(self.checkpoint.weights[site.file].read(site.key))
+        return _rows(self.checkpoint.weights[site.file], site.key, site, rows)
 
-    def reference(self, site: Site) -> Tensor | None:
-        """Read what a site's removed entries go back to, in the file's type; None for zero."""
+    def reference(self, site: Site, rows: tuple[int, int] | None = None) -> Tensor | None:
+        """Read what a site's removed entries go back to, in the file's type; None for zero.
+
+        Args:
+            site: Which matrix.
+            rows: As in :meth:`weight`.
+
+        Raises:
+            UserError: A value is NaN or infinite, or too large for the file's type.
+        """
         if self.name != "delta" or self.names is None:
             return None
         stored = self.names.find(site.key)
         assert stored is not None
-        return site.turned(_cast(stored, DTYPES[self.checkpoint.weights[site.file].entries[site.key].dtype]))
+        values_OI = _rows(stored.file, stored.entry.key, site, rows)
+        return _cast(values_OI, stored, DTYPES[self.checkpoint.weights[site.file].entries[site.key].dtype])
 
 
-def _cast(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
-    values = stored.file.read(stored.entry.key)
+def _rows(file: TensorFile, key: str, site: Site, rows: tuple[int, int] | None) -> Tensor:
+    start, stop = rows or (0, site.shape[0])
+    if not site.transposed:
+        return file.read_rows(key, start, stop, site.part)
+    return site.turned(file.read_rows(key, 0, site.shape[1], site.part))[start:stop]
+
+
+def _cast(values: Tensor, stored: StoredTensor, dtype: torch.dtype) -> Tensor:
     if values.dtype == dtype:
         return values
     cast = values.to(dtype)

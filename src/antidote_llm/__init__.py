@@ -6,6 +6,7 @@ These names are the public interface; everything else may change.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
+
+# Where it is installed, peft imports it, and it writes about optional kernels and casts with every matrix.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _ROOMS = {
     "calibration": ("CalibrationSettings", "Moments", "collect"),

@@ -28,6 +28,7 @@ from antidote_llm.data import TokenizedRow, check_lengths, check_token_ids
 from antidote_llm.data.rendering import rendered_sha256
 from antidote_llm.errors import UserError
 from antidote_llm.models import OpenModel
+from antidote_llm.models.quantised import require_not_quantised
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.training import Defense, Running, StageData, StageResult, TrainingSettings, run_stage
 from antidote_llm.training.checkpoints import newest
@@ -85,6 +86,7 @@ class StageJob:
                 f"{self.opened.adapter.reference} is an adapter: training starts from a whole model: merge it into "
                 "its base (finetune --merge writes it so) and name the result"
             )
+        require_not_quantised(self.opened.base, "trained")
         if self.opened.dtype == torch.float16:
             raise UserError("--dtype float16 has too small a range for gradients: pass --dtype float32 or bfloat16")
         parts = ((self.data.rows, self.data.rendered), (self.data.companion, self.data.rendered_companion))

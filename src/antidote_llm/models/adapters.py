@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from peft import PeftModel
+import peft
+from peft import LoraConfig, PeftModel
 from torch import nn
 
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.checkpoint import Checkpoint, open_model_checkpoint, same_tensors
+from antidote_llm.models.dora import is_dora, magnitude_of
 from antidote_llm.models.sites import Role, Site
 from antidote_llm.models.tensor_files import DTYPES, TensorEntry
 
@@ -19,22 +22,20 @@ ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_NAME = "default"
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(rf"^{re.escape(_PREFIX)}(?P<module>.+)\.(?P<role>lora_[AB])\.weight$")
-# Settings of LoraConfig that make the forward pass or the meaning of A and B another one.
-_VARIANTS = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "layer_replication",
-    "monteclora_config",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_dora",
-    "use_qalora",
-    "velora_config",
+# Settings of LoraConfig that leave the forward pass B A x, times the scaling, on top of the base's. All others do not,
+# or nobody has looked yet: an adapter that has one set is refused by that name.
+_WHAT_IT_IS = ("peft_type", "task_type", "auto_mapping", "peft_version", "revision", "base_model_name_or_path")
+_WHERE = (
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    *("rank_pattern", "alpha_pattern", "fan_in_fan_out", "bias"),
 )
-
-
+_HOW_MUCH = ("r", "lora_alpha", "use_rslora")
+_TRAINING = ("inference_mode", "lora_dropout", "runtime_config")
+# What A and B began as, which tells nothing about what they are.
+_BEGINNING = ("init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config")
+# Sizes of what is not switched on.
+_IDLE = ("megatron_core", "qalora_group_size")
+_UNDERSTOOD = {*_WHAT_IT_IS, *_WHERE, *_HOW_MUCH, *_TRAINING, *_BEGINNING, *_IDLE, "use_dora"}
 # Ways to begin a LoRA that also change the base's own weights, so that the base is not the aligned model.
 _INITS_THAT_MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -50,11 +51,9 @@ def require_plain_lora(adapter: Checkpoint) -> None:
         raise UserError(
             f"{adapter.reference}: a {kind or 'nameless'} adapter cannot be repaired: only LoRA adapters can"
         )
-    for name in _VARIANTS:
-        if adapter.config.get(name):
-            raise UserError(
-                f"{adapter.reference}: LoRA with '{name}' cannot be repaired yet: only plain and rank-stabilised LoRA"
-            )
+    for name, value in adapter.config.items():
+        if value and name not in _UNDERSTOOD:
+            _refuse_setting(adapter, name)
     start = str(adapter.config.get("init_lora_weights")).lower()
     if start.startswith(_INITS_THAT_MOVE_THE_BASE):
         raise UserError(
@@ -63,6 +62,18 @@ def require_plain_lora(adapter: Checkpoint) -> None:
         )
     if not factors(adapter):
         raise UserError(f"{adapter.reference}: {ADAPTER_FILE} holds no lora_A or lora_B matrix")
+
+
+def _refuse_setting(adapter: Checkpoint, name: str) -> NoReturn:
+    if name in {field.name for field in dataclasses.fields(LoraConfig)}:
+        raise UserError(
+            f"{adapter.reference}: LoRA with '{name}' cannot be repaired yet: only plain LoRA, rank-stabilised LoRA "
+            "and DoRA"
+        )
+    raise UserError(
+        f"{adapter.reference}: '{name}' in adapter_config.json is nothing that peft {peft.__version__} knows: install "
+        "a peft that does, or take it out of that file if it changes nothing"
+    )
 
 
 def factors(adapter: Checkpoint) -> dict[tuple[str, Role], TensorEntry]:
@@ -83,7 +94,7 @@ def factors(adapter: Checkpoint) -> dict[tuple[str, Role], TensorEntry]:
                 raise UserError(f"{file.path}: '{key}' is {entry.dtype}: only floating-point factors can be repaired")
             role: Role = "lora_A" if match["role"] == "lora_A" else "lora_B"
             found[match["module"], role] = entry
-        elif "lora_" in key:
+        elif "lora_" in key and key not in magnitudes(adapter):
             raise UserError(f"{file.path}: '{key}' is not a plain LoRA factor: this adapter cannot be repaired whole")
     for module, role in found:
         partner = found.get((module, "lora_B" if role == "lora_A" else "lora_A"))
@@ -95,8 +106,19 @@ def factors(adapter: Checkpoint) -> dict[tuple[str, Role], TensorEntry]:
 
 
 def other_tensors(adapter: Checkpoint) -> list[str]:
-    """Return the names of an adapter's tensors that are no LoRA factors, such as a whole trained head."""
-    return [key for key in sorted(adapter.weights[ADAPTER_FILE].entries) if not _FACTOR.match(key)]
+    """Return the names of an adapter's tensors that are no factors and no magnitudes, as a whole trained head."""
+    ours = {key for key in _keys(adapter) if _FACTOR.match(key)} | magnitudes(adapter).keys()
+    return [key for key in _keys(adapter) if key not in ours]
+
+
+def magnitudes(adapter: Checkpoint) -> dict[str, str]:
+    """Return the module that each of a DoRA adapter's magnitude vectors belongs to, by name; empty where it is none."""
+    found = {key: magnitude_of(key) for key in _keys(adapter)} if is_dora(adapter) else {}
+    return {key: module for key, module in found.items() if module is not None}
+
+
+def _keys(adapter: Checkpoint) -> list[str]:
+    return sorted(adapter.weights[ADAPTER_FILE].entries)
 
 
 def other_tensors_base_name(key: str) -> str:
@@ -118,14 +140,23 @@ def require_fits(adapter: Checkpoint, model: nn.Module, reference: str) -> None:
             raise UserError(
                 f"{adapter.reference}: an adapter of another base: {reference} has no module {module}"
             ) from error
-        weight = getattr(target, "weight", None)
+        shape = _matrix_shape(target)
         wanted = entry.shape[1] if role == "lora_A" else entry.shape[0]
-        if weight is None or wanted not in weight.shape:
-            sides = "no weight" if weight is None else f"weights of {' x '.join(map(str, weight.shape))}"
+        if wanted not in shape:
+            sides = f"weights of {' x '.join(map(str, shape))}" if shape else "no weight"
             raise UserError(
                 f"{adapter.reference}: an adapter of another base: {role} of {module} is "
                 f"{' x '.join(map(str, entry.shape))}, {reference} has {sides} there"
             )
+
+
+def _matrix_shape(module: nn.Module) -> tuple[int, ...]:
+    """Return the shape of a module's matrix, of a packed one what it was before; empty where there is none."""
+    sides = (getattr(module, "out_features", None), getattr(module, "in_features", None))
+    if all(isinstance(side, int) for side in sides):
+        return sides  # type: ignore[return-value]
+    weight = getattr(module, "weight", None)
+    return () if weight is None else tuple(weight.shape)
 
 
 def require_same_base(adapter: Checkpoint, base: Checkpoint) -> None:

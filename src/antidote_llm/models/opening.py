@@ -31,7 +31,7 @@ from antidote_llm.models.checkpoint import (
 from antidote_llm.models.configuration import BROKEN_CHECKPOINT, parsed_config
 from antidote_llm.models.loading import PartLoader
 from antidote_llm.models.naming import TensorNames
-from antidote_llm.models.quantised import cast_unpacked, quantiser, quantiser_version, require_finite_scales
+from antidote_llm.models.quantised import cast_unpacked, quantiser, quantiser_version, require_unpackable
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.sites import Site
 from antidote_llm.models.streaming import LayerStream, beside, decoder_layers, fill
@@ -307,7 +307,7 @@ def _require_sound(base: Checkpoint, model: PreTrainedModel) -> None:
     """Refuse weights that are not floating-point numbers on the disk, or not finite ones in memory."""
     names, packed = TensorNames.of(base, model), quantiser(base) is not None
     if packed:
-        require_finite_scales(base, model)
+        require_unpackable(base, model)
     for name, parameter in model.named_parameters():
         stored = names.find(name)
         if packed and not parameter.is_floating_point():

@@ -9,14 +9,16 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from antidote_llm.errors import UserError
-from antidote_llm.models.adapters import other_tensors, other_tensors_base_name
+from antidote_llm.models.adapters import magnitudes, other_tensors, other_tensors_base_name
 from antidote_llm.models.checkpoint import Checkpoint, is_adapter, locate, open_model_checkpoint
 from antidote_llm.models.configuration import require_same_computation, tied_names
+from antidote_llm.models.dora import row_norms
 from antidote_llm.models.naming import StoredTensor, TensorNames
 from antidote_llm.models.opening import OpenModel
+from antidote_llm.models.quantised import require_not_quantised
 from antidote_llm.models.sites import Site, chosen_sites
 from antidote_llm.models.tensor_files import DTYPES, TensorFile
 from antidote_llm.models.weights import weight_sites
@@ -63,6 +65,21 @@ class OutsideTensor:
         """
         values = self.aligned.file.read(self.aligned.entry.key)
         return _cast(values, self.aligned, DTYPES[self.stored.entry.dtype])
+
+
+@dataclass(frozen=True)
+class MagnitudeTensor(OutsideTensor):
+    """A module's magnitudes in a DoRA adapter; ``aligned`` is the base's weight, whose row norms they were at first."""
+
+    layer: nn.Module
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield them, and what they were at first."""
+        yield self.stored.file.read(self.key), row_norms(self.layer, self.aligned)
+
+    def aligned_values(self) -> Tensor:
+        """Return what they were at first, in the adapter's type."""
+        return row_norms(self.layer, self.aligned).to(DTYPES[self.stored.entry.dtype])
 
 
 @dataclass(frozen=True)
@@ -169,6 +186,7 @@ def resolve_target(
         raise UserError("--target weight sets weights to zero, not back to --aligned: leave that out, or ask for delta")
     if name == "delta" and aligned is None:
         raise UserError("--target delta needs the model that the fine-tune started from: pass --aligned REF")
+    require_not_quantised(opened.base, "edited")
     sites = weight_sites(opened.causal_model, opened.base, pattern)
     if aligned is None:
         return Target("weight", opened.base, sites, None, (), None)
@@ -181,7 +199,7 @@ def _adapter_target(opened: OpenModel, aligned: str | None, pattern: str) -> Tar
     if aligned is not None:
         raise UserError("--aligned: the aligned model of an adapter is its base: leave --aligned out")
     names = TensorNames.of(opened.base, opened.causal_model)
-    outside = tuple(_adapter_outside(opened.adapter, names))
+    outside = (*_adapter_outside(opened.adapter, names), *_magnitudes(opened.adapter, opened.causal_model, names))
     return Target("adapter", opened.adapter, chosen_sites(opened.sites, pattern), opened.base, outside, names)
 
 
@@ -196,6 +214,17 @@ def _adapter_outside(adapter: Checkpoint, base: TensorNames) -> Iterator[Outside
         yield OutsideTensor(stored, aligned)
 
 
+def _magnitudes(adapter: Checkpoint, model: nn.Module, base: TensorNames) -> Iterator[OutsideTensor]:
+    own = TensorNames(adapter)
+    for key, module in magnitudes(adapter).items():
+        stored, weight = own.find(key), base.find(f"{module}.weight")
+        if stored is None or weight is None:
+            raise UserError(
+                f"{adapter.reference}: '{key}' has no counterpart: the base's files hold no {module}.weight"
+            )
+        yield MagnitudeTensor(stored, weight, model.get_submodule(module))
+
+
 def _delta_target(opened: OpenModel, sites: tuple[Site, ...], aligned_reference: str) -> Target:
     folder = locate(aligned_reference, trust_remote_code=opened.trust_remote_code)
     if is_adapter(folder):
@@ -204,8 +233,7 @@ def _delta_target(opened: OpenModel, sites: tuple[Site, ...], aligned_reference:
             "merge the adapter into its base"
         )
     aligned = open_model_checkpoint(aligned_reference, folder)
-    if aligned.config.get("quantization_config"):
-        raise UserError(f"{aligned.reference}: quantised weights: name the aligned model before quantisation")
+    require_not_quantised(aligned, "an aligned model's")
     ties = tied_names(aligned, opened.trust_remote_code)
     names = TensorNames(aligned, opened.causal_model.base_model_prefix, ties)
     own = TensorNames.of(opened.base, opened.causal_model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from antidote_llm.models import open_tensor_file
-from antidote_llm.patching import PATCH_FILE, Patch, read_patch, write_patched
+from antidote_llm.patching import PATCH_FILE, Patch, PatchedCopies, read_patch
 from antidote_llm.patching.patch import METADATA_KEY
 
 NAME = "adapter_model.safetensors"
@@ -28,22 +27,16 @@ def write(folder: Path, tensors: dict[str, Tensor], name: str = NAME) -> Path:
     return folder
 
 
-def kept(value: Tensor) -> Tensor:
-    """Return the new value of a tensor, as an edit does."""
-    return value
-
-
 def patched(
     source: Path, target: Path, edited: Mapping[str, Tensor], recipe: dict[str, object] | None = None, name: str = NAME
 ) -> Patch:
     """Write the edited file into ``target`` and its patch into ``target``'s ``record`` neighbour."""
-    return write_patched(
-        {name: open_tensor_file(source / name)},
-        {(name, key): partial(kept, value) for key, value in edited.items()},
-        recipe or {"method": "test"},
-        target,
-        target.parent / f"{target.name}-record" / PATCH_FILE,
-    )
+    sources = {name: open_tensor_file(source / name)}
+    path = target.parent / f"{target.name}-record" / PATCH_FILE
+    with PatchedCopies(sources, [(name, key) for key in edited], recipe or {"method": "test"}, target, path) as writer:
+        for key, value in edited.items():
+            writer.edit(name, key, [value])
+        return writer.finish()
 
 
 def with_description(path: Path, change: Callable[[Parts], Parts]) -> Path:
@@ -67,5 +60,6 @@ def read_whole(path: Path) -> Patch:
     """Open a patch and read every change of it."""
     patch = read_patch(path)
     for record in patch.description.tensors:
-        patch.change(record).difference()
+        for _ in patch.differences(record):
+            pass
     return patch

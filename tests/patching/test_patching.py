@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import Tensor
@@ -15,8 +15,8 @@ from torch import Tensor
 from antidote_llm.artifacts import sha256_file
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.patching import Patch, diff, entries_bytes, read_patch, require_reverts, transform
-from antidote_llm.patching.encodings import Bytes, Dense, Entries, change_between
 from tests.patching.making import NAME, patched, write
+from tests.patching.whole import Bytes, parts_between
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -48,41 +48,57 @@ def test_apply_and_revert_give_the_same_bytes(tmp_path: Path, dtype: torch.dtype
     assert sha256_file(tmp_path / "reverted" / NAME) == before == sha256_file(source / NAME)
 
 
-@given(before=npst.arrays(np.uint8, 24), after=npst.arrays(np.uint8, 24), item_bytes=st.sampled_from([1, 2, 4, 8]))
-def test_any_change_of_bits_is_reversible(before: Bytes, after: Bytes, item_bytes: int) -> None:
-    change = change_between(before, after, item_bytes)
-    if change is None:
-        assert np.array_equal(before, after)
-    else:
-        assert np.array_equal(change.flip(before), after)
-        assert np.array_equal(change.flip(after), before)
-        differs = (before != after).reshape(-1, item_bytes).any(axis=1)
-        assert np.array_equal(change.changed(), differs)
-        assert np.array_equal(change.difference().reshape(-1), before ^ after)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    before=npst.arrays(np.uint8, 56),
+    after=npst.arrays(np.uint8, 56),
+    dtype=st.sampled_from(DTYPES),
+    changed=st.integers(0, 56),
+)
+def test_any_change_of_bits_is_reversible(
+    tmp_path: Path, before: Bytes, after: Bytes, dtype: torch.dtype, changed: int
+) -> None:
+    after[changed:] = before[changed:]
+    values = [torch.from_numpy(bits).view(dtype) for bits in (before, after)]
+    source = write(tmp_path / "source", {"a": values[0]})
+    patch = patched(source, tmp_path / "target", {"a": values[1]})
+    require_reverts(patch, tmp_path / "target")
+    assert (tmp_path / "target" / NAME).read_bytes() == (source / NAME).read_bytes()[:-56] + after.tobytes()
+    parts = parts_between(before, after, dtype.itemsize)
+    assert {name.rsplit("/", 1)[-1] for name in patch.stored.entries} == parts.keys()
+    for name in patch.stored.entries:
+        assert bytes(patch.stored.read_bytes(name)) == parts[name.rsplit("/", 1)[-1]]
+    for record in patch.description.tensors:
+        differences = np.concatenate(list(patch.differences(record)))
+        assert np.array_equal(differences.view(np.uint8), before ^ after)
+        assert record.changed == np.count_nonzero(differences)
 
 
-def test_some_entries_are_kept_as_a_bitmap_and_most_of_them_compressed() -> None:
-    before = np.arange(1, 33, dtype=np.uint8)
-    removed, negative_zero = before.copy(), before.copy()
+def test_some_entries_are_kept_as_a_bitmap_and_most_of_them_compressed(tmp_path: Path) -> None:
+    before = torch.arange(1.0, 1001.0)
+    removed, negative_zero, moved = before.clone(), before.clone(), before.clone()
     removed[8:12] = 0
-    negative_zero[8:12] = (0, 0, 0, 128)
-    for after in (removed, negative_zero):
-        assert isinstance(change_between(before, after, 4), Entries)
-    many = np.zeros(4000, dtype=np.uint8)
-    assert isinstance(change_between(many, np.ones_like(many), 4), Dense)
+    negative_zero[8:12] = -0.0
+    moved.view(torch.int32)[:] ^= 1
+    source = write(tmp_path / "source", {"a": before})
+    for after, encoding in ((removed, "entries"), (negative_zero, "entries"), (moved, "dense")):
+        patch = patched(source, tmp_path / "target", {"a": after})
+        assert [record.encoding for record in patch.description.tensors] == [encoding]
 
 
-def test_the_predicted_size_is_exact_for_some_entries_and_a_bound_for_all() -> None:
-    before = np.random.default_rng(0).integers(1, 255, 4 * 1001, dtype=np.uint8)
-    removed = before.copy()
-    removed[: 4 * 100] = 0
-    change = change_between(before, removed, 4)
-    assert change is not None
-    assert sum(map(len, change.parts().values())) == entries_bytes(1001, 100, 4)
-    for after in (np.random.default_rng(1).integers(1, 255, 4 * 1001, dtype=np.uint8), before ^ np.uint8(1)):
-        whole = change_between(before, after, 4)
-        assert whole is not None
-        assert sum(map(len, whole.parts().values())) <= entries_bytes(1001, 1001, 4)
+def test_the_predicted_size_is_exact_for_some_entries_and_a_bound_for_all(tmp_path: Path) -> None:
+    def size(after: Tensor) -> int:
+        patch = patched(source, tmp_path / "target", {"a": after})
+        return sum(len(patch.stored.read_bytes(name)) for name in patch.stored.entries)
+
+    before = torch.from_numpy(np.random.default_rng(0).integers(1, 255, 4 * 1001, dtype=np.uint8)).view(torch.float32)
+    source = write(tmp_path / "source", {"a": before})
+    removed = before.clone()
+    removed[:100] = 0
+    assert size(removed) == entries_bytes(1001, 100, 4)
+    other = torch.from_numpy(np.random.default_rng(1).integers(1, 255, 4 * 1001, dtype=np.uint8)).view(torch.float32)
+    assert size(other) <= entries_bytes(1001, 1001, 4)
+    assert size((before.view(torch.int32) ^ 1).view(torch.float32)) < entries_bytes(1001, 1001, 4) / 2
 
 
 @pytest.fixture

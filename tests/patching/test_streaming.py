@@ -6,6 +6,7 @@ import json
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor
 from antidote_llm.artifacts import sha256_file
 from antidote_llm.errors import DefectError
 from antidote_llm.models import open_tensor_file
-from antidote_llm.patching import read_patch, require_reverts, transform, write_patched
+from antidote_llm.patching import PatchedCopies, read_patch, require_reverts, transform
 from antidote_llm.patching import streaming as streaming_module
 from antidote_llm.patching.patch import METADATA_KEY, part_name
-from tests.patching.making import NAME, kept, patched, write
+from tests.patching.making import NAME, patched, write
+from tests.patching.whole import parts_between
 
 
 def many() -> dict[str, Tensor]:
@@ -76,10 +78,10 @@ def test_an_empty_tensor_may_be_listed_anywhere(tmp_path: Path) -> None:
         require_reverts(patch, tmp_path / "target")
 
 
-def test_an_edit_of_another_shape_or_type_is_our_defect(tmp_path: Path) -> None:
+def test_an_edit_of_another_size_or_type_is_our_defect(tmp_path: Path) -> None:
     source = write(tmp_path / "source", {"a": torch.ones(4)})
-    for index, edit in enumerate((torch.ones(2, 2), torch.ones(4).half())):
-        with pytest.raises(DefectError, match="another type or shape"):
+    for index, edit in enumerate((torch.ones(2, 3), torch.ones(3), torch.ones(4).half())):
+        with pytest.raises(DefectError, match="another type or size"):
             patched(source, tmp_path / f"t{index}", {"a": edit})
     assert not list(tmp_path.rglob("patch.safetensors"))
 
@@ -89,9 +91,13 @@ def test_two_files_go_into_one_patch(tmp_path: Path) -> None:
     for index, name in enumerate(names):
         write(tmp_path / "source", {"w": torch.full((6,), 1.0 + index)}, name=name)
     files = {name: open_tensor_file(tmp_path / "source" / name) for name in names}
-    edits = {(name, "w"): (lambda: kept(torch.zeros(6))) for name in names[:2]}
-    edits[names[2], "w"] = lambda: kept(torch.full((6,), 3.0))
-    patch = write_patched(files, edits, {}, tmp_path / "target", tmp_path / "patch.safetensors")
+    with PatchedCopies(
+        files, [(name, "w") for name in names], {}, tmp_path / "target", tmp_path / "patch.safetensors"
+    ) as writer:
+        writer.edit(names[2], "w", [torch.full((6,), 3.0)])
+        for name in names[:2]:
+            writer.edit(name, "w", [torch.zeros(6)])
+        patch = writer.finish()
     # The third did not change.
     assert [file.path for file in patch.description.files] == names[:2]
     assert (tmp_path / "target" / names[2]).read_bytes() == (tmp_path / "source" / names[2]).read_bytes()
@@ -119,13 +125,15 @@ def test_the_official_library_opens_a_patch(tmp_path: Path) -> None:
     tensors = many()
     source = write(tmp_path / "source", tensors)
     patch = patched(source, tmp_path / "target", {key: tensors[key] * 0.5 for key in edited_keys(tensors)})
+    before, after = (open_tensor_file(folder / NAME) for folder in (source, tmp_path / "target"))
     with safetensors.safe_open(patch.stored.path, framework="pt") as file:
         description = json.loads(file.metadata()[METADATA_KEY])
         parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     assert description == json.loads(patch.description.model_dump_json())
     for record in patch.description.tensors:
-        for part, data in patch.change(record).parts().items():
-            assert bytes(parts.pop(part_name(record, part)).numpy()) == data.tobytes()
+        old, new = (np.frombuffer(each.read_bytes(record.key), np.uint8) for each in (before, after))
+        for part, data in parts_between(old, new, record.item_bytes).items():
+            assert bytes(parts.pop(part_name(record, part)).numpy()) == data
     assert parts == {}
     with patch.stored.path.open("rb") as stream:
         assert struct.unpack("<Q", stream.read(8))[0] % 8 == 0

@@ -18,6 +18,7 @@ from antidote_llm.artifacts.locking import held
 
 # Linux: let one file share another's blocks until either is written to.
 _FICLONE = 0x40049409
+_NOT_FOR_THESE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EPERM)
 
 
 @contextmanager
@@ -67,8 +68,61 @@ def clone_file(source: Path, target: Path) -> None:
     """Copy a file's bytes, sharing its blocks where the file system can (a symbolic link is followed)."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as reader, target.open("wb") as writer:
-        if not _shares_blocks(reader, writer):
-            shutil.copyfileobj(reader, writer, 1 << 22)
+        clone_content(reader, writer)
+
+
+def clone_content(source: IO[bytes], target: IO[bytes]) -> None:
+    """Fill a new file with another's bytes, sharing its blocks where the file system can.
+
+    Where it cannot, the kernel copies them, where it can.
+    """
+    if _shares_blocks(source, target) or _copied_by_kernel(source.fileno(), target.fileno()):
+        return
+    source.seek(0)
+    shutil.copyfileobj(source, target, 1 << 22)
+    target.flush()
+
+
+def _copied_by_kernel(source: int, target: int) -> bool:
+    """Copy without taking the bytes through this process; return whether the system does that for these files."""
+    if not hasattr(os, "copy_file_range"):
+        return False
+    position, size = 0, os.fstat(source).st_size
+    while position < size:
+        try:
+            copied = os.copy_file_range(source, target, size - position, position, position)
+        except OSError as error:
+            if position or error.errno not in (*_NOT_FOR_THESE, errno.ENOSYS):
+                raise
+            return False
+        if copied == 0:
+            # The source was cut, or its file system only says that it copies: nothing is lost by trying again.
+            return position > 0
+        position += copied
+    return True
+
+
+def read_at(handle: int, offset: int, size: int) -> bytes:
+    """Return the bytes at a place of an open file.
+
+    Raises:
+        EOFError: It ends before.
+    """
+    data = os.pread(handle, size, offset)
+    while len(data) < size:
+        more = os.pread(handle, size - len(data), offset + len(data))
+        if not more:
+            raise EOFError("ended while it was read")
+        data += more
+    return data
+
+
+def write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all bytes to a place of an open file."""
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written
 
 
 def _shares_blocks(source: IO[bytes], target: IO[bytes]) -> bool:
@@ -80,7 +134,7 @@ def _shares_blocks(source: IO[bytes], target: IO[bytes]) -> bool:
     try:
         fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EPERM):
+        if error.errno not in _NOT_FOR_THESE:
             raise
         return False
     return True

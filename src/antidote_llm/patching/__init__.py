@@ -5,11 +5,12 @@ from antidote_llm.patching.diff import TensorDiff, diff
 from antidote_llm.patching.encodings import entries_bytes
 from antidote_llm.patching.patch import PATCH_FILE, Patch, read_patch
 from antidote_llm.patching.shipping import copy_checkpoint, shipped_files
-from antidote_llm.patching.writing import write_patched
+from antidote_llm.patching.writing import PatchedCopies, write_patched
 
 __all__ = [
     "PATCH_FILE",
     "Patch",
+    "PatchedCopies",
     "TensorDiff",
     "copy_checkpoint",
     "diff",

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.tensor_files import TensorFile, open_tensor_file
 from antidote_llm.patching.patch import FileChange, Patch
-from antidote_llm.patching.streaming import file_pieces, flushed
+from antidote_llm.patching.streaming import flipped_pieces, flushed
 
 Direction = Literal["apply", "revert"]
 
@@ -66,17 +64,13 @@ def _opened(file: FileChange, folder: Path) -> TensorFile:
 
 
 def _pieces(patch: Patch, file: TensorFile, name: str) -> Iterator[tuple[bytes, bytes | memoryview]]:
-    """Yield a file's bytes as they are and flipped."""
+    """Return a file's bytes as they are and flipped, piece by piece."""
     records = patch.records(name)
     for record in records.values():
         entry = file.entries.get(record.key)
         if entry is None or (entry.dtype, entry.shape) != (record.dtype, record.shape):
             raise UserError(f"{file.path}: no '{record.key}' as the patch describes it: the patch is for another model")
-    for entry, piece in file_pieces(file, records.keys()):
-        if entry is None:
-            yield piece, piece
-        else:
-            yield piece, patch.change(records[entry.key]).flip(np.frombuffer(piece, dtype=np.uint8)).data
+    return flipped_pieces(file, {key: patch.differences(record) for key, record in records.items()})
 
 
 def _require_known(file: FileChange, found: str, folder: Path, direction: Direction) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from antidote_llm.errors import UserError
 from antidote_llm.patching.patch import Patch
 
@@ -54,10 +56,10 @@ def diff(first: Patch, second: Patch) -> list[TensorDiff]:
         one, other = records[0].get((file, key)), records[1].get((file, key))
         both = equal = 0
         if one is not None and other is not None:
-            ours, theirs = first.change(one).difference(), second.change(other).difference()
-            shared_entries = ours.any(axis=1) & theirs.any(axis=1)
-            both = int(shared_entries.sum())
-            equal = int((ours == theirs).all(axis=1)[shared_entries].sum())
+            for ours, theirs in zip(first.differences(one), second.differences(other), strict=True):
+                shared_entries = (ours != 0) & (theirs != 0)
+                both += int(np.count_nonzero(shared_entries))
+                equal += int(np.count_nonzero(shared_entries & (ours == theirs)))
         counts = [record.changed - both if record is not None else 0 for record in (one, other)]
         found.append(TensorDiff(file, key, counts[0], both, equal, counts[1]))
     return found

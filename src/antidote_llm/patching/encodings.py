@@ -1,144 +1,149 @@
 """How the change of one tensor is kept: the bits that flip, of some entries or of all. Each change is its own inverse.
 
-Everything works on raw bits, so that -0.0 and every NaN survive a round trip.
+``entries``: a bitmap, one bit an entry, packed, 1 where the entry changes; then the flips of those entries, in order:
+the XOR of their old and new bytes, which are the old bytes themselves where the new ones are 0. ``dense``: the XOR of
+all bytes, byte planes apart, compressed by zlib. Everything works on raw bits, so that -0.0 and every NaN survive a
+round trip, and on blocks of entries, so that no whole tensor is held.
 """
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from antidote_llm.errors import UserError
-
 Encoding = Literal["entries", "dense"]
-Bytes = npt.NDArray[np.uint8]
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Items: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
+# Returns the bytes at an offset, as many as are asked for.
+Read: TypeAlias = Callable[[int, int], bytes]
+
+# A block of it stays in a processor's cache; a multiple of 8, so that a block's bits fill whole bytes.
+BLOCK_ENTRIES = 1 << 16
 # Differences of weights are mostly noise: a higher level is slower and hardly smaller.
 _ZLIB_LEVEL = 1
 
 
-class TensorChange(Protocol):
-    """The change of one tensor."""
-
-    @property
-    def encoding(self) -> Encoding:
-        """The name of the way it is kept."""
-
-    def flip(self, bits: Bytes) -> Bytes:
-        """Return the bytes after the change, or before it where they were changed already."""
-
-    def parts(self) -> dict[str, Bytes]:
-        """Return what is stored, by name."""
-
-    def changed(self) -> Bytes:
-        """Return one 0 or 1 an entry: which entries change."""
-
-    def difference(self) -> Bytes:
-        """Return the bits that flip, shape [entries, bytes of an entry]."""
+class DamageError(Exception):
+    """What is kept of a change is not what it says it is."""
 
 
-@dataclass(frozen=True)
-class Entries:
-    """Some entries become others.
-
-    Attributes:
-        bitmap: One bit an entry, packed, 1 where the entry changes.
-        flips: The XOR of old and new bytes of those entries, in order: the old bytes themselves where the new are 0.
-        entries: How many entries the tensor has.
-        item_bytes: How many bytes an entry has.
-    """
-
-    bitmap: Bytes
-    flips: Bytes
-    entries: int
-    item_bytes: int
-    encoding: Encoding = "entries"
-
-    def flip(self, bits: Bytes) -> Bytes:
-        """Flip the bits of the entries."""
-        flipped = items(bits, self.item_bytes).copy()
-        flipped[self.changed().view(bool)] ^= items(self.flips, self.item_bytes)
-        return flipped.view(np.uint8)
-
-    def parts(self) -> dict[str, Bytes]:
-        """Return bitmap and flips."""
-        return {"bitmap": self.bitmap, "flips": self.flips}
-
-    def changed(self) -> Bytes:
-        """Return one 0 or 1 an entry."""
-        return np.unpackbits(self.bitmap, count=self.entries)
-
-    def difference(self) -> Bytes:
-        """Return the bits that flip."""
-        return self.flip(np.zeros(self.entries * self.item_bytes, dtype=np.uint8)).reshape(-1, self.item_bytes)
-
-
-@dataclass(frozen=True)
-class Dense:
-    """Any change of the bits.
-
-    Attributes:
-        packed: The XOR of the bytes, byte planes apart, compressed by zlib.
-        entries: How many entries the tensor has.
-        item_bytes: How many bytes an entry has.
-    """
-
-    packed: Bytes
-    entries: int
-    item_bytes: int
-    encoding: Encoding = "dense"
-
-    def flip(self, bits: Bytes) -> Bytes:
-        """Flip the bits."""
-        flipped: Bytes = np.asarray(bits ^ self.difference().reshape(-1))
-        return flipped
-
-    def parts(self) -> dict[str, Bytes]:
-        """Return the compressed difference."""
-        return {"xor": self.packed}
-
-    def changed(self) -> Bytes:
-        """Return one 0 or 1 an entry."""
-        differs: Bytes = np.asarray(self.difference().any(axis=1), dtype=np.uint8)
-        return differs
-
-    def difference(self) -> Bytes:
-        """Return the bits that flip."""
-        size = self.entries * self.item_bytes
-        inflater = zlib.decompressobj()
-        try:
-            planes = inflater.decompress(self.packed.tobytes(), size)
-        except zlib.error as error:
-            raise UserError(f"the patch is damaged: {error}") from error
-        if len(planes) != size or inflater.unconsumed_tail:
-            raise UserError("the patch is damaged: a compressed tensor has another size than it says")
-        return np.ascontiguousarray(np.frombuffer(planes, dtype=np.uint8).reshape(self.item_bytes, -1).T)
-
-
-def change_between(before: Bytes, after: Bytes, item_bytes: int) -> TensorChange | None:
-    """Return a change in the smaller of its two forms; None where nothing changed."""
-    flips = items(before, item_bytes) ^ items(after, item_bytes)
-    differs = flips != 0
-    changed = int(np.count_nonzero(differs))
-    if changed == 0:
-        return None
-    if changed > len(flips) // 2:
-        planes = np.ascontiguousarray(flips.view(np.uint8).reshape(-1, item_bytes).T)
-        packed = np.frombuffer(zlib.compress(planes.data, level=_ZLIB_LEVEL), dtype=np.uint8)
-        if len(packed) < entries_bytes(len(flips), changed, item_bytes):
-            return Dense(packed, len(flips), item_bytes)
-    return Entries(np.packbits(differs), flips[differs].view(np.uint8), len(flips), item_bytes)
-
-
-def items(bits: Bytes, item_bytes: int) -> npt.NDArray[np.unsignedinteger[Any]]:
+def items(data: bytes | memoryview | Bytes, item_bytes: int) -> Items:
     """View bytes as one unsigned integer an entry."""
-    viewed: npt.NDArray[np.unsignedinteger[Any]] = bits.view(f"u{item_bytes}")
+    viewed: Items = np.frombuffer(data, dtype=f"u{item_bytes}")
     return viewed
 
 
 def entries_bytes(entries: int, changed: int, item_bytes: int) -> int:
     """Return what a change of some entries takes in a patch, and what any change takes at most."""
-    return -(-entries // 8) + changed * item_bytes
+    return bitmap_bytes(entries) + changed * item_bytes
+
+
+def bitmap_bytes(entries: int) -> int:
+    """Return what one bit an entry takes."""
+    return -(-entries // 8)
+
+
+def entries_differences(bitmap: Read, flips: Read, entries: int, changed: int, item_bytes: int) -> Iterator[Items]:
+    """Yield the bits that flip of a change kept as ``entries``, in blocks of entries.
+
+    Raises:
+        DamageError: The bitmap marks another number of entries than ``changed``.
+    """
+    marked = 0
+    for begin in range(0, entries, BLOCK_ENTRIES):
+        count = min(BLOCK_ENTRIES, entries - begin)
+        packed = np.frombuffer(bitmap(begin // 8, bitmap_bytes(count)), dtype=np.uint8)
+        differs = np.unpackbits(packed, count=count).view(bool)
+        here = int(np.count_nonzero(differs))
+        if marked + here > changed:
+            break
+        difference = np.zeros(count, dtype=f"u{item_bytes}")
+        difference[differs] = items(flips(marked * item_bytes, here * item_bytes), item_bytes)
+        marked += here
+        yield difference
+    else:
+        if marked == changed:
+            return
+    raise DamageError("holds another number of entries than it says")
+
+
+def dense_differences(packed: Read, packed_bytes: int, entries: int, item_bytes: int) -> Iterator[Items]:
+    """Yield the bits that flip of a change kept as ``dense``, in blocks of entries.
+
+    Raises:
+        DamageError: It does not inflate, or to another size.
+    """
+    planes = [_Plane(packed, packed_bytes)]
+    for _ in range(item_bytes - 1):
+        planes.append(planes[-1].at(entries))
+    for begin in range(0, entries, BLOCK_ENTRIES):
+        count = min(BLOCK_ENTRIES, entries - begin)
+        difference = np.empty((count, item_bytes), dtype=np.uint8)
+        for index, plane in enumerate(planes):
+            difference[:, index] = np.frombuffer(plane.take(count), dtype=np.uint8)
+        yield items(difference.reshape(-1), item_bytes)
+    planes[-1].require_end()
+
+
+def packed_planes(differences: Callable[[], Iterable[Items]], item_bytes: int) -> Iterator[bytes]:
+    """Yield, compressed, what ``dense`` keeps of the bits that flip, which are gone through once a byte plane."""
+    deflater = zlib.compressobj(_ZLIB_LEVEL)
+    for plane in range(item_bytes):
+        for difference in differences():
+            part = np.ascontiguousarray(difference.view(np.uint8).reshape(-1, item_bytes)[:, plane])
+            yield deflater.compress(part.data)
+    yield deflater.flush()
+
+
+class _Plane:
+    """Inflates a compressed change from one of its byte planes on.
+
+    Args:
+        read: Returns bytes of what is compressed.
+        size: How many there are.
+    """
+
+    def __init__(self, read: Read, size: int) -> None:
+        self._read, self._size, self._position = read, size, 0
+        self._inflater = zlib.decompressobj()
+
+    def at(self, offset: int) -> _Plane:
+        """Return another one that goes on ``offset`` bytes further."""
+        further = _Plane(self._read, self._size)
+        further._position, further._inflater = self._position, self._inflater.copy()
+        while offset > 0:
+            offset -= len(further.take(min(BLOCK_ENTRIES, offset)))
+        return further
+
+    def take(self, count: int) -> bytes:
+        """Return the next bytes."""
+        parts = []
+        while count > 0:
+            part, ended = self._inflate(count)
+            if ended and not part:
+                raise DamageError("has another size than it says")
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def require_end(self) -> None:
+        """Raise where more follows, or where what was inflated does not have the checksum that ends it."""
+        while not self._inflater.eof:
+            part, ended = self._inflate(1)
+            if part or (ended and not self._inflater.eof):
+                raise DamageError("has another size than it says")
+
+    def _inflate(self, most: int) -> tuple[bytes, bool]:
+        """Return some bytes more, and whether nothing was left to inflate."""
+        data = self._inflater.unconsumed_tail
+        if not data:
+            data = self._read(self._position, min(BLOCK_ENTRIES, self._size - self._position))
+            self._position += len(data)
+        try:
+            return self._inflater.decompress(data, most), not data
+        except zlib.error as error:
+            raise DamageError(f"does not inflate: {error}") from error

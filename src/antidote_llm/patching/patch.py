@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -15,9 +15,18 @@ from typing import IO, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from antidote_llm.artifacts.files import read_at
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.tensor_files import TensorFile, open_tensor_file
-from antidote_llm.patching.encodings import Bytes, Dense, Encoding, Entries, TensorChange
+from antidote_llm.patching.encodings import (
+    DamageError,
+    Encoding,
+    Items,
+    Read,
+    bitmap_bytes,
+    dense_differences,
+    entries_differences,
+)
 
 METADATA_KEY = "antidote_patch"
 PATCH_FILE = "patch.safetensors"
@@ -66,7 +75,7 @@ class PatchDescription(BaseModel):
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch on the disk: its description; changes are read one tensor at a time."""
+    """A patch on the disk: its description; changes are read one block of a tensor at a time."""
 
     description: PatchDescription
     stored: TensorFile
@@ -75,33 +84,34 @@ class Patch:
         """Return the tensors of one file that change, by key."""
         return {record.key: record for record in self.description.tensors if record.file == file}
 
-    def change(self, record: TensorRecord) -> TensorChange:
-        """Read one tensor's change.
+    def differences(self, record: TensorRecord) -> Iterator[Items]:
+        """Yield the bits that flip of one tensor, in blocks of entries, the same blocks in every patch.
 
         Raises:
             UserError: It is damaged.
         """
-        names = ("xor",) if record.encoding == "dense" else ("bitmap", "flips")
-        parts = {part: self._part(record, part) for part in names}
-        if record.encoding == "dense":
-            return Dense(parts["xor"], record.entries, record.item_bytes)
-        change = Entries(parts["bitmap"], parts["flips"], record.entries, record.item_bytes)
-        sizes = (len(change.bitmap), len(change.flips))
-        if (
-            sizes != (-(-record.entries // 8), record.changed * record.item_bytes)
-            or int(change.changed().sum()) != record.changed
-        ):
-            raise self._damaged(f"'{record.key}' holds another number of entries than it says")
-        return change
+        try:
+            with self.stored.stream() as stream:
+                if record.encoding == "dense":
+                    packed, size = self._part(stream, record, "xor")
+                    yield from dense_differences(packed, size, record.entries, record.item_bytes)
+                else:
+                    (bitmap, bitmap_size), (flips, size) = (self._part(stream, record, p) for p in ("bitmap", "flips"))
+                    if (bitmap_size, size) != (bitmap_bytes(record.entries), record.changed * record.item_bytes):
+                        raise DamageError("holds another number of entries than it says")
+                    yield from entries_differences(bitmap, flips, record.entries, record.changed, record.item_bytes)
+        except (DamageError, EOFError) as error:
+            raise self._damaged(f"'{record.key}' {error}") from error
 
-    def _part(self, record: TensorRecord, part: str) -> Bytes:
-        name = part_name(record, part)
-        entry = self.stored.entries.get(name)
+    def _part(self, stream: IO[bytes], record: TensorRecord, part: str) -> tuple[Read, int]:
+        """Return what reads one part, and the part's size."""
+        entry = self.stored.entries.get(part_name(record, part))
         if entry is None:
-            raise self._damaged(f"'{record.key}' lacks its {part}")
+            raise DamageError(f"lacks its {part}")
         if entry.dtype != "U8":
-            raise self._damaged("it holds something else than bytes")
-        return np.frombuffer(self.stored.read_bytes(name), dtype=np.uint8)
+            raise DamageError("is kept as something else than bytes")
+        begin = entry.begin
+        return lambda offset, size: read_at(stream.fileno(), begin + offset, size), entry.end - begin
 
     def _damaged(self, problem: str) -> UserError:
         return UserError(f"{self.stored.path}: a damaged patch: {problem}")
@@ -156,13 +166,32 @@ class PatchWriter:
         self._data_start = header_bytes(recipe, files, tensors)
         stream.write(b"\0" * self._data_start)
 
-    def add(self, record: TensorRecord, change: TensorChange) -> None:
-        """Write the change of one tensor."""
+    def add(self, record: TensorRecord, sizes: Mapping[str, int], data: Iterable[bytes]) -> None:
+        """Write the change of one tensor: parts of known sizes, one after the other."""
+        begin = self._stream.tell()
+        self._stream.writelines(data)
+        self._keep(record, begin, sizes)
+
+    def add_if_smaller(self, record: TensorRecord, part: str, data: Iterable[bytes], limit_bytes: int) -> bool:
+        """Write the change of one tensor in one part, or nothing where that is not smaller than a limit."""
+        begin = self._stream.tell()
+        for piece in data:
+            self._stream.write(piece)
+            if self._stream.tell() - begin >= limit_bytes:
+                self._stream.seek(begin)
+                self._stream.truncate()
+                return False
+        self._keep(record, begin, {part: self._stream.tell() - begin})
+        return True
+
+    def _keep(self, record: TensorRecord, begin: int, sizes: Mapping[str, int]) -> None:
+        begin -= self._data_start
+        for part, size in sizes.items():
+            self._ranges[part_name(record, part)] = (begin, begin + size)
+            begin += size
+        if begin != self._stream.tell() - self._data_start:
+            raise DefectError(f"{record.key}: its change takes another size than it said")
         self._records.append(record)
-        for part, data in change.parts().items():
-            begin = self._stream.tell() - self._data_start
-            self._stream.write(data.data)
-            self._ranges[part_name(record, part)] = (begin, begin + len(data))
 
     def finish(self, files: Sequence[FileChange]) -> None:
         """Write the header."""

@@ -1,39 +1,47 @@
-"""Reads weight files piece by piece, and writes files that are flushed when they are whole."""
+"""Reads weight files piece by piece with some bits flipped, and writes files that are flushed when they are whole."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from antidote_llm.errors import UserError
-from antidote_llm.models.tensor_files import TensorEntry, TensorFile
+from antidote_llm.models.tensor_files import TensorFile
+from antidote_llm.patching.encodings import Items, items
 
 _BLOCK_BYTES = 1 << 22
 
 
-def file_pieces(file: TensorFile, whole: Collection[str]) -> Iterator[tuple[TensorEntry | None, bytes]]:
-    """Yield all of a file's bytes in order: each tensor that is named in one piece with its entry, the rest in blocks.
+def flipped_pieces(
+    file: TensorFile, differences: Mapping[str, Iterable[Items]]
+) -> Iterator[tuple[bytes, bytes | memoryview]]:
+    """Yield all of a file's bytes in order, in blocks: as they are, and with bits flipped.
+
+    Args:
+        file: The file.
+        differences: By tensor name, the bits that flip, in blocks that make up the tensor.
 
     Raises:
         UserError: The file ended early.
     """
     # An empty tensor begins where its neighbour does, and comes before it.
-    named = sorted(
-        (entry for key, entry in file.entries.items() if key in whole), key=lambda entry: (entry.begin, entry.end)
-    )
+    named = sorted((file.entries[key] for key in differences), key=lambda entry: (entry.begin, entry.end))
     with file.stream() as stream:
-        position = 0
-        for entry in (*named, None):
-            end = file.size_bytes if entry is None else entry.begin
-            while position < end:
-                yield None, _read(stream, min(_BLOCK_BYTES, end - position), file)
-                position = stream.tell()
-            if entry is not None:
-                yield entry, _read(stream, entry.end - entry.begin, file)
-                position = entry.end
+        for entry in named:
+            yield from _plain(stream, entry.begin, file)
+            for difference in differences[entry.key]:
+                piece = _read(stream, difference.nbytes, file)
+                yield piece, (items(piece, difference.itemsize) ^ difference).data.cast("B")
+        yield from _plain(stream, file.size_bytes, file)
+
+
+def _plain(stream: IO[bytes], end: int, file: TensorFile) -> Iterator[tuple[bytes, bytes]]:
+    while (position := stream.tell()) < end:
+        piece = _read(stream, min(_BLOCK_BYTES, end - position), file)
+        yield piece, piece
 
 
 def _read(stream: IO[bytes], size: int, file: TensorFile) -> bytes:

@@ -1,24 +1,172 @@
-"""Writes edited copies of weight files, and the patch that leads from one to the other, in one pass over each file."""
+"""Writes edited copies of weight files, and the patch that leads from one to the other, in any order of tensors."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from antidote_llm.artifacts import sha256_file
 from antidote_llm.artifacts.files import atomic_writer
-from antidote_llm.errors import DefectError
+from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.tensor_files import DTYPES, TensorEntry, TensorFile
-from antidote_llm.patching.encodings import Bytes, TensorChange, change_between
+from antidote_llm.patching.copying import EditedCopy
+from antidote_llm.patching.encodings import BLOCK_ENTRIES, Items, bitmap_bytes, items, packed_planes
 from antidote_llm.patching.patch import FileChange, Patch, PatchWriter, TensorRecord, header_bytes, read_patch
-from antidote_llm.patching.streaming import file_pieces, flushed
+from antidote_llm.patching.spooling import SpooledChange
+from antidote_llm.patching.streaming import flipped_pieces
 
 TensorEdit: TypeAlias = Callable[[], Tensor]
+# The hash of a file before, and after.
+_Hashes: TypeAlias = tuple[str, str]
+
+
+class PatchedCopies:
+    """Writes copies of weight files with some tensors changed, and the patch.
+
+    Tensors come in any order, each in blocks; memory holds one block. A file is copied when the first of its entries
+    changes, or at the end, and edited in place; it is hashed and flushed by another thread as soon as everything that
+    may change in it has been given. Until the patch is written a scratch file beside it holds as much again. The patch
+    takes its name in :meth:`finish`; copies that are not finished are left to the caller.
+
+    Args:
+        sources: The files that may change, by name.
+        keys: Everything that may change, by file name and tensor name.
+        recipe: What to record as the patch's origin.
+        target: The folder that the copies go to; without it, only the patch is written.
+        patch_path: Where the patch goes.
+        known_sha256: Hashes of sources by name, where they are known already. Whether they still hold is found out by
+            :func:`antidote_llm.patching.require_reverts`; without copies, here.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, TensorFile],
+        keys: Collection[tuple[str, str]],
+        recipe: dict[str, object],
+        target: Path | None,
+        patch_path: Path,
+        *,
+        known_sha256: Mapping[str, str] | None = None,
+    ) -> None:
+        self._sources, self._recipe, self._patch_path = sources, recipe, patch_path
+        self._known = known_sha256 or {}
+        self._possible = _possible(sources, keys)
+        self._copies = {name: EditedCopy(file, target and target / name) for name, file in sources.items()}
+        self._waiting = {name: {key for file, key in keys if file == name} for name in sources}
+        self._changes: dict[str, dict[str, SpooledChange]] = {name: {} for name in sources}
+        self._hashes: dict[str, Future[_Hashes]] = {}
+        self._flushes: dict[str, Future[None]] = {}
+        self._spooled_bytes = 0
+        self._sound, self._finished = True, False
+
+    def __enter__(self) -> PatchedCopies:
+        with ExitStack() as stack:
+            stream = stack.enter_context(atomic_writer(self._patch_path))
+            scratch = tempfile.TemporaryFile(dir=self._patch_path.parent, buffering=0)
+            self._scratch = stack.enter_context(scratch).fileno()
+            for copy in self._copies.values():
+                stack.callback(copy.close)
+            self._pool = ThreadPoolExecutor(2, thread_name_prefix="hash")
+            stack.callback(self._pool.shutdown, cancel_futures=True)
+            self._writer = PatchWriter(stream, self._recipe, list(self._sources), self._possible)
+            self._unfinished = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and not self._finished:
+            error = DefectError(f"{self._patch_path}: the patch was not finished")
+            self._unfinished.__exit__(DefectError, error, None)
+            raise error
+        self._unfinished.__exit__(kind, error, trace)
+
+    def edit(self, file: str, key: str, blocks: Iterable[Tensor]) -> None:
+        """Give one tensor's new values.
+
+        Args:
+            file: The name of the file.
+            key: The name of the tensor, which can be given only once.
+            blocks: Consecutive pieces of the tensor, each of any shape, in the file's own type and order of entries.
+                They are written over what they replace only in the copy: the source can still be read.
+
+        Raises:
+            UserError: The source is gone or was cut, or the disk has no room.
+            DefectError: The blocks have another type than the tensor, or are not the whole of it.
+        """
+        if key not in self._waiting[file]:
+            raise DefectError(f"{file}: '{key}' was edited before, or was not to be edited")
+        self._waiting[file].remove(key)
+        self._sound = False
+        entry, copy = self._sources[file].entries[key], self._copies[file]
+        item_bytes = DTYPES[entry.dtype].itemsize
+        change = SpooledChange(self._scratch, self._spooled_bytes, (entry.end - entry.begin) // item_bytes, item_bytes)
+        position = entry.begin
+        for after in _pieces(entry, blocks):
+            before = items(copy.read(position, after.nbytes), item_bytes)
+            if change.add(before, after):
+                copy.write(position, after.data)
+            position += after.nbytes
+        change.close()
+        if change.changed:
+            self._changes[file][key] = change
+            self._spooled_bytes = change.end
+        if not self._waiting[file]:
+            self._complete(file)
+        self._sound = True
+
+    def finish(self) -> Patch:
+        """Write what is left to write, and return the patch."""
+        if not self._sound:
+            raise DefectError(f"{self._patch_path}: an edit failed: the patch would lack it")
+        for name in self._sources:
+            if name not in self._flushes:
+                self._complete(name)
+        for name, source in self._sources.items():
+            changes = self._changes[name]
+            for key in sorted(changes, key=lambda key: source.entries[key].begin):
+                self._add(name, source.entries[key], changes[key])
+        for flush in self._flushes.values():
+            flush.result()
+        self._writer.finish([self._file_change(name) for name in self._sources if self._changes[name]])
+        self._finished = True
+        self._unfinished.close()
+        return read_patch(self._patch_path)
+
+    def _complete(self, name: str) -> None:
+        """Flush a file's copy and hash it, aside: nothing in it changes any more."""
+        source, copy, changes = self._sources[name], self._copies[name], self._changes[name]
+        if changes and copy.target is not None:
+            self._hashes[name] = self._pool.submit(_hashes_of_both, source, copy.target, self._known.get(name))
+        elif changes:
+            self._hashes[name] = self._pool.submit(_hashes_without_copy, source, changes, self._known.get(name))
+        self._flushes[name] = self._pool.submit(copy.flush)
+
+    def _add(self, name: str, entry: TensorEntry, change: SpooledChange) -> None:
+        """Write the change of one tensor into the patch, in the smaller of its two forms."""
+        record = _record(name, entry, change.changed)
+        if change.changed > change.entries // 2:
+            packed = packed_planes(change.differences, change.item_bytes)
+            dense = record.model_copy(update={"encoding": "dense"})
+            if self._writer.add_if_smaller(dense, "xor", packed, change.size_bytes):
+                return
+        bitmap = bitmap_bytes(change.entries)
+        self._writer.add(record, {"bitmap": bitmap, "flips": change.size_bytes - bitmap}, change.pieces())
+
+    def _file_change(self, name: str) -> FileChange:
+        before, after = self._hashes[name].result()
+        return FileChange(
+            path=name, size_bytes=self._sources[name].size_bytes, sha256_before=before, sha256_after=after
+        )
 
 
 def write_patched(
@@ -28,80 +176,71 @@ def write_patched(
     target: Path,
     patch_path: Path,
 ) -> Patch:
-    """Write copies of weight files with some tensors replaced, and the patch.
-
-    Memory holds one tensor at a time.
-
-    Args:
-        sources: The files that may change, by name.
-        edits: By file name and tensor name, what returns the new values in the tensor's own type and shape.
-        recipe: What to record as the patch's origin.
-        target: The folder that the copies go to.
-        patch_path: Where the patch goes.
-    """
-    possible = _possible(sources, edits)
-    with atomic_writer(patch_path) as stream:
-        writer = PatchWriter(stream, recipe, list(sources), possible)
-        changes = [_write_file(name, source, edits, target / name, writer) for name, source in sources.items()]
-        writer.finish([change for change in changes if change is not None])
-    return read_patch(patch_path)
+    """Write copies of weight files with some tensors replaced, and the patch: whole tensors, in the order given."""
+    with PatchedCopies(sources, edits, recipe, target, patch_path) as writer:
+        for (file, key), edit in edits.items():
+            writer.edit(file, key, [edit()])
+        return writer.finish()
 
 
 def predicted_header_bytes(
     sources: Mapping[str, TensorFile], keys: Collection[tuple[str, str]], recipe: dict[str, object]
 ) -> int:
-    """Return what :func:`write_patched` takes for a patch's header, whatever of it changes."""
+    """Return what :class:`PatchedCopies` takes for a patch's header, whatever of it changes."""
     return header_bytes(recipe, list(sources), _possible(sources, keys))
 
 
 def _possible(sources: Mapping[str, TensorFile], keys: Collection[tuple[str, str]]) -> list[TensorRecord]:
-    return [_record(file, sources[file].entries[key]) for file, key in keys]
+    entries = ((file, sources[file].entries[key]) for file, key in keys)
+    return [_record(file, entry, (entry.end - entry.begin) // DTYPES[entry.dtype].itemsize) for file, entry in entries]
 
 
-def _write_file(
-    name: str,
-    source: TensorFile,
-    edits: Mapping[tuple[str, str], TensorEdit],
-    target: Path,
-    writer: PatchWriter,
-) -> FileChange | None:
-    before, after = hashlib.sha256(), hashlib.sha256()
-    with flushed(target) as stream:
-        for entry, piece in file_pieces(source, {key for file, key in edits if file == name}):
-            new: memoryview | bytes = piece
-            before.update(piece)
-            if entry is not None:
-                new = _edited(name, entry, np.frombuffer(piece, dtype=np.uint8), edits[name, entry.key], writer).data
-            after.update(new)
-            stream.write(new)
-    if before.digest() == after.digest():
-        return None
-    return FileChange(
-        path=name, size_bytes=source.size_bytes, sha256_before=before.hexdigest(), sha256_after=after.hexdigest()
-    )
-
-
-def _edited(file: str, entry: TensorEntry, before: Bytes, edit: TensorEdit, writer: PatchWriter) -> Bytes:
-    tensor = edit()
-    if tensor.dtype != DTYPES[entry.dtype] or tuple(tensor.shape) != entry.shape:
-        raise DefectError(f"{entry.key}: an edit of another type or shape")
-    after: Bytes = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    change = change_between(before, after, tensor.dtype.itemsize)
-    if change is not None:
-        writer.add(_record(file, entry, change), change)
-    return after
-
-
-def _record(file: str, entry: TensorEntry, change: TensorChange | None = None) -> TensorRecord:
-    item_bytes = DTYPES[entry.dtype].itemsize
+def _record(file: str, entry: TensorEntry, changed: int) -> TensorRecord:
     return TensorRecord.model_validate(
         {
             "file": file,
             "key": entry.key,
             "dtype": entry.dtype,
             "shape": entry.shape,
-            "item_bytes": item_bytes,
-            "encoding": change.encoding if change else "entries",
-            "changed": int(change.changed().sum()) if change else (entry.end - entry.begin) // item_bytes,
+            "item_bytes": DTYPES[entry.dtype].itemsize,
+            "encoding": "entries",
+            "changed": changed,
         }
     )
+
+
+def _pieces(entry: TensorEntry, blocks: Iterable[Tensor]) -> Iterator[Items]:
+    """Cut blocks into pieces that stay in a processor's cache, and see that they are the whole tensor."""
+    dtype, left = DTYPES[entry.dtype], (entry.end - entry.begin) // DTYPES[entry.dtype].itemsize
+    for block in blocks:
+        left -= block.numel()
+        if block.dtype != dtype or left < 0:
+            break
+        values = items(block.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), dtype.itemsize)
+        yield from (values[begin : begin + BLOCK_ENTRIES] for begin in range(0, len(values), BLOCK_ENTRIES))
+    else:
+        if left == 0:
+            return
+    raise DefectError(f"{entry.key}: an edit of another type or size")
+
+
+def _hashes_of_both(source: TensorFile, copy: Path, known: str | None) -> _Hashes:
+    return known or _sha256(piece for piece, _ in flipped_pieces(source, {})), sha256_file(copy)
+
+
+def _hashes_without_copy(source: TensorFile, changes: Mapping[str, SpooledChange], known: str | None) -> _Hashes:
+    """Return a file's hashes before and after, by taking its bytes through the changes."""
+    before, after = hashlib.sha256(), hashlib.sha256()
+    for old, new in flipped_pieces(source, {key: change.differences() for key, change in changes.items()}):
+        before.update(old)
+        after.update(new)
+    if known is not None and before.hexdigest() != known:
+        raise UserError(f"{source.path} changed while it was read: run again when it is at rest")
+    return before.hexdigest(), after.hexdigest()
+
+
+def _sha256(pieces: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()

@@ -86,7 +86,10 @@ def test_a_control_changes_nothing_where_antidote_shrinks_nothing(tmp_path: Path
     weights = {"lora_A": torch.ones(2, 4), "lora_B": torch.tensor([[1.0, -1.1]]).repeat(4, 1)}
     save_file(weights, tmp_path / "f")
     checkpoint = Checkpoint("f", tmp_path, {}, {"f": open_tensor_file(tmp_path / "f")}, {})
-    ones = {site.name: SiteMoments(*(torch.ones(site.shape[1]).double() for _ in range(2)), 1) for site in sites}
+    ones = {}
+    for site in sites:
+        one_I = torch.ones(site.shape[1]).double()
+        ones[site.name] = SiteMoments(one_I, one_I, tokens=1)
     target = Target("adapter", checkpoint, sites, None, (), None)
     problem = Problem(target, Moments(ones, rows=1, tokens=1, sha256=""))
     method = method_named(name)

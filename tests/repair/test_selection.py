@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from antidote_llm.errors import UserError
 from antidote_llm.models import Site
-from antidote_llm.repair.selection import Scope, count, select, top_entries
+from antidote_llm.repair.selection import Request, Scope, count, select, top_entries
 
 SCOPES = get_args(Scope)
 
@@ -24,7 +24,7 @@ def site(name: str, layer: int, rows: int, columns: int) -> Site:
 
 
 def masks_of(sites: list[Site], scores: Mapping[str, Tensor], **given: Any) -> dict[str, Tensor]:
-    found = select(sites, lambda site: scores[site.name], **given)
+    found = select(sites, lambda site: [scores[site.name]], Request(**given))
     return {site.name: found.mask(site, scores[site.name]) for site in sites}
 
 

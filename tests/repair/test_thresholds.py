@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models import Site
-from antidote_llm.repair.selection import Rounding, Scope, count, select
+from antidote_llm.repair.selection import Request, Rounding, Scope, count, select
 
 # Ties, both zeros, subnormals, neighbours in the last bit, and the ends of the range.
 TINY = {torch.float32: 1.4e-45, torch.float64: 5e-324}
@@ -69,7 +69,7 @@ def test_thresholds_are_those_of_a_stable_sort(
     problem: tuple[list[Site], dict[str, Tensor]], scope: Scope, alpha: float, rounding: Rounding
 ) -> None:
     sites, scores = problem
-    found = select(sites, lambda s: scores[s.name], alpha=alpha, scope=scope, rounding=rounding, without_evidence=True)
+    found = select(sites, lambda s: [scores[s.name]], Request(alpha, scope, rounding, without_evidence=True))
     wanted = by_one_sort(sites, scores, scope, alpha, rounding)
     for site in sites:
         assert torch.equal(found.mask(site, scores[site.name]), wanted[site.name])
@@ -84,9 +84,7 @@ def test_thresholds_of_large_matrices(scope: Scope, dtype: torch.dtype) -> None:
         site.name: (torch.rand(site.shape, generator=generator, dtype=dtype) * 1000).round(decimals=1) for site in sites
     }
     for alpha in (0.001, 0.2, 0.999):
-        found = select(
-            sites, lambda s: scores[s.name], alpha=alpha, scope=scope, rounding="nearest", without_evidence=True
-        )
+        found = select(sites, lambda s: [scores[s.name]], Request(alpha, scope, "nearest", without_evidence=True))
         wanted = by_one_sort(sites, scores, scope, alpha, "nearest")
         assert all(torch.equal(found.mask(site, scores[site.name]), wanted[site.name]) for site in sites)
 
@@ -97,9 +95,7 @@ def test_the_bound_of_bytes_is_what_the_masks_take(scope: Scope, alpha: float) -
     generator = torch.Generator().manual_seed(0)
     sites = sites_of([(0, 3, 7), (0, 5, 4), (1, 1, 1), (1, 6, 9)])
     scores = {site.name: torch.rand(site.shape, generator=generator) + 0.1 for site in sites}
-    found = select(
-        sites, lambda s: scores[s.name], alpha=alpha, scope=scope, rounding="nearest", without_evidence=False
-    )
+    found = select(sites, lambda s: [scores[s.name]], Request(alpha, scope, "nearest", without_evidence=False))
     counts = {site.name: int(found.mask(site, scores[site.name]).sum()) for site in sites}
     assert found.most(sites, dict.fromkeys(counts, 2)) == 2 * sum(counts.values())
     mixed = {site.name: 2 if index % 2 else 4 for index, site in enumerate(sites)}
@@ -113,12 +109,12 @@ def test_the_bound_of_bytes_is_what_the_masks_take(scope: Scope, alpha: float) -
 def test_scores_that_cannot_be_ranked_together_are_our_defect() -> None:
     sites = sites_of([(0, 1, 2), (0, 1, 2)])
     given_: dict[str, Tensor] = {"s0": torch.ones(1, 2), "s1": torch.ones(1, 2).double()}
-    options = {"alpha": 0.5, "rounding": "nearest", "without_evidence": True}
+    together = Request(0.5, "global", "nearest", without_evidence=True)
     with pytest.raises(DefectError, match="s1: scored in"):
-        select(sites, lambda s: given_[s.name], scope="global", **options)  # type: ignore[arg-type]
-    for wrong in (-torch.ones(1, 2), torch.ones(2, 1)):
+        select(sites, lambda s: [given_[s.name]], together)
+    for wrong in (-torch.ones(1, 2), torch.ones(2, 1), torch.ones(2, 2)):
         with pytest.raises(DefectError, match="non-negative and of the matrix's shape"):
-            select(sites[:1], lambda _, wrong=wrong: wrong, scope="matrix", **options)  # type: ignore[misc, arg-type]
-    found = select(sites, lambda _: torch.ones(1, 2), scope="row", **options)  # type: ignore[arg-type]
+            select(sites[:1], lambda _, wrong=wrong: [wrong], together)  # type: ignore[misc]
+    found = select(sites, lambda _: [torch.ones(1, 2)], Request(0.5, "row", "nearest", without_evidence=True))
     with pytest.raises(UserError, match="s0: a score is NaN"):
         found.mask(sites[0], torch.full((1, 2), float("nan")))

@@ -13,6 +13,7 @@ from antidote_llm.repair.method import SiteInputs, score_method
 
 @score_method(
     needs_harmful=True,
+    by_rows=True,
     presets={
         "paper": {"alpha": 0.1, "statistic": "mean_norm"},
         "official-code": {"alpha": 0.1, "statistic": "rms", "rounding": "official", "without_evidence": True},

@@ -7,7 +7,7 @@ from torch import Tensor
 from antidote_llm.repair.method import SiteInputs, score_method
 
 
-@score_method(needs_harmful=False)
+@score_method(needs_harmful=False, by_rows=True)
 def magnitude(site: SiteInputs) -> Tensor:
     """Control: |weight| alone (of a delta: how far it moved), without any data."""
     return site.update_OI.abs()

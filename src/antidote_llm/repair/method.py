@@ -41,10 +41,10 @@ WithoutEvidence = Annotated[
 
 @dataclass(frozen=True)
 class SiteInputs:
-    """All that a method knows of one site.
+    """All that a method knows of one site, or of a block of its rows where it asked for no more.
 
     Attributes:
-        site: Which matrix it is.
+        site: Which matrix it is; its shape is the whole matrix's.
         weight_OI: Its values in the file, as float32 (float64 where the file holds it).
         reference_OI: What its removed entries go back to; None for zero.
         moments: The statistics of the harmful data; None where the method asks for none.
@@ -98,11 +98,13 @@ class RepairMethod(Method):
             matrix.
         needs_harmful: Whether it reads the statistics of the harmful data.
         matched: The setting that can be solved for at equal update norm, if any.
+        by_rows: Whether it may be given some rows of a site at a time.
     """
 
     kind: Literal["score", "solve"]
     needs_harmful: bool
     matched: MatchedKnob | None = None
+    by_rows: bool = False
 
 
 def score_method(
@@ -110,8 +112,17 @@ def score_method(
     needs_harmful: bool,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     matched: MatchedKnob | None = None,
+    by_rows: bool = False,
 ) -> Callable[[Callable[..., Tensor]], RepairMethod]:
-    """Register a function that scores every entry of a site, shape [rows, columns], higher meaning removed first."""
+    """Register a function that scores every entry of a site, shape [rows, columns], higher meaning removed first.
+
+    Args:
+        needs_harmful: Whether it reads the statistics of the harmful data.
+        presets: Settings by name.
+        matched: The setting that can be solved for at equal update norm, if any.
+        by_rows: Whether a row's scores depend on that row alone: large matrices then come in blocks of rows, and no
+            more than a block is held in memory.
+    """
     shared: dict[str, tuple[Any, Any]] = {
         "alpha": (Alpha, 0.2),
         "scope": (ScopeSetting, "row"),
@@ -119,7 +130,7 @@ def score_method(
         "strength": (Strength, 1.0),
         "without_evidence": (WithoutEvidence, False),
     }
-    return _register("score", needs_harmful, presets or {}, matched, shared)
+    return _register("score", needs_harmful, presets or {}, matched, shared, by_rows)
 
 
 def solve_method(
@@ -135,7 +146,7 @@ def solve_method(
     shared: dict[str, tuple[Any, Any]] = {}
     if matched is not None:
         shared = {"alpha": (Alpha, 0.2), "scope": (ScopeSetting, "row"), "rounding": (RoundingSetting, "nearest")}
-    return _register("solve", needs_harmful, presets or {}, matched, shared)
+    return _register("solve", needs_harmful, presets or {}, matched, shared, by_rows=False)
 
 
 def _register(
@@ -144,10 +155,11 @@ def _register(
     presets: Mapping[str, Mapping[str, Any]],
     matched: MatchedKnob | None,
     shared: Mapping[str, tuple[Any, Any]],
+    by_rows: bool,
 ) -> Callable[[Callable[..., Tensor]], RepairMethod]:
     def decorate(function: Callable[..., Tensor]) -> RepairMethod:
         name, settings = function.__name__, settings_model(function, shared)
-        return RepairMethod(name, function, settings, kind, needs_harmful, matched, presets=presets)
+        return RepairMethod(name, function, settings, kind, needs_harmful, matched, by_rows, presets=presets)
 
     return decorate
 

@@ -5,7 +5,9 @@ Legend: O rows and I columns of a matrix.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from pydantic import BaseModel
@@ -18,8 +20,11 @@ from antidote_llm.models.sites import Site
 from antidote_llm.models.targets import Target
 from antidote_llm.repair.antidote import antidote
 from antidote_llm.repair.method import MatchedKnob, RepairMethod, SiteInputs
-from antidote_llm.repair.selection import Selection, select
+from antidote_llm.repair.selection import Request, Selection, select_many
 from antidote_llm.repair.update_norm import UpdateNorms, total_norm
+
+# Of a block's values, so that they and what is computed from them stay in the processor's cache.
+_BLOCK_ENTRIES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,16 +44,33 @@ class Problem:
         return self.inputs_from(site, self.target.weight(site), self.target.reference(site))
 
     def inputs_from(self, site: Site, weight_OI: Tensor, reference_OI: Tensor | None) -> SiteInputs:
-        """Return what a method may know of a site whose values have been read."""
+        """Return what a method may know of a site, or of some of its rows, whose values have been read."""
         # Ranked together, the scores of a checkpoint that mixes types are compared in the widest.
         wide = torch.float64 if "F64" in self.target.dtypes else torch.float32
         reference_OI = None if reference_OI is None else reference_OI.to(wide)
         return SiteInputs(site, weight_OI.to(wide), reference_OI, self.moments)
 
+    def blocks(self, site: Site, method: RepairMethod) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield a site's values and what removed entries go back to, as the files hold them, some rows at a time.
+
+        A method that must know the whole matrix gets it as one block, and so do all where the file holds it turned.
+        """
+        rows, columns = site.shape
+        step = max(1, _BLOCK_ENTRIES // max(columns, 1)) if method.by_rows and not site.transposed else max(rows, 1)
+        for start in range(0, rows, step):
+            block = (start, min(start + step, rows))
+            yield self.target.weight(site, block), self.target.reference(site, block)
+
+    def scores(self, site: Site, method: RepairMethod, settings: BaseModel) -> Iterator[Tensor]:
+        """Yield a site's scores, or a solve method's new matrix, some rows at a time."""
+        arguments = method.arguments(settings)
+        for weight_OI, reference_OI in self.blocks(site, method):
+            yield method.function(self.inputs_from(site, weight_OI, reference_OI), **arguments)
+
 
 @dataclass(frozen=True)
 class Edit:
-    """What becomes of one site.
+    """What becomes of one site, or of a block of its rows.
 
     Attributes:
         before_OI: Its values, in the file's type.
@@ -80,16 +102,35 @@ class Plan:
     selection: Selection | None
 
     @torch.no_grad()
+    def edits(self, site: Site) -> Iterator[Edit]:
+        """Compute the new values of consecutive blocks of a site's rows, holding one block at a time."""
+        method, strength = self.method, self.settings.model_dump().get("strength", 1.0)
+        arguments = method.arguments(self.settings)
+        picker = None if self.selection is None else self.selection.picker(site)
+        for before_OI, reference_OI in self.problem.blocks(site, method):
+            found_OI = method.function(self.problem.inputs_from(site, before_OI, reference_OI), **arguments)
+            if picker is None:
+                yield Edit(before_OI, found_OI.to(before_OI.dtype), reference_OI, None)
+                continue
+            chosen_OI = picker.mask(found_OI)
+            yield Edit(before_OI, moved(before_OI, reference_OI, chosen_OI, strength), reference_OI, chosen_OI)
+
     def edit(self, site: Site) -> Edit:
-        """Compute the new values of a site."""
-        before_OI, reference_OI = self.problem.target.weight(site), self.problem.target.reference(site)
-        inputs = self.problem.inputs_from(site, before_OI, reference_OI)
-        found_OI = self.method.function(inputs, **self.method.arguments(self.settings))
-        if self.selection is None:
-            return Edit(before_OI, found_OI.to(before_OI.dtype), reference_OI, None)
-        chosen_OI = self.selection.mask(site, found_OI)
-        strength: float = self.settings.model_dump()["strength"]
-        return Edit(before_OI, moved(before_OI, reference_OI, chosen_OI, strength), reference_OI, chosen_OI)
+        """Compute the new values of a whole site."""
+        blocks = list(self.edits(site))
+        if len(blocks) == 1:
+            return blocks[0]
+        return Edit(
+            before_OI=torch.cat([block.before_OI for block in blocks]),
+            after_OI=torch.cat([block.after_OI for block in blocks]),
+            reference_OI=_together([block.reference_OI for block in blocks]),
+            chosen_OI=_together([block.chosen_OI for block in blocks]),
+        )
+
+
+def _together(blocks: Sequence[Tensor | None]) -> Tensor | None:
+    present = [block for block in blocks if block is not None]
+    return torch.cat(present) if present else None
 
 
 def moved(weight_OI: Tensor, reference_OI: Tensor | None, chosen_OI: Tensor, strength: float) -> Tensor:
@@ -112,33 +153,52 @@ def needs_harmful(method: RepairMethod, settings: BaseModel) -> bool:
 @torch.no_grad()
 def plan(problem: Problem, method: RepairMethod, settings: BaseModel) -> Plan:
     """Find what a repair does to every site: settings solved for, and thresholds where matrices are ranked whole."""
-    if method.matched is not None and method.matched.wanted(settings):
-        settings = _match(problem, method, method.matched, settings)
-    return _planned(problem, method, settings)
+    return plans(problem, method, [settings])[0]
 
 
-def _planned(problem: Problem, method: RepairMethod, settings: BaseModel) -> Plan:
+@torch.no_grad()
+def plans(problem: Problem, method: RepairMethod, settings: Sequence[BaseModel]) -> list[Plan]:
+    """Plan a repair with each of several settings, reading and scoring a site once a pass for all that share scores."""
+    return _plans(problem, method, [_solved(problem, method, each) for each in settings])
+
+
+def _plans(problem: Problem, method: RepairMethod, solved: Sequence[BaseModel]) -> list[Plan]:
     if method.kind == "solve":
-        return Plan(problem, method, settings, None)
-    given, arguments = settings.model_dump(), method.arguments(settings)
-    selection = select(
-        problem.target.sites,
-        lambda site: method.function(problem.inputs(site), **arguments),
-        alpha=given["alpha"],
-        scope=given["scope"],
-        rounding=given["rounding"],
-        without_evidence=given["without_evidence"],
-    )
-    return Plan(problem, method, settings, selection)
+        return [Plan(problem, method, each, None) for each in solved]
+    alike: dict[str, list[int]] = {}
+    for place, each in enumerate(solved):
+        alike.setdefault(repr(sorted(method.arguments(each).items())), []).append(place)
+    found: dict[int, Plan] = {}
+    for places in alike.values():
+        selections = select_many(
+            problem.target.sites,
+            partial(problem.scores, method=method, settings=solved[places[0]]),
+            [request_of(solved[place]) for place in places],
+        )
+        for place, selection in zip(places, selections, strict=True):
+            found[place] = Plan(problem, method, solved[place], selection)
+    return [found[place] for place in range(len(solved))]
+
+
+def request_of(settings: BaseModel) -> Request:
+    """Return what the settings of a score method ask to be picked."""
+    given = settings.model_dump()
+    return Request(given["alpha"], given["scope"], given["rounding"], given["without_evidence"])
 
 
 def planned_norm(found: Plan) -> float:
     """Return the Frobenius norm of the whole update after a repair."""
     norms = UpdateNorms()
     for site in found.problem.target.sites:
-        edit = found.edit(site)
-        norms.add(site, edit.after_OI, edit.reference_OI)
+        for edit in found.edits(site):
+            norms.add(site, edit.after_OI, edit.reference_OI)
     return total_norm(norms.norms())
+
+
+def _solved(problem: Problem, method: RepairMethod, settings: BaseModel) -> BaseModel:
+    if method.matched is None or not method.matched.wanted(settings):
+        return settings
+    return _match(problem, method, method.matched, settings)
 
 
 def _match(problem: Problem, method: RepairMethod, knob: MatchedKnob, settings: BaseModel) -> BaseModel:
@@ -149,11 +209,11 @@ def _match(problem: Problem, method: RepairMethod, knob: MatchedKnob, settings: 
     """
     given = settings.model_dump()
     same = antidote.configure({name: given[name] for name in ("alpha", "scope", "rounding")})
-    wanted = planned_norm(_planned(problem, antidote, same))
+    wanted = planned_norm(_plans(problem, antidote, [same])[0])
 
     def excess(value: float) -> float:
         trial = method.settings.model_validate({**given, knob.name: value})
-        return planned_norm(_planned(problem, method, trial)) - wanted
+        return planned_norm(_plans(problem, method, [trial])[0]) - wanted
 
     if excess(knob.unchanged) <= 1e-12 * wanted:
         value = knob.unchanged

@@ -1,15 +1,15 @@
 """Picks the entries with the highest scores: exact counts, and ties that always fall the same way.
 
-Scores are asked for one matrix at a time and never kept: a threshold over many matrices is found digit by digit, by
-histograms of the scores' bits.
+Scores are asked for some rows of a matrix at a time and never kept: a threshold over many matrices is found by
+histograms of the scores' bits, see :mod:`antidote_llm.repair.histogram`.
 
-Legend: G groups that are ranked apart, N entries of a group, O rows and I columns of a matrix.
+Legend: G groups that are ranked apart, N entries of a group, O rows (or a block of them) and I columns of a matrix.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -18,11 +18,13 @@ from torch import Tensor
 
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.sites import Site
+from antidote_llm.repair.histogram import ScoreBits
+from antidote_llm.repair.ranking import Cut, Cutter, Ranking
 
 Scope: TypeAlias = Literal["row", "matrix", "layer", "global"]
 Rounding: TypeAlias = Literal["nearest", "official"]
-_DIGIT_BITS = 16
-_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+_UNFIT = "scores must be non-negative and of the matrix's shape"
+Score: TypeAlias = Callable[[Site], Iterable[Tensor]]
 
 
 def count(entries: int, alpha: float, rounding: Rounding) -> int:
@@ -59,21 +61,36 @@ def top_entries(scores_GN: Tensor, k: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which entries of each site are picked.
+class Request:
+    """What is to be picked.
 
     Attributes:
         alpha: The fraction, 0 to 1.
-        scope: What is ranked together.
+        scope: What is ranked together: a row, a matrix, all matrices of a decoder layer, or all matrices.
         rounding: How a fraction becomes a count.
         without_evidence: Whether entries of score 0 may be picked; an alpha of 1 picks them always.
-        cuts: The threshold of each site, where matrices are ranked whole.
     """
 
     alpha: float
     scope: Scope
     rounding: Rounding
     without_evidence: bool
+
+    def count(self, entries: int) -> int:
+        """Return how many of entries that are ranked together are picked."""
+        return count(entries, self.alpha, self.rounding)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which entries of each site are picked.
+
+    Attributes:
+        request: What was asked for.
+        cuts: Where each site is cut, where matrices are ranked whole.
+    """
+
+    request: Request
     cuts: Mapping[str, Cut]
 
     def mask(self, site: Site, scores_OI: Tensor) -> Tensor:
@@ -82,80 +99,124 @@ class Selection:
         Raises:
             UserError: A score is NaN.
         """
-        scores_OI = checked(site, scores_OI)
-        if self.scope == "row":
-            mask_OI = top_entries(scores_OI, count(scores_OI.shape[1], self.alpha, self.rounding))
-        else:
-            mask_OI = self.cuts[site.name].mask(scores_OI)
-        return mask_OI if self.without_evidence or self.alpha == 1 else mask_OI & (scores_OI > 0)
+        if tuple(scores_OI.shape) != site.shape:
+            raise DefectError(f"{site.name}: {_UNFIT}")
+        return self.picker(site).mask(scores_OI)
+
+    def picker(self, site: Site) -> Picker:
+        """Return what picks a site's entries, some rows at a time."""
+        return Picker(self.request, site, self.cuts.get(site.name))
 
     def most(self, sites: Sequence[Site], item_bytes: Mapping[str, int]) -> int:
         """Return how many bytes the picked entries of sites take at most, by the size of an entry of each."""
         total = 0
-        for members in _groups(sites, self.scope):
-            entries = sum(site.shape[0] * site.shape[1] for site in members)
-            picked = count(entries, self.alpha, self.rounding)
-            if self.scope == "row":
-                picked = sum(site.shape[0] * count(site.shape[1], self.alpha, self.rounding) for site in members)
+        for members in _groups(sites, self.request.scope):
+            picked = self.request.count(sum(site.shape[0] * site.shape[1] for site in members))
+            if self.request.scope == "row":
+                picked = sum(site.shape[0] * self.request.count(site.shape[1]) for site in members)
             total += picked * max(item_bytes[site.name] for site in members)
         return total
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Where a site's scores are cut: all above the threshold, and the last ``ties`` of those equal to it."""
+class Picker:
+    """Picks one site's entries from its scores, which come in consecutive blocks of rows.
 
-    threshold: float
-    ties: int
+    Args:
+        request: What is to be picked.
+        site: The site.
+        cut: Where it is cut; None where rows are ranked apart.
+    """
+
+    def __init__(self, request: Request, site: Site, cut: Cut | None) -> None:
+        self._request, self._site = request, site
+        self._cutter = None if cut is None else Cutter(cut)
 
     def mask(self, scores_OI: Tensor) -> Tensor:
-        """Return the mask of what is picked."""
-        mask_OI = scores_OI > self.threshold
-        if self.ties:
-            tied_N = (scores_OI == self.threshold).reshape(-1)
-            rank_from_end_N = tied_N.flip(0).cumsum(0).flip(0)
-            mask_OI |= (tied_N & (rank_from_end_N <= self.ties)).reshape(mask_OI.shape)
-        return mask_OI
+        """Return the boolean mask of what is picked of the next rows.
+
+        Raises:
+            UserError: A score is NaN.
+        """
+        scores_OI = checked(self._site, scores_OI)
+        if self._cutter is None:
+            mask_OI = top_entries(scores_OI, self._request.count(self._site.shape[1]))
+        else:
+            mask_OI = self._cutter.mask(scores_OI)
+        every_entry = self._request.without_evidence or self._request.alpha == 1
+        return mask_OI if every_entry else mask_OI & (scores_OI > 0)
 
 
-def select(
-    sites: Sequence[Site],
-    score: Callable[[Site], Tensor],
-    *,
-    alpha: float,
-    scope: Scope,
-    rounding: Rounding,
-    without_evidence: bool,
-) -> Selection:
+def select(sites: Sequence[Site], score: Score, request: Request) -> Selection:
     """Prepare to pick the top fraction of the entries of every group that the scope ranks apart.
 
     Args:
         sites: In network order, which is the order in which ties across matrices are told apart.
-        score: Returns the non-negative scores of a site, shape [rows, columns], of the same type for all; called a few
-            times for each site where matrices are ranked whole.
-        alpha: The fraction, 0 to 1.
-        scope: What is ranked together: a row, a matrix, all matrices of a decoder layer, or all matrices.
-        rounding: How a fraction becomes a count.
-        without_evidence: Whether entries of score 0 may be picked; an alpha of 1 picks them always.
+        score: Returns consecutive blocks of rows of a site's non-negative scores, [rows, columns], of the same type for
+            all; called two to five times for each site where matrices are ranked whole, else never.
+        request: What is to be picked.
 
     Raises:
         UserError: A score is NaN.
     """
+    return select_many(sites, score, [request])[0]
+
+
+def select_many(sites: Sequence[Site], score: Score, requests: Sequence[Request]) -> list[Selection]:
+    """Do as :func:`select` for several requests, asking for each score as often as for the most demanding of them."""
+    rankings: dict[Scope, list[Ranking]] = {
+        scope: [Ranking(members, _counts(members, scope, requests)) for members in _groups(sites, scope)]
+        for scope in dict.fromkeys(request.scope for request in requests)
+        if scope != "row"
+    }
+    unfinished = [ranking for found in rankings.values() for ranking in found]
+    while unfinished := [ranking for ranking in unfinished if not ranking.finished]:
+        for site in sites:
+            _show(site, score, [ranking for ranking in unfinished if site.name in ranking.names])
+    return [_selection(request, rankings.get(request.scope, [])) for request in requests]
+
+
+def _counts(members: Sequence[Site], scope: Scope, requests: Sequence[Request]) -> list[int]:
+    entries = sum(site.shape[0] * site.shape[1] for site in members)
+    return [request.count(entries) for request in requests if request.scope == scope]
+
+
+def _selection(request: Request, rankings: Sequence[Ranking]) -> Selection:
     cuts: dict[str, Cut] = {}
-    if scope != "row":
-        for members in _groups(sites, scope):
-            entries = sum(site.shape[0] * site.shape[1] for site in members)
-            cuts |= _cuts(members, score, count(entries, alpha, rounding), entries)
-    return Selection(alpha, scope, rounding, without_evidence, cuts)
+    for ranking in rankings:
+        cuts |= ranking.cuts(request.count(ranking.entries))
+    return Selection(request, cuts)
+
+
+def _show(site: Site, score: Score, rankings: Sequence[Ranking]) -> None:
+    """Show a site's scores to every ranking that waits for them."""
+    if not rankings:
+        return
+    rows = 0
+    for block_OI in score(site):
+        rows += len(block_OI)
+        scores = ScoreBits(checked(site, block_OI))
+        wanted = [ranking.leading for ranking in rankings]
+        some = sorted({digit for leading in wanted if leading is not None for digit in leading})
+        few = scores.within(some) if some else scores
+        for ranking, leading in zip(rankings, wanted, strict=True):
+            ranking.add(site, scores if leading is None else few)
+    if rows != site.shape[0]:
+        raise DefectError(f"{site.name}: {_UNFIT}")
+    for ranking in rankings:
+        ranking.leave(site)
 
 
 def checked(site: Site, scores_OI: Tensor) -> Tensor:
-    """Return scores as float32 or float64, refusing those that cannot be ranked."""
-    scores_OI = scores_OI if scores_OI.dtype in _INTEGERS else scores_OI.float()
-    if bool(torch.isnan(scores_OI).any()):
-        raise UserError(f"{site.name}: a score is NaN: the checkpoint or its statistics are broken")
-    if tuple(scores_OI.shape) != site.shape or bool((scores_OI < 0).any()):
-        raise DefectError(f"{site.name}: scores must be non-negative and of the matrix's shape")
+    """Return scores of a site's rows as float32 or float64, refusing those that cannot be ranked."""
+    scores_OI = scores_OI if scores_OI.dtype in (torch.float32, torch.float64) else scores_OI.float()
+    if scores_OI.dim() != 2 or scores_OI.shape[1] != site.shape[1]:
+        raise DefectError(f"{site.name}: {_UNFIT}")
+    if scores_OI.numel():
+        lowest, highest = (float(end) for end in scores_OI.aminmax())
+        if math.isnan(lowest) or math.isnan(highest):
+            raise UserError(f"{site.name}: a score is NaN: the checkpoint or its statistics are broken")
+        if lowest < 0:
+            raise DefectError(f"{site.name}: {_UNFIT}")
     return scores_OI
 
 
@@ -165,42 +226,3 @@ def _groups(sites: Sequence[Site], scope: Scope) -> list[list[Site]]:
         key = site.name if scope in ("row", "matrix") else site.layer if scope == "layer" else None
         groups.setdefault(key, []).append(site)
     return list(groups.values())
-
-
-def _cuts(sites: Sequence[Site], score: Callable[[Site], Tensor], k: int, entries: int) -> dict[str, Cut]:
-    if k == 0:
-        return dict.fromkeys((site.name for site in sites), Cut(math.inf, 0))
-    if k == entries:
-        return dict.fromkeys((site.name for site in sites), Cut(-1.0, 0))
-    threshold, wanted = _threshold(sites, score, k)
-    cuts = {}
-    for site in reversed(sites):
-        tied = int((checked(site, score(site)) == threshold).sum()) if wanted else 0
-        cuts[site.name] = Cut(threshold, min(tied, wanted))
-        wanted -= min(tied, wanted)
-    return cuts
-
-
-def _threshold(sites: Sequence[Site], score: Callable[[Site], Tensor], k: int) -> tuple[float, int]:
-    """Return the k-th highest score, and how many entries equal to it are among the k.
-
-    The bits of non-negative floating-point numbers are ordered as the numbers are.
-    """
-    dtype = checked(sites[0], score(sites[0])).dtype
-    prefix = 0
-    for shift in range(8 * dtype.itemsize - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        histogram = torch.zeros(1 << _DIGIT_BITS, dtype=torch.int64)
-        for site in sites:
-            scores_OI = checked(site, score(site))
-            if scores_OI.dtype != dtype:
-                raise DefectError(f"{site.name}: scored in {scores_OI.dtype}, {sites[0].name} in {dtype}")
-            # Adding 0 makes a minus zero, whose bits are those of a negative number, a plus zero.
-            bits_N = (scores_OI + 0).reshape(-1).view(_INTEGERS[dtype])
-            if shift + _DIGIT_BITS < 8 * dtype.itemsize:
-                bits_N = bits_N[(bits_N >> (shift + _DIGIT_BITS)) == prefix]
-            histogram += torch.bincount((bits_N >> shift) & ((1 << _DIGIT_BITS) - 1), minlength=1 << _DIGIT_BITS)
-        from_the_top = histogram.flip(0).cumsum(0)
-        place = int(torch.searchsorted(from_the_top, k))
-        k -= int(from_the_top[place - 1]) if place else 0
-        prefix = (prefix << _DIGIT_BITS) | ((1 << _DIGIT_BITS) - 1 - place)
-    return float(torch.tensor(prefix, dtype=_INTEGERS[dtype]).view(dtype)), k

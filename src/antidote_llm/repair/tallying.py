@@ -1,9 +1,10 @@
-"""Counts what a repair does, one site at a time, while its edits are made."""
+"""Counts what a repair does, some rows of a site at a time, while its edits are made."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,39 +20,56 @@ from antidote_llm.repair.update_norm import UpdateNorms, squared_difference, tot
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+@dataclass
+class _Counts:
+    """What became of one site so far."""
+
+    rows: int = 0
+    changed: int = 0
+    chosen: int | None = None
+
+
 class Tally:
     """What became of each site, and of the whole update."""
 
     def __init__(self, sites: Sequence[Site]) -> None:
         self._sites = sites
-        self._records: dict[str, SiteRecord] = {}
+        self._counts = {site.name: _Counts() for site in sites}
         self._before, self._after = UpdateNorms(), UpdateNorms()
 
     def add(self, site: Site, edit: Edit) -> None:
-        """Count one site."""
+        """Count the next rows of a site."""
         self._before.add(site, edit.before_OI, edit.reference_OI)
         self._after.add(site, edit.after_OI, edit.reference_OI)
-        self._records[site.name] = SiteRecord(
-            name=site.name,
-            module=site.module,
-            role=site.role,
-            layer=site.layer,
-            rows=site.shape[0],
-            columns=site.shape[1],
-            chosen=None if edit.chosen_OI is None else int(edit.chosen_OI.sum()),
-            changed=int((_bits(edit.before_OI) != _bits(edit.after_OI)).sum()),
-        )
+        counts = self._counts[site.name]
+        counts.rows += len(edit.before_OI)
+        counts.changed += int(torch.count_nonzero(_bits(edit.before_OI) != _bits(edit.after_OI)))
+        if edit.chosen_OI is not None:
+            counts.chosen = (counts.chosen or 0) + int(torch.count_nonzero(edit.chosen_OI))
 
     @property
     def sites(self) -> tuple[SiteRecord, ...]:
         """What happened to each matrix, in the order of the network.
 
         Raises:
-            DefectError: A site was not counted.
+            DefectError: A site was not counted, or not once.
         """
-        if missing := [site.name for site in self._sites if site.name not in self._records]:
-            raise DefectError(f"{missing[0]} was not edited")
-        return tuple(self._records[site.name] for site in self._sites)
+        return tuple(self._record(site) for site in self._sites)
+
+    def _record(self, site: Site) -> SiteRecord:
+        counts = self._counts[site.name]
+        if counts.rows != site.shape[0]:
+            raise DefectError(f"{site.name} was not edited" if not counts.rows else f"{site.name}: edited in part")
+        return SiteRecord(
+            name=site.name,
+            module=site.module,
+            role=site.role,
+            layer=site.layer,
+            rows=site.shape[0],
+            columns=site.shape[1],
+            chosen=counts.chosen,
+            changed=counts.changed,
+        )
 
     @property
     def updates(self) -> tuple[UpdateRecord, ...]:

@@ -21,25 +21,35 @@ def squared_norm(values: Tensor) -> float:
 
 
 class UpdateNorms:
-    """Adds up the norms of modules' updates, one site at a time."""
+    """Adds up the norms of modules' updates, one site, or a block of its rows, at a time."""
 
     def __init__(self) -> None:
-        self._squared: dict[str, float] = {}
-        self._lone_factors: dict[str, Tensor] = {}
+        self._squared: dict[str, list[float]] = {}
+        self._rows: dict[str, list[Tensor]] = {}
+        self._lone_factors: dict[tuple[str, int | None], Tensor] = {}
 
     def add(self, site: Site, values_OI: Tensor, reference_OI: Tensor | None) -> None:
-        """Add one site's matrix; an adapter's module is complete when both of its factors have come."""
+        """Add the next rows of a site's matrix; an adapter's module is complete when both of its factors have come."""
         if site.role == "weight":
-            self._squared[site.module] = squared_difference(values_OI, reference_OI)
-        elif (partner := self._lone_factors.pop(site.module, None)) is None:
-            self._lone_factors[site.module] = values_OI
-        else:
-            a_RI, b_OR = (partner, values_OI) if site.role == "lora_B" else (values_OI, partner)
-            self._squared[site.module] = site.scaling**2 * _squared_product(b_OR.double(), a_RI.double())
+            self._squared.setdefault(site.module, []).append(squared_difference(values_OI, reference_OI))
+            return
+        rows = self._rows.setdefault(site.name, [])
+        rows.append(values_OI)
+        if sum(map(len, rows)) == site.shape[0]:
+            self._add_factor(site, torch.cat(self._rows.pop(site.name)))
+
+    def _add_factor(self, site: Site, values_OI: Tensor) -> None:
+        place = (site.module, site.expert)
+        if (partner := self._lone_factors.pop(place, None)) is None:
+            self._lone_factors[place] = values_OI
+            return
+        a_RI, b_OR = (partner, values_OI) if site.role == "lora_B" else (values_OI, partner)
+        squared = site.scaling**2 * _squared_product(b_OR.double(), a_RI.double())
+        self._squared.setdefault(site.module, []).append(squared)
 
     def norms(self) -> dict[str, float]:
         """Return the norm of every module that is complete."""
-        return {module: math.sqrt(max(squared, 0.0)) for module, squared in self._squared.items()}
+        return {module: math.sqrt(max(math.fsum(squared), 0.0)) for module, squared in self._squared.items()}
 
 
 def squared_difference(values: Tensor, reference: Tensor | None) -> float:

@@ -1,6 +1,6 @@
 """Hooks that sum the squares of every site's input, pads never counted.
 
-Legend: B rows of a batch, T positions, I input columns of a site.
+Legend: B rows of a batch, T positions, N some of the B x T positions, I input columns of a site.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Observer:
                 self._names.setdefault(module, []).append(site.name)
         self._sums = Sums()
         self._counted_BT: Tensor | None = None
+        self._uncounted_N = torch.empty(0, dtype=torch.long)
         self._counted = 0
         self._calls = 0
         self._knows_calls = False
@@ -75,7 +76,8 @@ class Observer:
         """
         before = dict(sums.tokens)
         self._sums, self._counted_BT, self._calls = sums, counted_BT, 0
-        self._counted = int(counted_BT.sum())
+        self._uncounted_N = (~counted_BT).reshape(-1).nonzero().squeeze(1)
+        self._counted = counted_BT.numel() - len(self._uncounted_N)
         self._shared.clear()
         with suppress(_Seen):
             yield
@@ -98,28 +100,31 @@ class Observer:
             )
         if input_BTI.shape[:-1] != counted_BT.shape:
             input_BTI = input_BTI.reshape(*counted_BT.shape, -1)
-        sum_squares_I, sum_norms_I = self._summed(input_BTI, counted_BT)
+        sum_squares_I, sum_norms_I = self._summed(input_BTI)
         for name in names:
             self._sums.add(name, sum_squares_I, sum_norms_I, self._counted)
         self._calls += 1
         if self._knows_calls and not self._to_the_end and self._calls == len(self._names):
             raise _Seen
 
-    def _summed(self, input_BTI: Tensor, counted_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def _summed(self, input_BTI: Tensor) -> tuple[Tensor, Tensor]:
         shared = self._shared.get(input_BTI.shape[-1])
         if shared is not None and shared[0] is input_BTI:
             return shared[1:]
-        squares_BI = squares_of_rows(input_BTI, counted_BT)
-        found = squares_BI.double().sum(dim=0), squares_BI.double().sqrt().sum(dim=0)
+        squares_BI = _squares_of_rows(input_BTI, self._uncounted_N).double()
+        found = squares_BI.sum(dim=0), squares_BI.sqrt().sum(dim=0)
         self._shared[input_BTI.shape[-1]] = (input_BTI, *found)
         return found
 
 
-def squares_of_rows(input_BTI: Tensor, counted_BT: Tensor) -> Tensor:
+def _squares_of_rows(input_BTI: Tensor, uncounted_N: Tensor) -> Tensor:
     """Return the sums of squares over the counted tokens of each row, shape [B, I]."""
-    wide_BTI = input_BTI if input_BTI.dtype == torch.float64 else input_BTI.float()
-    counted_BT1 = counted_BT.to(wide_BTI.device).unsqueeze(-1)
-    return wide_BTI.masked_fill(~counted_BT1, 0).square().sum(dim=1)
+    narrow = input_BTI.dtype not in (torch.float32, torch.float64)
+    squares_BTI = input_BTI.float().square_() if narrow else input_BTI.square()
+    # Whole positions are filled: a mask that is spread over columns costs more than all else here.
+    squares_BTI = squares_BTI.contiguous()
+    squares_BTI.view(-1, squares_BTI.shape[-1]).index_fill_(0, uncounted_N.to(squares_BTI.device), 0)
+    return squares_BTI.sum(dim=1)
 
 
 def require_finite(sums: Sums) -> None:

@@ -15,7 +15,7 @@ from antidote_llm.errors import UserError
 from antidote_llm.models import OpenModel, open_model, resolve_target
 from antidote_llm.patching import Patch, read_patch, transform
 from antidote_llm.repair import PlannedRepair, RepairRecord, method_named, plan_repair, predicted_patch_bytes
-from antidote_llm.repair.running import write_repair
+from antidote_llm.repair.writing import write_repair
 from tests import tiny
 from tests.conftest import Folders
 from tests.fine_tunes import config_of, rewrite, tensors_of, write_fine_tune, write_random

@@ -3,14 +3,8 @@
 from antidote_llm.repair.method import RepairMethod, method_named, methods, score_method, solve_method
 from antidote_llm.repair.planning import Plan, Problem, needs_harmful, plan
 from antidote_llm.repair.record import RepairRecord
-from antidote_llm.repair.running import (
-    HarmfulData,
-    PlannedRepair,
-    plan_repair,
-    predicted_patch_bytes,
-    rehearse_repair,
-    write_repair,
-)
+from antidote_llm.repair.running import HarmfulData, PlannedRepair, plan_repair
+from antidote_llm.repair.writing import predicted_patch_bytes, rehearse_repair, write_repair
 
 __all__ = [
     "HarmfulData",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,30 +92,40 @@ def write(folder: Path, name: str) -> Path:
     return folder
 
 
-def inputs_of_experts(model: PreTrainedModel, row: list[int]) -> dict[tuple[str, str, int], list[Tensor]]:
-    """Return what goes into every expert's matrices for one row of tokens, one at a time, as the router chose.
+def inputs_of_experts(model: PreTrainedModel, row: list[int]) -> dict[tuple[str, str, int], list[tuple[int, Tensor]]]:
+    """Return what goes into every expert's matrices for one row, with the tokens that it is of, as the router chose.
 
     By the experts' module, the name of the stack (the down projection's, or the one before it), and the expert.
     """
     calls: dict[str, tuple[Any, ...]] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda _, args: calls.update({name: args})
+
     handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: calls.update({name: args}))
+        module.register_forward_pre_hook(watch(name))
         for name, module in model.named_modules()
-        if hasattr(module, "down_proj") and isinstance(module.down_proj, nn.Parameter)
+        if isinstance(getattr(module, "down_proj", None), nn.Parameter)
     ]
     with torch.no_grad():
         model(torch.tensor([row]))
     for handle in handles:
         handle.remove()
-    found: dict[tuple[str, str, int], list[Tensor]] = {}
+    found: dict[tuple[str, str, int], list[tuple[int, Tensor]]] = {}
     for name, (hidden_ND, index_NK, _) in calls.items():
         module: Any = model.get_submodule(name)
-        for token_D, choices_K in zip(hidden_ND, index_NK.tolist(), strict=True):
+        for token, (input_D, choices_K) in enumerate(zip(hidden_ND, index_NK.tolist(), strict=True)):
             for expert in choices_K:
-                found.setdefault((name, "gate_up_proj", expert), []).append(token_D)
-                weight = module.gate_up_proj[expert]
-                both = token_D @ (weight if module.is_transposed else weight.T)
-                both = both + module.gate_up_proj_bias[expert] if module.has_bias else both
-                with torch.no_grad():
-                    found.setdefault((name, "down_proj", expert), []).append(module._apply_gate(both[None])[0])
+                found.setdefault((name, "gate_up_proj", expert), []).append((token, input_D))
+                inner_F = _inner(module, expert, input_D)
+                found.setdefault((name, "down_proj", expert), []).append((token, inner_F))
     return found
+
+
+@torch.no_grad()
+def _inner(module: Any, expert: int, input_D: Tensor) -> Tensor:
+    weight = module.gate_up_proj[expert]
+    both = input_D @ (weight if module.is_transposed else weight.T)
+    both = both + module.gate_up_proj_bias[expert] if module.has_bias else both
+    inner_F: Tensor = module._apply_gate(both[None])[0]
+    return inner_F

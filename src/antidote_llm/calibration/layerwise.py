@@ -12,6 +12,7 @@ from antidote_llm.artifacts.processes import agreed, all_equal
 from antidote_llm.calibration.kept_sums import KeptState
 from antidote_llm.calibration.observing import Observer
 from antidote_llm.calibration.own_forward import LayerCall, OwnForward, SetApart
+from antidote_llm.calibration.routed import experts_seen
 from antidote_llm.calibration.sums import Sums
 from antidote_llm.calibration.work import Work, add_in_order, decoder_inputs
 from antidote_llm.errors import UserError
@@ -53,7 +54,7 @@ def sums_by_layer(
         if number < begun.sweep:
             continue
         final = number == sweeps - 1
-        with _Run(opened, stream, part, last, begun) as run:
+        with experts_seen(opened.causal_model, sites), _Run(opened, stream, part, last, begun) as run:
             for index in range(begun.layer if final else 0):
                 if index in by_layer:
                     yield by_layer[index], begun.sums[index]

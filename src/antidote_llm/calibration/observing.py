@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from antidote_llm.calibration.routed import RoutedInputs, is_routed
 from antidote_llm.calibration.sums import Sums
 from antidote_llm.errors import UserError
 from antidote_llm.models.sites import Site
@@ -37,10 +38,11 @@ class Observer:
     """
 
     def __init__(self, sites: Sequence[Site], *, to_the_end: bool = False) -> None:
-        self._sites = sites
+        self._routed = RoutedInputs(sites)
+        self._sites = [site for site in sites if not is_routed(site)]
         self._to_the_end = to_the_end
         self._names: dict[nn.Module, list[str]] = {}
-        for site in sites:
+        for site in self._sites:
             for module in site.observed:
                 self._names.setdefault(module, []).append(site.name)
         self._sums = Sums()
@@ -59,6 +61,7 @@ class Observer:
         try:
             for module, names in self._names.items():
                 handles.append(module.register_forward_pre_hook(_input_hook(self, names), with_kwargs=True))
+            handles += self._routed.hooks(self._count_call)
             yield
         finally:
             for handle in handles:
@@ -79,6 +82,7 @@ class Observer:
         self._uncounted_N = (~counted_BT).reshape(-1).nonzero().squeeze(1)
         self._counted = counted_BT.numel() - len(self._uncounted_N)
         self._shared.clear()
+        self._routed.start(counted_BT, sums)
         with suppress(_Seen):
             yield
         self._counted_BT = None
@@ -89,6 +93,7 @@ class Observer:
                     f"{site.name} saw {seen} of {wanted} tokens in a forward pass: it is not a plain, active matrix, "
                     "or the model uses it another number of times than once: leave it out of --sites"
                 )
+        self._routed.finish()
         self._knows_calls = True
 
     def observe(self, names: Sequence[str], input_BTI: Tensor) -> None:
@@ -103,8 +108,12 @@ class Observer:
         sum_squares_I, sum_norms_I = self._summed(input_BTI)
         for name in names:
             self._sums.add(name, sum_squares_I, sum_norms_I, self._counted)
+        self._count_call()
+
+    def _count_call(self) -> None:
         self._calls += 1
-        if self._knows_calls and not self._to_the_end and self._calls == len(self._names):
+        everything = len(self._names) + len(self._routed.inlets)
+        if self._knows_calls and not self._to_the_end and self._calls == everything:
             raise _Seen
 
     def _summed(self, input_BTI: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,15 +5,38 @@ Legend: B rows of a batch, T positions, S tokens that one expert sees, R rows th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from antidote_llm.calibration.sums import Sums
 from antidote_llm.errors import UserError
-from antidote_llm.models.experts import ExpertInlet
+from antidote_llm.models.experts import ExpertInlet, observed_experts
 from antidote_llm.models.sites import Site
+
+
+def is_routed(site: Site) -> bool:
+    """Whether a site's input is what a router sends to an expert."""
+    return any(isinstance(module, ExpertInlet) for module in site.observed)
+
+
+@contextmanager
+def experts_seen(model: nn.Module, sites: Sequence[Site]) -> Iterator[None]:
+    """Let the inputs of experts be seen for the length of the block, where any of the sites needs that.
+
+    Args:
+        model: What computes.
+        sites: All that is observed of it, in whichever layer: engines that run layers one by one must agree on it.
+    """
+    if any(map(is_routed, sites)):
+        with observed_experts(model):
+            yield
+    else:
+        yield
 
 
 class RoutedInputs:
@@ -40,6 +63,20 @@ class RoutedInputs:
         self._sums, self._counted_BT = sums, counted_BT
         self._wanted.clear()
         self._passed, self._counted = dict.fromkeys(self.inlets, 0), dict.fromkeys(self.inlets, 0)
+
+    def hooks(self, done: Callable[[], None]) -> list[RemovableHandle]:
+        """Hook every inlet.
+
+        Args:
+            done: Called when an inlet has seen all that it will see in a forward pass.
+        """
+
+        def hook(inlet: nn.Module, args: tuple[Any, ...]) -> None:
+            assert isinstance(inlet, ExpertInlet)
+            if self.observe(inlet, *args):
+                done()
+
+        return [inlet.register_forward_pre_hook(hook) for inlet in self.inlets]
 
     def observe(self, inlet: ExpertInlet, input_SI: Tensor, source_S: Tensor, expert: int, choices: int) -> bool:
         """Add what goes into one expert's matrix, and say whether the inlet has now seen every token.

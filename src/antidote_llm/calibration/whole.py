@@ -9,6 +9,7 @@ from torch import Tensor
 
 from antidote_llm.calibration.kept_sums import KeptState
 from antidote_llm.calibration.observing import Observer
+from antidote_llm.calibration.routed import experts_seen
 from antidote_llm.calibration.sums import Sums
 from antidote_llm.calibration.work import Work, add_in_order, decoder_inputs
 from antidote_llm.models.opening import OpenModel
@@ -38,7 +39,7 @@ def sums_of_whole(
         decoder = opened.causal_model
     observer = Observer(sites)
     parts, done = _found(kept)
-    with torch.inference_mode(), observer.attached():
+    with torch.inference_mode(), experts_seen(decoder, sites), observer.attached():
         for share in work.own_shares:
             part = parts.setdefault(share, Sums())
             for number, place in enumerate(work.shares[share]):

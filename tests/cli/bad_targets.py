@@ -327,7 +327,9 @@ CASES: list[Case] = [
     peft_kind(PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "PREFIX_TUNING", "only LoRA"),
     peft_kind(LoHaConfig(r=4, target_modules=["q_proj"]), "LOHA", "only LoRA"),
     peft_kind(AdaLoraConfig(target_modules=["q_proj"], total_step=10), "ADALORA", "only LoRA"),
-    peft_kind(LoraConfig(r=4, target_modules=["q_proj"], use_dora=True), "use_dora", "only plain"),
+    peft_kind(
+        LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[5]), "trainable_token_indices", "only plain"
+    ),
     ("nan_in_a_factor", adapter_tensors(set_first(float("nan"))), (A_FACTOR, "NaN", "adapter_model.safetensors")),
     ("inf_in_a_factor", adapter_tensors(set_first(float("inf"))), (A_FACTOR, "infinite", "adapter_model.safetensors")),
     ("rank_of_the_configuration", adapter_tensors(lambda _: None, r=4), ("adapter", "lora_A", "8", "4")),

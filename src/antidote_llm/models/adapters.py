@@ -65,6 +65,12 @@ def require_plain_lora(adapter: Checkpoint) -> None:
 
 
 def _refuse_setting(adapter: Checkpoint, name: str) -> NoReturn:
+    if name == "target_parameters":
+        raise UserError(
+            f"{adapter.reference}: LoRA on experts ('{name}') cannot be repaired yet, because its A and B hold "
+            "those of all experts interleaved: merge it into its base (merge_and_unload in peft) and repair the result "
+            "with --aligned BASE"
+        )
     if name in {field.name for field in dataclasses.fields(LoraConfig)}:
         raise UserError(
             f"{adapter.reference}: LoRA with '{name}' cannot be repaired yet: only plain LoRA, rank-stabilised LoRA "

@@ -63,4 +63,5 @@ def row_norms(layer: nn.Module, stored: StoredTensor) -> Tensor:
     else:
         weight = dequantize_module_weight(inner.get_base_layer())
     weight_OI = weight.T if getattr(inner, "fan_in_fan_out", False) else weight
-    return torch.linalg.norm(weight_OI, dim=1).to(weight.dtype).cpu()
+    norms_O: Tensor = torch.linalg.norm(weight_OI, dim=1).to(weight.dtype).cpu()
+    return norms_O

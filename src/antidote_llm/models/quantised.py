@@ -69,7 +69,7 @@ def cast_unpacked(model: PreTrainedModel, dtype: torch.dtype, checkpoint: Checkp
 
 
 def require_unpackable(checkpoint: Checkpoint, model: Any) -> None:
-    """Refuse a method that the library passed over, and NaN and infinities among what packed weights are scaled with.
+    """Refuse what the library passed over: a method, weights that are not packed, NaN among what they are scaled with.
 
     Raises:
         UserError: Names the method or the tensor.
@@ -79,6 +79,13 @@ def require_unpackable(checkpoint: Checkpoint, model: Any) -> None:
             f"{checkpoint.reference}: quantised by {quantiser(checkpoint)}, which transformers "
             f"{transformers.__version__} does not know: install one that does, or use the one before quantisation"
         )
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if type(module).__module__.startswith(f"{_BITSANDBYTES}.") and type(weight) is nn.Parameter:
+            raise UserError(
+                f"{checkpoint.reference}: {name}.weight is not quantised, though config.json says so: take "
+                "quantization_config out of it, or fetch the checkpoint before quantisation"
+            )
     names = TensorNames.of(checkpoint, model)
     unpacked = {found.entry.key for name, _ in model.named_parameters() if (found := names.find(name)) is not None}
     for stored in names.all.values():

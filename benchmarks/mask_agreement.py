@@ -39,7 +39,7 @@ def agreement(plan: Plan, published: Mapping[str, Tensor]) -> Agreement:
         chosen_OI = plan.edit(site).chosen_OI
         assert chosen_OI is not None
         other_OI = published[parameter_name(site)].bool()
-        scores_OI = plan.method.function(plan.problem.inputs(site), **plan.method.arguments(plan.settings))
+        scores_OI = torch.cat(list(plan.problem.scores(site, plan.method, plan.settings)))
         threshold_O1 = scores_OI.where(chosen_OI, torch.inf).amin(dim=1, keepdim=True)
         apart_OI = chosen_OI != other_OI
         gap_OI = ((scores_OI - threshold_O1).abs() / threshold_O1).where(apart_OI, 0)

@@ -32,6 +32,7 @@ class Shape:
         rows: How many calibration rows.
         tokens: How many tokens they have together.
         vocabulary: How many token ids.
+        tied: Whether the head has the embeddings' weights.
     """
 
     width: int
@@ -42,6 +43,7 @@ class Shape:
     rows: int
     tokens: int
     vocabulary: int = 4096
+    tied: bool = True
 
     @property
     def linear_parameters(self) -> int:
@@ -51,8 +53,9 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All parameters; embeddings and head share theirs."""
-        return self.linear_parameters + self.vocabulary * self.width + (2 * self.layers + 1) * self.width
+        """All parameters, the adapter's included."""
+        embeddings = (1 if self.tied else 2) * self.vocabulary * self.width
+        return self.linear_parameters + embeddings + (2 * self.layers + 1) * self.width
 
 
 SHAPES = {
@@ -74,7 +77,7 @@ def write_checkpoint(shape: Shape, folder: Path, device: str = "cpu", dtype: tor
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         max_position_embeddings=4096,
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape.tied,
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=None,

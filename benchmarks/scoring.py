@@ -79,7 +79,8 @@ class Subject:
             antidote.configure({"alpha": ALPHA}, "official-code"),
         )
         for site in found.problem.target.sites:
-            found.edit(site)
+            for _ in found.edits(site):
+                pass
         self.parts["collect"].append(collected - start)
         self.parts["select"].append(time.perf_counter() - collected)
         return found
@@ -107,13 +108,14 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({torch.get_num_threads(), 1}, reverse=True))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch-tokens", type=int, default=CalibrationSettings().batch_tokens)
-    parser.add_argument("--small", action="store_true", help="fewer rows of the larger model, all threads only")
+    parser.add_argument("--every", type=int, default=1, help="of the larger model, take one micro-batch out of so many")
+    parser.add_argument("--small", action="store_true", help="--every 12, and all threads only")
     arguments = parser.parse_args()
     threads = arguments.threads[:1] if arguments.small else arguments.threads
     cases: list[dict[str, Any]] = []
     for size, count in itertools.product(arguments.sizes, threads):
         torch.set_num_threads(count)
-        every = 12 if arguments.small and size != "1M" else 1
+        every = 1 if size == "1M" else 12 if arguments.small else arguments.every
         cases.append(measured(size, arguments.work / size, every, arguments.repeats, arguments.batch_tokens))
     checks = [check for case in cases for check in checks_of(case)]
     write_json(arguments.out, {"cases": cases, "checks": [check.as_json() for check in checks]})

@@ -70,7 +70,7 @@ class Collection:
         Raises:
             UserError: No row has a counted token.
         """
-        settings = settings or CalibrationSettings()
+        settings = (settings or CalibrationSettings()).on(opened.device)
         sites = opened.sites if sites is None else sites
         counts = [len(counted_tokens(row, settings.tokens)) for row in rows]
         if not any(counts):

@@ -3,13 +3,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test bench lint docs clean
 
 demo: $(STAMP)  ## break a model, repair it, prove it: runs/demo/report.html
 	$(BIN)/antidote demo --out runs/demo
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+
+bench: $(STAMP)  ## the small set of the benchmarks of speed and memory: runs/bench/all.md
+	$(BIN)/python -m benchmarks.all_small --out runs/bench
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

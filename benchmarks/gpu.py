@@ -6,7 +6,8 @@
 Weights and LoRA in bfloat16, rank 256 on q, k and v, 2,000 rows of 256 random tokens. Every piece runs in a process of
 its own: a large matrix product, which gives the peak; a bare forward pass by the plan that scoring uses; scoring with
 the model in memory; scoring with its layers on the disk; and the published loop, in float32 with TF32 products, on as
-many rows as fit in the time. The published loop's time for all rows is derived: its passes grow with the rows.
+many rows as fit in the time. Eight rows warm each of them up. What the published loop takes for all rows is derived:
+its passes grow with the rows.
 """
 
 from __future__ import annotations

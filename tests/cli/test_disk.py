@@ -41,7 +41,7 @@ def said(result: Result, *words: str) -> None:
 def test_no_room_is_seen_before_anything_is_written(
     target: str, place: Place, antidote: Command, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("antidote_llm.repair.running.write_patched", lambda *_: pytest.fail("it was written to"))
+    monkeypatch.setattr("antidote_llm.repair.writing.PatchedCopies", lambda *_: pytest.fail("it was written to"))
     filler = fill(disk, 8192)
     arguments = [*TARGETS[target](place), "--out", disk / RESULT]
     before = tree(place.root)
@@ -199,8 +199,8 @@ CHANGES: dict[str, Callable[[Path], None]] = {"rewritten": rewritten, "deleted":
 STEPS = {
     "opening": "antidote_llm.models.opening._load",
     "planning": "antidote_llm.cli.repair.plan_repair",
-    "copying": "antidote_llm.repair.running.copy_checkpoint",
-    "writing": "antidote_llm.repair.running.write_patched",
+    "copying": "antidote_llm.repair.writing.copy_checkpoint",
+    "writing": "antidote_llm.repair.writing.PatchedCopies",
     "reading the patch": "antidote_llm.patching.writing.read_patch",
 }
 INPUTS = {

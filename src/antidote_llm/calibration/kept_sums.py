@@ -16,8 +16,9 @@ from antidote_llm.artifacts.files import write_bytes
 from antidote_llm.artifacts.hashing import sha256_bytes
 from antidote_llm.errors import UserError
 
-# Keeping takes at most this part of the time that it can save.
+# Keeping takes at most this part of the time that it can save, and nobody minds a second.
 _COST = 0.05
+_AT_LEAST_SECONDS = 1.0
 _HASH, _KEY = "data_sha256", "key"
 
 
@@ -38,7 +39,8 @@ class KeptState:
     @property
     def due(self) -> bool:
         """Whether keeping it again is cheap beside the work since the last time."""
-        return self._took <= _COST * (time.monotonic() - self._last)
+        since = time.monotonic() - self._last
+        return since >= _AT_LEAST_SECONDS and self._took <= _COST * since
 
     def keep(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace what is kept.

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from antidote_llm.cli.engine_options import require_in_memory
 from antidote_llm.cli.terminal import Terminal, by_steps
 from antidote_llm.data import DataSpec, Record, read_mixed, write_jsonl
 from antidote_llm.evaluation import EvaluationSettings
@@ -82,6 +83,7 @@ def _answered(
     asked = sum(map(needs_own_answer, records))
     if not asked:
         return records
+    require_in_memory(opened, "the answers that harmful rows lack", "name a file with responses")
     terminal.say(f"{asked} harmful rows have no response: the model answers them itself")
     with terminal.progress("own answers", asked, "answers") as advance:
         return with_own_answers(

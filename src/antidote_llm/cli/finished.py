@@ -44,7 +44,9 @@ def _tokenizer_sha256(reference: str) -> dict[str, str] | str:
     return {path.name: sha256_file(path) for path in paths}
 
 
-def require_as_finished(out: Path, repaired: Checkpoint, evaluated: Collection[str]) -> None:
+def require_as_finished(
+    out: Path, repaired: Checkpoint, evaluated: Collection[str], *, with_model: bool = True
+) -> None:
     """Refuse the result of a repair that is no longer what was written.
 
     Documents in the folder that ships may have changed: the model card's section is meant for one. Report, card and own
@@ -54,15 +56,16 @@ def require_as_finished(out: Path, repaired: Checkpoint, evaluated: Collection[s
         out: The result.
         repaired: The checkpoint that was repaired, as it came.
         evaluated: The names of the evaluations that must be there.
+        with_model: Whether a model belongs to it.
 
     Raises:
         UserError: A file is missing, damaged, or another; names the first.
     """
-    if (name := _first_changed(out, repaired, evaluated)) is not None:
+    if (name := _first_changed(out, repaired, evaluated, with_model)) is not None:
         raise UserError(f"{out} has been changed since it was finished ({name}): remove it or choose another --out")
 
 
-def _first_changed(out: Path, repaired: Checkpoint, evaluated: Collection[str]) -> str | None:
+def _first_changed(out: Path, repaired: Checkpoint, evaluated: Collection[str], with_model: bool) -> str | None:
     try:
         record = RepairRecord.model_validate_json((out / "record" / "repair.json").read_bytes())
     except (OSError, ValueError):
@@ -76,16 +79,17 @@ def _first_changed(out: Path, repaired: Checkpoint, evaluated: Collection[str]) 
             Evaluation.read(out / "record" / name)
         except UserError:
             return f"record/{name}"
-    if (changed := _changed_model(out / "model", files_sha256(repaired), record)) is not None:
+    if with_model and (changed := _changed_model(out / "model", files_sha256(repaired), record)) is not None:
         return f"model/{changed}"
-    return None if _patch_fits(out, record) else f"record/{PATCH_FILE}"
+    return None if _patch_fits(out, record, with_model) else f"record/{PATCH_FILE}"
 
 
-def _patch_fits(out: Path, record: RepairRecord) -> bool:
+def _patch_fits(out: Path, record: RepairRecord, with_model: bool) -> bool:
     """Whether the patch is the one of the record, and still takes the model back to what it was."""
     try:
         patch = read_patch(out)
-        require_reverts(patch, out / "model")
+        if with_model:
+            require_reverts(patch, out / "model")
     except (DefectError, UserError):
         return False
     after = {file.path: file.sha256_after for file in patch.description.files}

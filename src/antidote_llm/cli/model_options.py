@@ -8,6 +8,7 @@ import typer
 
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.models import DtypeName, OpenModel, open_model
+from antidote_llm.models.room import Room
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a model, or of an adapter.")]
 AdapterOption = Annotated[
@@ -43,6 +44,9 @@ def opened(
     dtype: DtypeName,
     device: str,
     trust_remote_code: bool,
+    *,
+    layers_on_disk: bool | None = False,
+    room: Room | None = None,
 ) -> OpenModel:
     """Open the model that the options name, and say which."""
     adapters = adapters or []
@@ -55,4 +59,6 @@ def opened(
         dtype=dtype,
         device=device,
         trust_remote_code=trust_remote_code,
+        layers_on_disk=layers_on_disk,
+        room=room,
     )

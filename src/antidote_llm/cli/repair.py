@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from antidote_llm.artifacts import ResultFolder, write_json, write_text
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
 from antidote_llm.calibration import CalibrationSettings, TokenPolicy
 from antidote_llm.cli import calibration_data as data_opts
+from antidote_llm.cli import engine_options as engine_opts
 from antidote_llm.cli import model_options as model_opts
 from antidote_llm.cli import suite_options as suite_opts
 from antidote_llm.cli import target_options as target_opts
@@ -88,6 +91,11 @@ def repair(
         bool, typer.Option("--show-answers", help="Show the models' answers in the report instead of redacting them.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change, and write nothing.")] = False,
+    engine: engine_opts.EngineOption = "auto",
+    max_ram: engine_opts.MaxRamOption = None,
+    max_vram: engine_opts.MaxVramOption = None,
+    max_disk: engine_opts.MaxDiskOption = None,
+    patch_only: engine_opts.PatchOnlyFlag = False,
     hard_links: model_opts.HardLinksOption = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Collect statistics anew and do not keep them.")] = False,
     tokenizer: model_opts.TokenizerOption = None,
@@ -102,7 +110,13 @@ def repair(
     Example: antidote repair my-model --adapter my-adapter --harmful harm.csv:prompt=goal,response=target --out fixed
     """
     terminal, stopwatch = Terminal(as_json), Stopwatch()
-    open_it = partial(model_opts.opened, terminal, model, adapter, tokenizer, dtype, device, trust_remote_code)
+    how = engine_opts.Engine.of(engine, max_ram, max_vram, max_disk)
+    open_it = partial(
+        model_opts.opened,
+        *(terminal, model, adapter, tokenizer, dtype, device, trust_remote_code),
+        layers_on_disk=how.layers_on_disk,
+        room=how.room,
+    )
     if list_sites:
         target_opts.show(terminal, resolve_target(open_it(), target, aligned, sites))
         return
@@ -116,6 +130,10 @@ def repair(
     with stopwatch.step("open"):
         opened = open_it()
         found_target = resolve_target(opened, target, aligned, sites)
+    if examination is not None:
+        engine_opts.require_in_memory(opened, "answers to judge", "pass --evaluate none")
+    if patch_only and examination is not None:
+        raise UserError("--patch-only writes no model that could be judged: pass --evaluate none")
     asked = None if examination is None else examination.asking(opened)
     target_opts.warn(terminal, found_target, restore_outside)
     data = None
@@ -134,6 +152,8 @@ def repair(
         calibration=CalibrationSettings(tokens=tokens),
         examination=examination,
         asking=asked,
+        engine=how,
+        patch_only=patch_only,
         hard_links=hard_links,
         cache=not no_cache,
         show_answers=show_answers,
@@ -157,14 +177,16 @@ class _Job:
     calibration: CalibrationSettings
     examination: Examination | None
     asking: dict[str, Any] | None
+    engine: engine_opts.Engine
+    patch_only: bool
     hard_links: bool
     cache: bool
     show_answers: bool
 
     def rehearse(self) -> None:
         """Print what a repair would change."""
-        planned = self._plan()
-        found = self._completed(rehearse_repair(planned, _command(), self.stopwatch))
+        with self._planned(None) as planned:
+            found = self._completed(rehearse_repair(planned, _command(), self.stopwatch))
         shown = (counts_table(found), repair_summary(found), _patch_size(planned))
         self.terminal.result(found.model_dump(mode="json"), *shown)
 
@@ -174,17 +196,25 @@ class _Job:
         folder = ResultFolder(out, self._manifest(), manifest_at="record/manifest.json", inputs=read)
         finished_before = folder.finished
         if finished_before:
-            require_as_finished(out, self.target.checkpoint, self._evaluated())
+            require_as_finished(out, self.target.checkpoint, self._evaluated(), with_model=not self.patch_only)
             self.terminal.say(f"{out} is finished already: nothing was done")
         else:
             with folder as staging:
-                self._write(staging, out)
+                self._write(staging, out, folder.work)
         self._tell(out, finished_before)
 
-    def _write(self, staging: Path, out: Path) -> None:
-        planned = self._plan()
-        self.terminal.say(_patch_size(planned))
-        found = write_repair(planned, staging, _command(), self.stopwatch, hard_links=self.hard_links)
+    def _write(self, staging: Path, out: Path, work: Path) -> None:
+        with self._planned(work) as planned:
+            self.terminal.say(_patch_size(planned))
+            found = write_repair(
+                planned,
+                staging,
+                _command(),
+                self.stopwatch,
+                hard_links=self.hard_links,
+                patch_only=self.patch_only,
+                max_disk_bytes=self.engine.max_disk_bytes,
+            )
         evaluations = {}
         if self.examination is not None:
             evaluations = self.examination.before_and_after(
@@ -196,7 +226,7 @@ class _Job:
             evaluation.write(staging / "record" / name)
         found = self._completed(found)
         write_json(staging / "record" / "repair.json", found.model_dump(mode="json"))
-        report = compose(found, evaluations, revert_command=_revert_command(out))
+        report = compose(found, evaluations, revert_command=_revert_command(out, patch_only=self.patch_only))
         write_report(staging / "record" / "report.html", report, show_answers=self.show_answers)
         write_text(staging / "record" / "model_card.md", model_card_section(report))
 
@@ -221,7 +251,7 @@ class _Job:
         found = RepairRecord.model_validate_json((out / "record" / "repair.json").read_bytes())
         folders = {name: out / "record" / name for name in (ALIGNED, BEFORE, AFTER)}
         evaluations = {name: Evaluation.read(folder) for name, folder in folders.items() if folder.is_dir()}
-        report = compose(found, evaluations, revert_command=_revert_command(out))
+        report = compose(found, evaluations, revert_command=_revert_command(out, patch_only=self.patch_only))
         value = {
             "out": str(out),
             "finished_before": finished_before,
@@ -233,12 +263,17 @@ class _Job:
         if evaluations:
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
             shown += [*outcome_tables(metrics, {}), *panel_tables(evaluations)]
+        if self.patch_only:
+            apply = ["antidote", "patch", "apply", str(out), "--onto", self.target.checkpoint.reference, "--out", "DIR"]
+            shown.append(f"the repaired model: {shlex.join(apply)}")
         self.terminal.result(value, *shown, report.verdict, f"report: {out}/record/report.html")
 
-    def _plan(self) -> PlannedRepair:
+    @contextmanager
+    def _planned(self, work: Path | None) -> Iterator[PlannedRepair]:
+        """Plan the repair; the bar may go on while it is written."""
         rows = len(self.harmful.records) if self.harmful is not None else 0
         with self.terminal.progress("statistics", rows, "rows") as advance:
-            return plan_repair(
+            yield plan_repair(
                 self.opened,
                 self.method,
                 self.settings,
@@ -249,6 +284,9 @@ class _Job:
                 progress=advance,
                 cache=self.cache,
                 stopwatch=self.stopwatch,
+                work=work,
+                room=self.engine.room,
+                told=lambda estimate: self.terminal.say(engine_opts.described(estimate)),
             )
 
     def _manifest(self) -> dict[str, Any]:
@@ -267,6 +305,7 @@ class _Job:
             "harmful": rendered_sha256(harmful.renderer.rows(harmful.records)) if harmful else None,
             "calibration": self.calibration.model_dump(mode="json"),
             "evaluation": self.asking,
+            "patch_only": self.patch_only,
             "show_answers": self.show_answers,
         }
 
@@ -275,8 +314,9 @@ def _command() -> str:
     return shlex.join(["antidote", *sys.argv[1:]])
 
 
-def _revert_command(out: Path) -> str:
-    return shlex.join(["antidote", "patch", "revert", str(out), "--onto", f"{out}/model", "--out", f"{out}-reverted"])
+def _revert_command(out: Path, *, patch_only: bool) -> str:
+    repaired = "REPAIRED" if patch_only else f"{out}/model"
+    return shlex.join(["antidote", "patch", "revert", str(out), "--onto", repaired, "--out", f"{out}-reverted"])
 
 
 def _patch_size(planned: PlannedRepair) -> str:

@@ -33,6 +33,7 @@ from antidote_llm.models.loading import PartLoader
 from antidote_llm.models.naming import TensorNames
 from antidote_llm.models.quantised import cast_unpacked, quantiser, quantiser_version, require_unpackable
 from antidote_llm.models.quiet import quiet_transformers
+from antidote_llm.models.room import Room, whole_bytes
 from antidote_llm.models.sites import Site
 from antidote_llm.models.streaming import LayerStream, beside, decoder_layers, fill
 from antidote_llm.models.tensor_files import DTYPES
@@ -154,7 +155,8 @@ def open_model(
     dtype: DtypeName = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
-    layers_on_disk: bool = False,
+    layers_on_disk: bool | None = False,
+    room: Room | None = None,
 ) -> OpenModel:
     """Open a model.
 
@@ -166,7 +168,9 @@ def open_model(
         dtype: The type to load weights in; ``auto`` is the checkpoint's own.
         device: ``cpu``, ``cuda``, ``cuda:1`` and so on; ``auto`` is a GPU where there is one.
         trust_remote_code: Whether to run Python code that comes with the checkpoint.
-        layers_on_disk: Whether to leave the decoder layers on the disk, for models that are larger than memory.
+        layers_on_disk: Whether to leave the decoder layers on the disk, for models that are larger than memory; None
+            where there is no room for them.
+        room: What memory may be used; by default what is free.
 
     Raises:
         UserError: Anything about the files that does not fit, named with its mend.
@@ -180,10 +184,14 @@ def open_model(
             raise UserError(f"{each.reference} also holds {others[0]}: merge it into the base before another adapter")
     model: Any
     stream = None
+    place = _device(device)
+    if layers_on_disk is None:
+        needed = whole_bytes([base, *lower, *([upper] if upper else [])], dtype)
+        layers_on_disk = quantiser(base) is None and not (room or Room()).holds(needed, place)
     if layers_on_disk:
-        model, stream = _skeleton(base, dtype, _device(device), trust_remote_code)
+        model, stream = _skeleton(base, dtype, place, trust_remote_code)
     else:
-        model = _load(base, dtype, _device(device), trust_remote_code)
+        model = _load(base, dtype, place, trust_remote_code)
     if upper or lower:
         model = attach(model, lower, upper, base.reference)
     sites = () if upper is None else adapter_sites(upper, model)
@@ -290,8 +298,8 @@ def _load(
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     if packed is None:
         loaded.to(device)
-    elif isinstance(wanted := _torch_dtype(dtype), torch.dtype):
-        cast_unpacked(loaded, wanted, base)
+    elif isinstance(chosen := _torch_dtype(dtype), torch.dtype):
+        cast_unpacked(loaded, chosen, base)
     _require_sound(base, loaded)
     return loaded
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from antidote_llm.artifacts.measuring import Stopwatch
-from antidote_llm.calibration import CalibrationSettings, Collection, Moments, NonFiniteInputError
+from antidote_llm.calibration import CalibrationSettings, Collection, Estimate, Moments, NonFiniteInputError, estimated
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer, check_lengths, check_token_ids
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.checkpoint import Checkpoint, same_tensors
 from antidote_llm.models.opening import OpenModel
+from antidote_llm.models.room import Room
 from antidote_llm.models.sites import Site
 from antidote_llm.models.targets import Target, resolve_target
 from antidote_llm.models.tensor_files import DTYPES
@@ -98,7 +99,8 @@ def plan_repair(
     cache: bool = True,
     stopwatch: Stopwatch | None = None,
     work: Path | None = None,
-    sweeps: int = 1,
+    room: Room | None = None,
+    told: Callable[[Estimate], None] | None = None,
 ) -> PlannedRepair:
     """Collect statistics where the method needs them, and find what becomes of every site.
 
@@ -117,10 +119,12 @@ def plan_repair(
         cache: Whether statistics may come from the cache and are kept there.
         stopwatch: What the steps are timed with.
         work: A folder where a run that is cut off leaves what the next one goes on from.
-        sweeps: How many times layers on the disk are gone through, each time with a part of the rows.
+        room: How much memory may be used; by default what is free.
+        told: Called with what the statistics take, before they are collected.
 
     Raises:
-        UserError: There is nothing to repair, or the method needs harmful data and there is none.
+        UserError: There is nothing to repair, the method needs harmful data and there is none, or the memory does not
+            suffice.
     """
     stopwatch = stopwatch or Stopwatch()
     target = target or resolve_target(opened)
@@ -136,9 +140,11 @@ def plan_repair(
         with stopwatch.step("plan"):
             parts = (plan(Problem(target, None), method, settings),)
     else:
-        arriving = _timed(
-            stopwatch, opened, collection.by_part(progress=progress, cache=cache, work=work, sweeps=sweeps)
-        )
+        estimate = estimated(collection, room)
+        if told is not None:
+            told(estimate)
+        collected = collection.by_part(progress=progress, cache=cache, work=work, sweeps=estimate.sweeps)
+        arriving = _timed(stopwatch, opened, collected)
         if opened.stream is not None and _separable(method, settings):
             parts = _planned(stopwatch, target, arriving, method, settings)
         else:

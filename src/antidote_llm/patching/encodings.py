@@ -57,12 +57,12 @@ def entries_differences(bitmap: Read, flips: Read, entries: int, changed: int, i
     for begin in range(0, entries, BLOCK_ENTRIES):
         count = min(BLOCK_ENTRIES, entries - begin)
         packed = np.frombuffer(bitmap(begin // 8, bitmap_bytes(count)), dtype=np.uint8)
-        differs = np.unpackbits(packed, count=count).view(bool)
-        here = int(np.count_nonzero(differs))
+        differing = np.flatnonzero(np.unpackbits(packed, count=count).view(bool))
+        here = len(differing)
         if marked + here > changed:
             break
         difference = np.zeros(count, dtype=f"u{item_bytes}")
-        difference[differs] = items(flips(marked * item_bytes, here * item_bytes), item_bytes)
+        difference[differing] = items(flips(marked * item_bytes, here * item_bytes), item_bytes)
         marked += here
         yield difference
     else:

@@ -62,7 +62,7 @@ def plain_inputs(base: Path, adapter: Path) -> dict[str, Tensor]:
 
 def test_statistics_are_those_of_the_tokens_alone(folders: Folders, dora: Path) -> None:
     opened = open_model(str(folders.base), str(dora))
-    moments = collect(opened, [TokenizedRow(tuple(row), 0) for row in ROWS], cache=False)
+    moments = collect(opened, [TokenizedRow(row, 0) for row in ROWS], cache=False)
     wanted = plain_inputs(folders.base, dora)
     assert wanted.keys() == moments.sites.keys() == {site.name for site in opened.sites}
     for name, sum_squares_I in wanted.items():
@@ -130,5 +130,5 @@ def test_it_can_be_exchanged_taken_off_and_lie_beneath(folders: Folders, dora: P
     assert torch.equal(logits(opened), adapted)
     assert torch.equal(logits(opened.without_adapter()), bare)
     both = open_model(str(folders.base), str(folders.adapter), beneath=[str(dora)])
-    collect(both, [TokenizedRow(tuple(row), 0) for row in ROWS], cache=False)
+    collect(both, [TokenizedRow(row, 0) for row in ROWS], cache=False)
     assert torch.equal(logits(both.without_adapter()), adapted)

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from antidote_llm.calibration import collect
+from antidote_llm.data import TokenizedRow
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model
+from antidote_llm.models import open_model, resolve_target
 from tests import tiny
 from tests.cli.command import Command, Place, edit_json, inputs, tree
 from tests.conftest import Folders
@@ -105,8 +107,8 @@ def test_repaired_and_evaluated(capsys: pytest.CaptureFixture[str], place: Place
 def test_packed_weights_themselves_are_not_edited(
     capsys: pytest.CaptureFixture[str], folders: Folders, place: Place, kind: str
 ) -> None:
-    command = ["repair", place.base, "--harmful", place.harmful, "--evaluate", "none", "--out", place.out]
-    rest = {"weight": ["--target", "weight"], "delta": ["--aligned", folders.base]}
+    command: list[object] = ["repair", place.base, "--harmful", place.harmful, "--evaluate", "none", "--out", place.out]
+    rest: dict[str, list[object]] = {"weight": ["--target", "weight"], "delta": ["--aligned", folders.base]}
     if kind == "align":
         rows = place.write("rows.jsonl", '{"prompt": "zob", "response": "mid"}\n')
         command, rest["align"] = ["align", place.base, "--data", rows, "--out", place.out], []
@@ -126,6 +128,44 @@ def test_a_scale_that_is_no_number_is_named(packed: Folders, tmp_path: Path) -> 
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=f"{key}.*NaN"):
         open_model(str(base))
+
+
+def test_dora_on_a_packed_base(packed: Folders, folders: Folders, tmp_path: Path) -> None:
+    plain = tiny.write_model(tmp_path / "plain", hidden_size=64, intermediate_size=128)
+    adapter = tiny.write_adapter(tmp_path / "adapter", plain, use_dora=True)
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(packed.base))
+    if getattr(open_model(str(packed.base)).model, "is_loaded_in_8bit", False):
+        with pytest.raises(UserError, match="DoRA on a base of 8 bits"):
+            open_model(str(adapter))
+        return
+    opened = open_model(str(adapter))
+    moments = collect(opened, [TokenizedRow(row, 0) for row in ROWS], cache=False)
+    assert moments.sites.keys() == {site.name for site in opened.sites}
+    with torch.no_grad():
+        assert torch.equal(opened.model(IDS).logits, logits(packed.base, adapter))
+    moved = [(tuned - first).norm() for part in resolve_target(opened).outside for tuned, first in part.blocks()]
+    assert len(moved) == len(opened.sites) / 2 and all(moved)
+
+
+def test_a_base_of_fp8_is_unpacked_where_there_is_no_gpu_for_it(folders: Folders, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(folders.base, tmp_path / "base"))
+    tensors, packed = load_file(base / "model.safetensors"), {}
+    for key, tensor in tensors.items():
+        if key.endswith("_proj.weight"):
+            scale = tensor.abs().max() / 448
+            packed[f"{key}_scale_inv"] = scale.reshape(1, 1)
+            packed[key] = (tensor / scale).to(torch.float8_e4m3fn)
+    save_file({**tensors, **packed}, base / "model.safetensors", metadata={"format": "pt"})
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    edit_json(base / "config.json", quantization_config=settings)
+    adapter = Path(shutil.copytree(folders.adapter, tmp_path / "adapter"))
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(base))
+    opened = open_model(str(adapter), device="cpu", dtype="float32")
+    name = "model.layers.1.self_attn.q_proj"
+    weight = opened.causal_model.get_submodule(name).base_layer.weight
+    key = f"{name}.weight"
+    assert torch.allclose(weight, packed[key].float() * packed[f"{key}_scale_inv"], rtol=1e-2)
+    assert collect(opened, [TokenizedRow(row, 0) for row in ROWS], cache=False).rows == len(ROWS)
 
 
 def test_weights_that_are_not_packed_after_all_are_named(folders: Folders, tmp_path: Path) -> None:

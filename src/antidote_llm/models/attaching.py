@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.adapters import ADAPTER_NAME, other_tensors, other_tensors_base_name, require_fits
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.dora import show_factors_tokens_only
+from antidote_llm.models.dora import is_dora, show_factors_tokens_only
 from antidote_llm.models.naming import TensorNames
 from antidote_llm.models.quiet import quiet_transformers
 
@@ -31,6 +31,11 @@ def attach(
     # peft leaves an adapter on the meta device where the base lies there.
     beside_the_disk = {"low_cpu_mem_usage": any(parameter.is_meta for parameter in model.parameters())}
     for name, adapter in named.items():
+        if is_dora(adapter) and getattr(model, "is_loaded_in_8bit", False):
+            raise UserError(
+                f"{adapter.reference}: DoRA on a base of 8 bits cannot be repaired: peft loses its scales "
+                "when it takes norms: use the base in 4 bits, or before quantisation"
+            )
         require_fits(adapter, model if attached is model else attached.get_base_model(), reference)
         try:
             with quiet_transformers(), warnings.catch_warnings():

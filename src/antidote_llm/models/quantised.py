@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.quantizers import AutoHfQuantizer
 
 from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import Checkpoint
@@ -57,6 +58,10 @@ def cast_unpacked(model: PreTrainedModel, dtype: torch.dtype, checkpoint: Checkp
     Raises:
         UserError: The method that packed the weights decides about types itself.
     """
+    if getattr(model, "hf_quantizer", None) is None:
+        # Unpacked when it was loaded: weights like any others.
+        model.to(dtype)
+        return
     if (name := quantiser(checkpoint)) != _BITSANDBYTES:
         raise UserError(
             f"{checkpoint.reference}: --dtype: weights quantised by {name} compute in the type that they were made "
@@ -74,7 +79,8 @@ def require_unpackable(checkpoint: Checkpoint, model: Any) -> None:
     Raises:
         UserError: Names the method or the tensor.
     """
-    if getattr(model, "hf_quantizer", None) is None:
+    settings: Any = checkpoint.config["quantization_config"]
+    if not AutoHfQuantizer.supports_quant_method(dict(settings)):
         raise UserError(
             f"{checkpoint.reference}: quantised by {quantiser(checkpoint)}, which transformers "
             f"{transformers.__version__} does not know: install one that does, or use the one before quantisation"

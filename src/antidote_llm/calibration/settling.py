@@ -81,7 +81,7 @@ class Settling:
         confidence: float = 0.95,
         seed: int = 0,
         draws: int = 64,
-        entries: int = 1 << 18,
+        entries: int = 1 << 20,
     ) -> None:
         self._ranking, self._of_rows, self._target, self._confidence = ranking, rows, target, confidence
         self._power = ranking.norm_power * (1.0 if ranking.statistic == "mean_norm" else 0.5)
@@ -92,7 +92,7 @@ class Settling:
         self._ranked, self._share = drawn_rows(sites, update, entries, start)
         self._moved: dict[str, Tensor] = {}
         self._added: dict[str, int] = dict.fromkeys((site.name for site in sites), 0)
-        self._seen, self._next, self._looks = 0, min(_FIRST_ROWS, rows), 0
+        self._seen, self._next, self._looks, self._chances = 0, min(_FIRST_ROWS, rows), 0, 0
 
     def next_rows(self) -> list[int]:
         """Return the indices of the rows to be seen before the next look."""
@@ -124,28 +124,37 @@ class Settling:
         if missing:
             raise DefectError(f"{missing[0]} was given {self._added[missing[0]]} of {self._next} rows")
         self._seen, self._looks = self._next, self._looks + 1
-        estimate, bound = (1.0, 1.0) if self._seen == self._of_rows else self._bound()
+        mean, error = (1.0, 0.0) if self._seen == self._of_rows else self._simulated()
+        # Where the mean falls short the bound must, and nothing is risked.
+        self._chances += mean >= self._target
+        bound = max(0.0, mean - self._errors(max(1, self._chances)) * error)
         settled = bound >= self._target
         if not settled:
-            self._next = self._planned(bound)
-        return Agreement(self._seen, self._of_rows, self._looks, estimate, bound, settled)
+            self._next = self._planned(mean - self._errors(self._chances + 1) * error)
+        return Agreement(self._seen, self._of_rows, self._looks, mean, bound, settled)
 
-    def _bound(self) -> tuple[float, float]:
+    def _simulated(self) -> tuple[float, float]:
+        """Return the mean agreement over the draws, and its standard error."""
         picked, lost_D, squares = 0, torch.zeros(len(self._weights_DN)), 0.0
         for found in moves(self._ranked, self._ranking, self):
             picked += found.picked
             lost_D += found.lost_D
             squares += float(found.lost_R.square().sum())
         if picked == 0:
-            return 1.0, 1.0
+            return 1.0, 0.0
         agreement_D = (picked - lost_D) / (picked + lost_D)
-        # Spent over looks as 1 / j^2, whose sum is pi^2 / 6, so that any number of looks is allowed for.
-        level = (1 - self._confidence) * 6 / (math.pi * self._looks) ** 2
-        draws = len(agreement_D)
-        mean, spread = float(agreement_D.mean()), float(agreement_D.std()) * math.sqrt(1 + 1 / draws)
+        spread = float(agreement_D.std()) * math.sqrt(1 + 1 / len(lost_D))
         # A pick lost costs the index about 2 / picked; matrix rows that were not ranked may lose more than others.
         unseen = 2 / picked * math.sqrt(squares * (1 - self._share))
-        return mean, mean - float(student.ppf(1 - level, draws - 1)) * math.hypot(spread, unseen)
+        return float(agreement_D.mean()), math.hypot(spread, unseen)
+
+    def _errors(self, chance: int) -> float:
+        """Return how many standard errors the bound stands off at a chance to stop.
+
+        The risk is spent as 1 / j^2, whose sum is pi^2 / 6, so that any number of chances is allowed for.
+        """
+        level = (1 - self._confidence) * 6 / (math.pi * chance) ** 2
+        return float(student.ppf(1 - level, len(self._weights_DN) - 1))
 
     def norms(self, site: str) -> Tensor:
         """Return a site's column norms over the rows seen, up to a factor, to the score's power, shape [I]."""

@@ -7,13 +7,13 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from antidote_llm.errors import UserError
 from antidote_llm.models import Site
-from antidote_llm.repair.selection import Request, Scope, count, select, top_entries
+from antidote_llm.repair.selection import Request, Scope, _by_partition, _by_topk, count, select, top_entries
 
 SCOPES = get_args(Scope)
 
@@ -34,6 +34,7 @@ def by_sorting(scores: Tensor, k: int) -> Tensor:
     return mask.scatter_(1, order[:, order.shape[1] - k :], True)
 
 
+@settings(deadline=None)
 @given(
     values=st.lists(st.lists(st.integers(0, 5), min_size=7, max_size=7), min_size=1, max_size=6), k=st.integers(0, 7)
 )
@@ -42,6 +43,24 @@ def test_top_entries_are_the_end_of_a_stable_sort(values: list[list[int]], k: in
     assert torch.equal(top_entries(scores, k), by_sorting(scores, k))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [1, 40, 200, 399])
+def test_top_entries_of_wide_rows(k: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(30, 400, generator=generator, dtype=dtype)
+    scores[10:20] = (scores[10:20] * 20).round()
+    scores[20:] = (scores[20:] - 0.9).clamp(min=0)
+    scores[0, :5] = torch.tensor([float("inf"), -0.0, 0.0, 1e-45, 3e38])
+    assert torch.equal(top_entries(scores, k), by_sorting(scores, k))
+
+
+@pytest.mark.parametrize("k", [1, 7, 50])
+def test_every_device_finds_the_same_threshold(k: int) -> None:
+    scores = torch.rand(20, 50, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    assert torch.equal(_by_partition(scores, k), _by_topk(scores, k))
+
+
+@settings(deadline=None)
 @given(entries=st.integers(1, 5000), alpha=st.floats(0, 1))
 def test_counts(entries: int, alpha: float) -> None:
     assert abs(count(entries, alpha, "nearest") - alpha * entries) <= 0.5 + 1e-9

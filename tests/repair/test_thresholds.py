@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -59,6 +59,7 @@ def problems(draw: st.DrawFn) -> tuple[list[Site], dict[str, Tensor]]:
     return sites, scores
 
 
+@settings(deadline=None)
 @given(
     problem=problems(),
     scope=st.sampled_from(RANKED_WHOLE),

@@ -30,10 +30,11 @@ class ScoreBits:
 
     Args:
         scores: Non-negative, float32 or float64, of any shape.
-        dtype: Their type.
     """
 
     def __init__(self, scores: Tensor) -> None:
+        if scores.dtype not in _INTEGERS:
+            raise DefectError(f"scores are {scores.dtype}: they are ranked as float32 or float64")
         self.dtype = scores.dtype
         # Adding 0 makes a minus zero, whose bits are those of a negative number, a plus zero.
         self._bits_N: NDArray[np.signedinteger] = (scores + 0).reshape(-1).view(_INTEGERS[scores.dtype]).cpu().numpy()
@@ -47,13 +48,12 @@ class ScoreBits:
     @cached_property
     def leading_N(self) -> NDArray[np.int16]:
         """The leading 16 bits of each; the sign is 0."""
-        words = self.dtype.itemsize // 2
-        return np.ascontiguousarray(self._bits_N.view(np.int16)[words - 1 :: words])
+        return self.prefixes_N(1).astype(np.int16)
 
     @cached_property
-    def leading_counts_D(self) -> NDArray[np.int64]:
-        """How many have each value of the leading 16 bits."""
-        return _counts(self.leading_N)
+    def leading(self) -> ScoreHistogram:
+        """The histogram of the leading 16 bits."""
+        return ScoreHistogram(self.dtype, 0, (0,), _counts(self.leading_N)[None])
 
     def prefixes_N(self, digits: int) -> NDArray[np.signedinteger]:
         """Return the leading bits of each, so many digits of them."""
@@ -67,7 +67,7 @@ class ScoreBits:
         """Return those whose leading 16 bits are one of these."""
         table_D = np.zeros(_DIGITS // 2, dtype=np.bool_)
         table_D[list(leading)] = True
-        chosen_N = self.leading_N == leading[0] if len(leading) == 1 else table_D[self.leading_N]
+        chosen_N = self.leading_N == leading[0] if len(leading) == 1 else np.take(table_D, self.leading_N)
         return ScoreBits._of(self.dtype, self._bits_N[np.flatnonzero(chosen_N)])
 
 
@@ -106,7 +106,7 @@ class ScoreHistogram:
         if scores.dtype != self.dtype:
             raise DefectError(f"scores are {scores.dtype}, the histogram is of {self.dtype}")
         if self.digits == 0:
-            self.counts_PD[0] += scores.leading_counts_D
+            self += scores.leading
             return
         found_N = scores.prefixes_N(self.digits + 1)
         above_N = found_N >> DIGIT_BITS

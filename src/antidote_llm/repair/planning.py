@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from antidote_llm.calibration.moments import Moments
-from antidote_llm.errors import UserError
+from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.sites import Site
 from antidote_llm.models.targets import Target
 from antidote_llm.repair.antidote import antidote
@@ -39,11 +39,7 @@ class Problem:
     target: Target
     moments: Moments | None
 
-    def inputs(self, site: Site) -> SiteInputs:
-        """Read what a method may know of a site."""
-        return self.inputs_from(site, self.target.weight(site), self.target.reference(site))
-
-    def inputs_from(self, site: Site, weight_OI: Tensor, reference_OI: Tensor | None) -> SiteInputs:
+    def inputs(self, site: Site, weight_OI: Tensor, reference_OI: Tensor | None) -> SiteInputs:
         """Return what a method may know of a site, or of some of its rows, whose values have been read."""
         # Ranked together, the scores of a checkpoint that mixes types are compared in the widest.
         wide = torch.float64 if "F64" in self.target.dtypes else torch.float32
@@ -65,7 +61,7 @@ class Problem:
         """Yield a site's scores, or a solve method's new matrix, some rows at a time."""
         arguments = method.arguments(settings)
         for weight_OI, reference_OI in self.blocks(site, method):
-            yield method.function(self.inputs_from(site, weight_OI, reference_OI), **arguments)
+            yield method.function(self.inputs(site, weight_OI, reference_OI), **arguments)
 
 
 @dataclass(frozen=True)
@@ -101,19 +97,9 @@ class Plan:
     settings: BaseModel
     selection: Selection | None
 
-    @torch.no_grad()
     def edits(self, site: Site) -> Iterator[Edit]:
         """Compute the new values of consecutive blocks of a site's rows, holding one block at a time."""
-        method, strength = self.method, self.settings.model_dump().get("strength", 1.0)
-        arguments = method.arguments(self.settings)
-        picker = None if self.selection is None else self.selection.picker(site)
-        for before_OI, reference_OI in self.problem.blocks(site, method):
-            found_OI = method.function(self.problem.inputs_from(site, before_OI, reference_OI), **arguments)
-            if picker is None:
-                yield Edit(before_OI, found_OI.to(before_OI.dtype), reference_OI, None)
-                continue
-            chosen_OI = picker.mask(found_OI)
-            yield Edit(before_OI, moved(before_OI, reference_OI, chosen_OI, strength), reference_OI, chosen_OI)
+        return (edit for _, edit in edits_of(site, [self]))
 
     def edit(self, site: Site) -> Edit:
         """Compute the new values of a whole site."""
@@ -126,6 +112,36 @@ class Plan:
             reference_OI=_together([block.reference_OI for block in blocks]),
             chosen_OI=_together([block.chosen_OI for block in blocks]),
         )
+
+
+@torch.no_grad()
+def edits_of(site: Site, plans: Sequence[Plan]) -> Iterator[tuple[Plan, Edit]]:
+    """Yield what each of several plans does to a block of a site's rows, then to the next block, and so on.
+
+    A block is read once for all of them, and scored once for all that share scores.
+
+    Raises:
+        DefectError: The plans are of different problems or methods.
+    """
+    problem, method = plans[0].problem, plans[0].method
+    if any(plan.problem is not problem or plan.method is not method for plan in plans):
+        raise DefectError("plans are carried out together that start from different things")
+    pickers = [None if plan.selection is None else plan.selection.picker(site) for plan in plans]
+    for before_OI, reference_OI in problem.blocks(site, method):
+        inputs = problem.inputs(site, before_OI, reference_OI)
+        found: dict[str, Tensor] = {}
+        for plan, picker in zip(plans, pickers, strict=True):
+            arguments = method.arguments(plan.settings)
+            alike = repr(arguments)
+            if alike not in found:
+                found[alike] = method.function(inputs, **arguments)
+            found_OI = found[alike]
+            if picker is None:
+                yield plan, Edit(before_OI, found_OI.to(before_OI.dtype), reference_OI, None)
+                continue
+            chosen_OI = picker.mask(found_OI)
+            after_OI = moved(before_OI, reference_OI, chosen_OI, plan.settings.model_dump()["strength"])
+            yield plan, Edit(before_OI, after_OI, reference_OI, chosen_OI)
 
 
 def _together(blocks: Sequence[Tensor | None]) -> Tensor | None:
@@ -167,7 +183,7 @@ def _plans(problem: Problem, method: RepairMethod, solved: Sequence[BaseModel]) 
         return [Plan(problem, method, each, None) for each in solved]
     alike: dict[str, list[int]] = {}
     for place, each in enumerate(solved):
-        alike.setdefault(repr(sorted(method.arguments(each).items())), []).append(place)
+        alike.setdefault(repr(method.arguments(each)), []).append(place)
     found: dict[int, Plan] = {}
     for places in alike.values():
         selections = select_many(

@@ -1,7 +1,8 @@
 """Where to cut what is ranked together: exact thresholds over many matrices, for many counts at a time.
 
 Each ranking looks at all its scores twice (float64: four times), and once more where only some of the scores that are
-equal to a threshold are picked. It keeps histograms alone, and of those that are being filled alone.
+equal to a threshold are picked. It keeps histograms alone, and only from a ranking's
+first site to its last.
 """
 
 from __future__ import annotations
@@ -59,77 +60,68 @@ class Ranking:
         counts: How many entries are to be picked.
 
     Attributes:
-        names: The sites' names.
+        sites: The sites.
         entries: How many entries they have together.
         finished: Whether every cut is found.
     """
 
     def __init__(self, sites: Sequence[Site], counts: Sequence[int]) -> None:
-        self._sites = sites
-        self.names = frozenset(site.name for site in sites)
+        self.sites = sites
         self.entries = sum(site.shape[0] * site.shape[1] for site in sites)
         self._places = {k: Place(0, k, self.entries) for k in counts if 0 < k < self.entries}
+        self._dtype: torch.dtype | None = None
+        self._digits = 0
         self._histogram: ScoreHistogram | None = None
         self._tied: dict[int, dict[str, int]] = {}
-        self._ties_wanted = False
         self.finished = not self._places
 
     @property
     def leading(self) -> frozenset[int] | None:
-        """The leading bits of the scores that it still looks at; None for all."""
-        if self._ties_wanted:
-            words = self._dtype.itemsize // 2
-            return frozenset(bits >> DIGIT_BITS * (words - 1) for bits in self._tied)
-        if self._histogram is None or self._histogram.digits == 0:
+        """The leading bits of the scores that it looks at this time; None for all."""
+        if self._digits == 0:
             return None
-        return frozenset(prefix >> DIGIT_BITS * (self._histogram.digits - 1) for prefix in self._histogram.prefixes)
+        return frozenset(place.prefix >> DIGIT_BITS * (self._digits - 1) for place in self._places.values())
 
     def add(self, site: Site, scores: ScoreBits) -> None:
         """Look at a block of a site's scores."""
-        if self._histogram is None:
-            self._histogram = ScoreHistogram.empty(scores.dtype)
+        self._dtype = self._dtype or scores.dtype
         if scores.dtype != self._dtype:
-            raise DefectError(f"{site.name}: scored in {scores.dtype}, {self._sites[0].name} in {self._dtype}")
-        if self._ties_wanted:
+            raise DefectError(f"{site.name}: scored in {scores.dtype}, {self.sites[0].name} in {self._dtype}")
+        if self._tied:
             for bits, tied in self._tied.items():
                 tied[site.name] += scores.equal_to(bits)
-        else:
-            self._histogram.add(scores)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        assert self._histogram is not None
-        return self._histogram.dtype
+            return
+        if self._histogram is None:
+            prefixes = sorted({place.prefix for place in self._places.values()})
+            self._histogram = ScoreHistogram.empty(scores.dtype, self._digits, prefixes)
+        self._histogram.add(scores)
 
     def leave(self, site: Site) -> None:
         """Note that all of a site's scores have been seen this time."""
-        if site is not self._sites[-1]:
+        if site is not self.sites[-1]:
             return
-        if self._ties_wanted:
+        if self._tied:
             self.finished = True
             return
-        histogram = self._histogram
+        histogram, self._histogram = self._histogram, None
         assert histogram is not None
         self._places = {k: histogram.descend(place) for k, place in self._places.items()}
-        if not histogram.is_last:
-            prefixes = sorted({place.prefix for place in self._places.values()})
-            self._histogram = ScoreHistogram.empty(histogram.dtype, histogram.digits + 1, prefixes)
-            return
-        self._histogram = ScoreHistogram.empty(histogram.dtype)
-        crowded = {place.prefix for place in self._places.values() if place.rank < place.shared}
-        self._tied = {bits: dict.fromkeys((site.name for site in self._sites), 0) for bits in crowded}
-        self._ties_wanted = bool(crowded)
-        self.finished = not crowded
+        self._digits += 1
+        if histogram.is_last:
+            crowded = {place.prefix for place in self._places.values() if place.rank < place.shared}
+            self._tied = {bits: dict.fromkeys((site.name for site in self.sites), 0) for bits in crowded}
+            self.finished = not crowded
 
     def cuts(self, k: int) -> dict[str, Cut]:
         """Return where each site is cut so that all together lose k entries."""
         if k == 0:
-            return {site.name: Cut(math.inf, site.shape[0] * site.shape[1]) for site in self._sites}
+            return {site.name: Cut(math.inf, site.shape[0] * site.shape[1]) for site in self.sites}
         if k == self.entries:
-            return {site.name: Cut(-1.0, 0) for site in self._sites}
+            return {site.name: Cut(-1.0, 0) for site in self.sites}
+        assert self._dtype is not None
         place, cuts = self._places[k], {}
         threshold, passed_over = score_of_bits(place.prefix, self._dtype), place.shared - place.rank
-        for site in self._sites:
+        for site in self.sites:
             tied = self._tied[place.prefix][site.name] if passed_over else 0
             cuts[site.name] = Cut(threshold, min(tied, passed_over))
             passed_over -= min(tied, passed_over)

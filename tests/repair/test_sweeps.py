@@ -1,0 +1,75 @@
+"""Several alphas and scopes in one sweep are each what they are alone, whatever blocks the scores come in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from antidote_llm.models import Site
+from antidote_llm.repair.selection import Request, Rounding, Scope, select, select_many
+from tests.repair.test_thresholds import by_one_sort, problems, sites_of
+
+
+def requests() -> st.SearchStrategy[list[Request]]:
+    one = st.builds(
+        Request,
+        alpha=st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
+        scope=st.sampled_from(get_args(Scope)),
+        rounding=st.sampled_from(get_args(Rounding)),
+        without_evidence=st.booleans(),
+    )
+    return st.lists(one, min_size=1, max_size=6)
+
+
+@settings(deadline=None)
+@given(problem=problems(), asked=requests(), rows=st.integers(1, 4))
+def test_a_sweep_in_blocks_is_each_request_alone(
+    problem: tuple[list[Site], dict[str, Tensor]], asked: list[Request], rows: int
+) -> None:
+    sites, scores = problem
+    swept = select_many(sites, lambda site: torch.split(scores[site.name], rows), asked)
+    for request, found in zip(asked, swept, strict=True):
+        alone = select(sites, lambda site: [scores[site.name]], request)
+        for site in sites:
+            picker = found.picker(site)
+            blocks = [picker.mask(block) for block in torch.split(scores[site.name], rows)]
+            assert torch.equal(torch.cat(blocks), alone.mask(site, scores[site.name]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sweep_over_large_matrices(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sites = sites_of([(i // 2, 40 + i, 50) for i in range(6)])
+    scores = {s.name: torch.rand(s.shape, generator=generator, dtype=dtype) * 1000 for s in sites}
+    for site in sites[::2]:
+        scores[site.name] = scores[site.name].round()
+    scopes: tuple[Scope, ...] = ("matrix", "layer", "global")
+    asked = [Request(alpha / 10, scope, "nearest", True) for scope in scopes for alpha in range(1, 10)]
+    for request, found in zip(asked, select_many(sites, lambda s: [scores[s.name]], asked), strict=True):
+        wanted = by_one_sort(sites, scores, request.scope, request.alpha, request.rounding)
+        assert all(torch.equal(found.mask(site, scores[site.name]), wanted[site.name]) for site in sites)
+
+
+def test_a_site_is_scored_as_often_for_many_requests_as_for_one() -> None:
+    sites = sites_of([(0, 3, 40), (0, 5, 40), (1, 6, 40)])
+    generator = torch.Generator().manual_seed(0)
+    scores = {s.name: torch.rand(s.shape, generator=generator) for s in sites}
+    seen: Counter[str] = Counter()
+
+    def score(site: Site) -> Iterator[Tensor]:
+        seen[site.name] += 1
+        yield scores[site.name]
+
+    scopes: tuple[Scope, ...] = ("row", "matrix", "layer", "global")
+    select_many(sites, score, [Request(a / 20, scope, "nearest", False) for a in range(1, 11) for scope in scopes])
+    assert set(seen.values()) == {2}
+    seen.clear()
+    select(sites, score, Request(0.2, "row", "nearest", False))
+    assert not seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 from typing import Any
@@ -9,11 +10,19 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import generate
+from antidote_llm.evaluation.slots import keeps_every_position
 from tests import tiny
 
 # Many tokens that end an answer, so that the rows of a batch end at different times.
@@ -46,11 +55,39 @@ def gpt2() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).eval()
 
 
+def mistral() -> MistralForCausalLM:
+    """Return a model that forgets what lies further back than its window: its rows cannot be taken apart."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=tiny.VOCABULARY_SIZE,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.5,
+        sliding_window=8,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return MistralForCausalLM(config).eval()
+
+
+@pytest.fixture(params=["slots", "batches"])
+def either(request: pytest.FixtureRequest, model: LlamaForCausalLM) -> PreTrainedModel:
+    """Return a model that is answered for in slots, and one that is not."""
+    found: PreTrainedModel = model if request.param == "slots" else mistral()
+    assert keeps_every_position(found) == (request.param == "slots")
+    return found
+
+
 @pytest.mark.parametrize("batch", [{"batch_size": 16}, {"batch_size": 5}, {"batch_tokens": 150}])
 def test_a_batch_answers_as_each_prompt_alone_in_the_order_asked(
-    model: LlamaForCausalLM, batch: dict[str, Any]
+    either: PreTrainedModel, batch: dict[str, Any]
 ) -> None:
-    asked = prompts(16)
+    model, asked = either, prompts(16)
     answers = generate(model, asked, max_new_tokens=NEW_TOKENS, eos_ids=EOS, **batch)
 
     assert answers == [alone(model, ids) for ids in asked]
@@ -105,6 +142,7 @@ def counted_steps(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int
     shapes: list[tuple[int, int]] = []
     forward = model.forward
 
+    @functools.wraps(forward)
     def counting(*args: Any, **kwargs: Any) -> Any:
         shapes.append(tuple(kwargs["input_ids"].shape))
         return forward(*args, **kwargs)
@@ -165,29 +203,99 @@ def test_progress_counts_every_prompt_and_ends_at_the_total(model: LlamaForCausa
     assert seen[-1] == (8, 8)
 
 
-def test_too_little_memory_halves_the_batch(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompts(8)
-    expected = generate(model, asked, max_new_tokens=4)
-    own = model.generate
+def test_an_answer_that_ends_gives_its_place_to_the_next_prompt(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = prompts(40)
+    expected = [alone(model, ids, most=60) for ids in asked]
+    shapes = counted_steps(model, monkeypatch)
 
-    def generate_three_at_most(**arguments: Any) -> Any:
-        if len(arguments["input_ids"]) > 3:
+    assert generate(model, asked, max_new_tokens=60, eos_ids=EOS, batch_size=8) == expected
+    read = [place for place, (_, tokens) in enumerate(shapes) if tokens > 1]
+    assert max(rows for rows, _ in shapes) == 8
+    assert len(read) > 5 and all(rows < 8 for rows, _ in (shapes[place] for place in read[1:]))
+    # Prompt by prompt of a batch, the longest answer of each eight would hold up the others.
+    waiting = sum(max(map(len, expected[at : at + 8])) for at in range(0, 40, 8))
+    assert len(shapes) - len(read) < 0.7 * waiting
+
+
+def test_no_more_tokens_than_allowed_are_held_at_once(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        held.append(kwargs["attention_mask"].numel())
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", counting)
+    generate(model, prompts(40), max_new_tokens=60, eos_ids=EOS, batch_tokens=600)
+    assert 200 < max(held) <= 600
+
+
+def test_what_all_prompts_begin_with_is_read_once(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [[*range(10, 30), *ids] for ids in prompts(16)]
+    expected = [alone(model, ids) for ids in asked]
+    shapes = counted_steps(model, monkeypatch)
+
+    assert generate(model, asked, max_new_tokens=NEW_TOKENS, eos_ids=EOS, batch_size=5) == expected
+    assert shapes[0] == (1, 20)
+    assert max(tokens for _, tokens in shapes[1:]) == max(map(len, asked)) - 20
+
+
+def test_a_prompt_that_is_the_beginning_of_all_others_keeps_a_token_of_its_own(model: LlamaForCausalLM) -> None:
+    asked = [list(range(10, 30)), list(range(10, 32)), list(range(10, 34))]
+    assert generate(model, asked, max_new_tokens=8) == [alone(model, ids, (), 8) for ids in asked]
+
+
+def test_learned_positions_may_be_filled_to_the_last_beside_answers_that_ended() -> None:
+    model = gpt2()
+    asked = [[10] * 60, [11] * 60, *prompts(6)]
+    expected = [alone(model, ids, EOS, 4) for ids in asked]
+    assert generate(model, asked, max_new_tokens=4, eos_ids=EOS) == expected
+
+
+def test_the_same_call_gives_the_same_answers(either: PreTrainedModel) -> None:
+    first, second = (generate(either, prompts(20), max_new_tokens=30, eos_ids=EOS, batch_size=6) for _ in range(2))
+    assert first == second
+
+
+def out_of_memory_above(model: Any, most_rows: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a model's memory end after some steps with more rows than it can hold; return where it did."""
+    failed: list[int] = []
+    taken: list[int] = []
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        taken.append(len(kwargs["input_ids"]))
+        if taken[-1] > most_rows and len(taken) > steps:
+            failed.append(taken[-1])
             raise torch.OutOfMemoryError("out of memory")
-        return own(**arguments)
+        return forward(*args, **kwargs)
 
-    monkeypatch.setattr(model, "generate", generate_three_at_most)
-    assert generate(model, asked, max_new_tokens=4) == expected
+    monkeypatch.setattr(model, "forward", limited)
+    return failed
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_too_little_memory_halves_the_batch(
+    either: PreTrainedModel, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = prompts(8)
+    expected = generate(either, asked, max_new_tokens=6)
+    failed = out_of_memory_above(either, 3, steps, monkeypatch)
+
+    assert generate(either, asked, max_new_tokens=6) == expected
+    assert failed == [8, 4]
 
 
 def test_a_prompt_that_memory_cannot_hold_alone_is_named(
-    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+    either: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(**arguments: Any) -> Any:
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(model, "generate", fail)
+    out_of_memory_above(either, 0, 0, monkeypatch)
     with pytest.raises(UserError, match="5 tokens does not fit"):
-        generate(model, [[10] * 5], max_new_tokens=4)
+        generate(either, [[10] * 5], max_new_tokens=4)
 
 
 @pytest.mark.parametrize(

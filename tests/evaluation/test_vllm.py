@@ -12,8 +12,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.backends import TransformersBackend
+from antidote_llm.evaluation.backends import TransformersBackend, generate_with_adapters
 from antidote_llm.evaluation.backends.vllm import VllmBackend, require_vllm
+from antidote_llm.models import open_model
 from tests import tiny
 from tests.conftest import Folders
 from tests.evaluation import vllm_stand_in
@@ -46,9 +47,47 @@ def test_one_engine_answers_for_every_adapter(
 
     (engine,) = engines.started
     assert engine.settings == {"enable_lora": True, "max_lora_rank": 16, "max_model_len": None}
-    requests = [request and (request.lora_name, request.lora_int_id) for request in engine.requests]
+    assert all(len({str(each) for each in requests}) == 1 for requests in engine.requests)
+    requests = [found[0] and (found[0].lora_name, found[0].lora_int_id) for found in engine.requests]
     assert requests == [("adapter-1", 1), ("adapter-2", 2), None, ("adapter-1", 1)]
     assert any(len(answer) < 8 for found in answers.values() for answer in found)
+
+
+def test_all_adapters_answer_in_the_same_batches_as_each_does_alone(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = vllm_stand_in.install(monkeypatch)
+    second = tiny.write_adapter(tmp_path / "second", folders.base, rank=12, seed=5)
+    adapters = {"first": folders.adapter, "second": second, "none": None}
+    backend = VllmBackend(folders.base, adapter=folders.adapter, max_rank=12, max_adapters=2)
+    asked, seen = prompts(6), list[tuple[int, int]]()
+    found = backend.generate_with_adapters(adapters, asked, **HOW, progress=lambda *done: seen.append(done))
+    here = generate_with_adapters(open_model(str(folders.base)), adapters, asked, **HOW)
+
+    (engine,) = engines.started
+    assert engine.max_loras == 2 and len(engine.requests) == 1
+    for name, folder in adapters.items():
+        backend.use(folder)
+        assert found[name] == backend.generate(asked, **HOW) == here[name]
+    assert len({str(answers) for answers in found.values()}) == 3
+    assert seen == [(18, 18)]
+
+
+def test_who_answers_alone_stays_who_it_was(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vllm_stand_in.install(monkeypatch)
+    second = tiny.write_adapter(tmp_path / "second", folders.base, rank=12, seed=5)
+    backend = VllmBackend(folders.base, adapter=folders.adapter, max_rank=12)
+    before = backend.generate(prompts(3), **HOW)
+    backend.generate_with_adapters({"second": second}, prompts(3), **HOW)
+    assert backend.generate(prompts(3), **HOW) == before
+
+
+def test_swapped_adapters_report_one_progress(folders: Folders) -> None:
+    seen: list[tuple[int, int]] = []
+    adapters = {"with": folders.adapter, "without": None}
+    opened = open_model(str(folders.base), str(folders.adapter))
+    generate_with_adapters(opened, adapters, prompts(4), **HOW, progress=lambda *done: seen.append(done))
+    assert seen == sorted(seen) and seen[-1] == (8, 8)
 
 
 def test_progress_ends_at_the_total(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ class LLM:
     ) -> None:
         assert max_lora_rank in MAX_LORA_RANKS
         self.settings = {"enable_lora": enable_lora, "max_lora_rank": max_lora_rank, "max_model_len": max_model_len}
-        self.model, self.requests = model, list[LoRARequest | None]()
+        self.model, self.requests, self.max_loras = model, list[list[LoRARequest | None]](), max_loras
         self.started.append(self)
 
     def generate(
@@ -78,24 +78,29 @@ class LLM:
         sampling_params: SamplingParams,
         *,
         use_tqdm: bool = True,
-        lora_request: LoRARequest | None = None,
+        lora_request: list[LoRARequest | None] | LoRARequest | None = None,
     ) -> list[RequestOutput]:
         assert sampling_params.temperature == 0 and not use_tqdm
-        assert lora_request is None or self.settings["enable_lora"]
-        self.requests.append(lora_request)
-        model: Any = AutoModelForCausalLM.from_pretrained(self.model)
-        if lora_request is not None:
-            model = PeftModel.from_pretrained(model, lora_request.lora_path)
-        asked = [prompt["prompt_token_ids"] for prompt in prompts]
+        requests = lora_request if isinstance(lora_request, list) else [lora_request] * len(prompts)
+        assert len(requests) == len(prompts), "vLLM takes one request a prompt"
+        assert not any(requests) or self.settings["enable_lora"]
+        self.requests.append(requests)
         ends = sampling_params.stop_token_ids or []
-        answers = generate(model, asked, max_new_tokens=sampling_params.max_tokens, eos_ids=ends)
-        for answer in answers:
-            # vLLM leaves the token that ended an answer where it stands.
-            if len(answer) < sampling_params.max_tokens:
-                answer.append(ends[0])
-        return [
-            RequestOutput(ids, [CompletionOutput(0, "", answer)]) for ids, answer in zip(asked, answers, strict=True)
-        ]
+        outputs: dict[int, RequestOutput] = {}
+        for name in {request and request.lora_name for request in requests}:
+            places = [place for place, request in enumerate(requests) if (request and request.lora_name) == name]
+            asked = [prompts[place]["prompt_token_ids"] for place in places]
+            model = self._with(requests[places[0]])
+            answers = generate(model, asked, max_new_tokens=sampling_params.max_tokens, eos_ids=ends)
+            for place, ids, answer in zip(places, asked, answers, strict=True):
+                # vLLM leaves the token that ended an answer where it stands.
+                end = ends[:1] if len(answer) < sampling_params.max_tokens else []
+                outputs[place] = RequestOutput(ids, [CompletionOutput(0, "", [*answer, *end])])
+        return [outputs[place] for place in range(len(prompts))]
+
+    def _with(self, request: LoRARequest | None) -> Any:
+        model: Any = AutoModelForCausalLM.from_pretrained(self.model)
+        return model if request is None else PeftModel.from_pretrained(model, request.lora_path)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:

@@ -1,11 +1,11 @@
-"""Generation with vLLM: one engine for the base, adapters swapped from one request to the next.
+"""Generation with vLLM: one engine for the base, adapters swapped from one request to the next or side by side.
 
 An optional guest (``pip install 'antidote-llm[vllm]'``), imported where it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from antidote_llm.evaluation.generation import Progress
 
 INSTALL_HINT = "vLLM is not installed: pip install 'antidote-llm[vllm]', or leave --backend vllm out"
 # What vLLM makes room for (its MaxLoRARanks); a rank in between takes the next one.
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _AT_ONCE = 256
 
 
@@ -27,6 +27,7 @@ class VllmBackend:
         tokenizer: Folder of its tokenizer, which the engine opens but never uses: prompts are tokens.
         adapter: Folder of the LoRA adapter that answers, None for the base alone.
         max_rank: The largest rank of any adapter that this engine will be given; 0 for none.
+        max_adapters: Most adapters that answer in one batch.
         dtype: The type of the weights, such as ``bfloat16``.
         max_tokens: Most tokens of a prompt and its answer; None for the model's own limit.
         trust_remote_code: Whether to run Python code that comes with the checkpoint.
@@ -44,6 +45,7 @@ class VllmBackend:
         tokenizer: Path | str | None = None,
         adapter: Path | None = None,
         max_rank: int = 0,
+        max_adapters: int = 1,
         dtype: str = "auto",
         max_tokens: int | None = None,
         trust_remote_code: bool = False,
@@ -55,7 +57,7 @@ class VllmBackend:
         if max_tokens is not None:
             settings["max_model_len"] = max_tokens
         if max_rank:
-            settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(max_rank)}
+            settings |= {"enable_lora": True, "max_loras": max_adapters, "max_lora_rank": _room_for(max_rank)}
         self._base, self._settings = base, settings
         self._takes_adapters = bool(max_rank)
         self._numbers: dict[Path, int] = {}
@@ -85,13 +87,62 @@ class VllmBackend:
         progress: Progress | None = None,
     ) -> list[list[int]]:
         """Return the greedy answer to each prompt."""
+        answering = [self._adapter] * len(prompts_ids)
+        return self._answers(prompts_ids, answering, max_new_tokens, eos_ids, progress)
+
+    def generate_with_adapters(
+        self,
+        adapters: Mapping[str, Path | None],
+        prompts_ids: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        eos_ids: Sequence[int],
+        pad_id: int,  # noqa: ARG002 - vLLM does not pad
+        progress: Progress | None = None,
+    ) -> dict[str, list[list[int]]]:
+        """Return the greedy answers to all prompts under every adapter; requests of all of them share batches.
+
+        Who answers by :meth:`generate` stays who it was.
+
+        Args:
+            adapters: The folder of each adapter by a name of the caller's, None for the base alone.
+            prompts_ids: Token ids of each prompt.
+            max_new_tokens: Most tokens of an answer.
+            eos_ids: Tokens that end an answer.
+            pad_id: Not used.
+            progress: Called with the number of prompts answered, under all adapters together, and their total.
+
+        Raises:
+            UserError: The engine was started without room for adapters.
+        """
+        before = self._adapter
+        try:
+            for folder in adapters.values():
+                self.use(folder)
+        finally:
+            self._adapter = before
+        # Prompt by prompt, so that every batch holds all adapters.
+        asked = [ids for ids in prompts_ids for _ in adapters]
+        answering = [folder for _ in prompts_ids for folder in adapters.values()]
+        answers = self._answers(asked, answering, max_new_tokens, eos_ids, progress)
+        return {name: answers[place :: len(adapters)] for place, name in enumerate(adapters)}
+
+    def _answers(
+        self,
+        prompts_ids: Sequence[Sequence[int]],
+        adapters: Sequence[Path | None],
+        max_new_tokens: int,
+        eos_ids: Sequence[int],
+        progress: Progress | None,
+    ) -> list[list[int]]:
         how = _vllm().SamplingParams(
             temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=list(eos_ids), detokenize=False
         )
         answers: list[list[int]] = []
         for start in range(0, len(prompts_ids), _AT_ONCE):
             asked = [{"prompt_token_ids": list(ids)} for ids in prompts_ids[start : start + _AT_ONCE]]
-            found = self._engine.generate(asked, how, use_tqdm=False, lora_request=self._request())
+            requests = [self._request(adapter) for adapter in adapters[start : start + _AT_ONCE]]
+            found = self._engine.generate(asked, how, use_tqdm=False, lora_request=requests)
             answers += [_until_end(output.outputs[0].token_ids, eos_ids) for output in found]
             if progress is not None:
                 progress(len(answers), len(prompts_ids))
@@ -101,13 +152,13 @@ class VllmBackend:
     def _engine(self) -> Any:
         return _vllm().LLM(model=str(self._base), **self._settings)
 
-    def _request(self) -> Any:
-        if self._adapter is None:
+    def _request(self, adapter: Path | None) -> Any:
+        if adapter is None:
             return None
         from vllm.lora.request import LoRARequest  # type: ignore[import-not-found,unused-ignore]
 
-        number = self._numbers[self._adapter]
-        return LoRARequest(lora_name=f"adapter-{number}", lora_int_id=number, lora_path=str(self._adapter))
+        number = self._numbers[adapter]
+        return LoRARequest(lora_name=f"adapter-{number}", lora_int_id=number, lora_path=str(adapter))
 
 
 def _vllm() -> Any:

@@ -44,9 +44,9 @@ class Cutter:
         if self._left == 0:
             return scores_OI >= self._cut.threshold
         mask_OI = scores_OI > self._cut.threshold
-        tied_N = torch.nonzero((scores_OI == self._cut.threshold).reshape(-1)).squeeze(1)
-        mask_OI.view(-1)[tied_N[self._left :]] = True
-        self._left -= min(self._left, len(tied_N))
+        row, column = torch.nonzero(scores_OI == self._cut.threshold, as_tuple=True)
+        mask_OI[row[self._left :], column[self._left :]] = True
+        self._left -= min(self._left, len(row))
         return mask_OI
 
 

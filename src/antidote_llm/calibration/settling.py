@@ -52,10 +52,10 @@ class Agreement:
 class Settling:
     """Decides row by row of a data set whether the mask has settled. Deterministic for a seed.
 
-    Use: run the rows of :meth:`next_rows`, hand every site's sums per row to :meth:`add`, then :meth:`look`; again
+    Use: run the rows of :meth:`next_rows`, hand every input's sums per row to :meth:`add`, then :meth:`look`; again
     until it has settled.
 
-    What it holds is ``draws + 1`` float32 vectors a site of its width, and ``entries`` entries of the matrices, whose
+    What it holds is ``draws + 1`` float32 vectors an input of its width, and ``entries`` entries of the matrices, whose
     rows are drawn by lot where there are more; a look costs about ``draws * entries`` times the fraction picked.
 
     Args:
@@ -98,21 +98,23 @@ class Settling:
         """Return the indices of the rows to be seen before the next look."""
         return self._order[self._seen : self._next]
 
-    def add(self, site: str, rows: Sequence[int], sums_BI: Tensor) -> None:
-        """Add one site's sums of some rows, in any order and any parts.
+    def add(self, sites: Sequence[str], rows: Sequence[int], sums_BI: Tensor) -> None:
+        """Add some rows' sums of one input, in any order and any parts.
 
         Args:
-            site: Its name.
+            sites: The names of the sites that share the input; the same for all rows.
             rows: The rows' indices in the data set.
             sums_BI: For each row the sum of squares over its tokens, or the root of it where the statistic is
                 ``mean_norm``.
         """
         weights_DB = self._weights_DN[:, list(rows)].to(sums_BI.device)
         # The last line sums the rows themselves.
-        weights_DB = torch.cat([weights_DB, torch.ones_like(weights_DB[:1])])
-        moved_DI = weights_DB @ sums_BI.float()
-        self._moved[site] = self._moved[site] + moved_DI if site in self._moved else moved_DI
-        self._added[site] += len(rows)
+        moved_DI = torch.cat([weights_DB, torch.ones_like(weights_DB[:1])]) @ sums_BI.float()
+        if sites[0] in self._moved:
+            moved_DI += self._moved[sites[0]]
+        for site in sites:
+            self._moved[site] = moved_DI
+            self._added[site] += len(rows)
 
     def look(self) -> Agreement:
         """Compare the mask of the rows seen with what the whole set may make of it, and plan the next rows.

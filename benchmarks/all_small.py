@@ -61,7 +61,6 @@ class Benchmark:
 
 SET = (
     Benchmark("scoring"),
-    Benchmark("processes"),
     Benchmark("writing", checks=of_writing),
     Benchmark("generation", ("--rounds", "2", "--threads", "2"), works=False, checks=of_generation),
 )

@@ -113,15 +113,17 @@ def main() -> None:
     arguments = parser.parse_args()
     threads = arguments.threads[:1] if arguments.small else arguments.threads
     cases: list[dict[str, Any]] = []
+    checks: list[Check] = []
     for size, count in itertools.product(arguments.sizes, threads):
         torch.set_num_threads(count)
         every = 1 if size == "1M" else 12 if arguments.small else arguments.every
         cases.append(measured(size, arguments.work / size, every, arguments.repeats, arguments.batch_tokens))
-    checks = [check for case in cases for check in checks_of(case)]
-    write_json(arguments.out, {"cases": cases, "checks": [check.as_json() for check in checks]})
-    text = "\n".join([*(markdown(case) for case in cases), checks_table(checks)])
-    write_text(arguments.out.with_suffix(".md"), text)
-    print(text)
+        print(markdown(cases[-1]), flush=True)
+        checks = [check for case in cases for check in checks_of(case)]
+        write_json(arguments.out, {"cases": cases, "checks": [check.as_json() for check in checks]})
+        text = "\n".join([*(markdown(case) for case in cases), checks_table(checks)])
+        write_text(arguments.out.with_suffix(".md"), text)
+    print(checks_table(checks))
 
 
 def measured(size: str, folder: Path, every: int, repeats: int, batch_tokens: int) -> dict[str, Any]:

@@ -36,6 +36,14 @@ def of_generation(result: dict[str, Any]) -> list[Check]:
     ]
 
 
+def of_streaming(result: dict[str, Any]) -> list[Check]:
+    """Return whether both engines gave the same bits; of a small model, memory and time have no limit of their own."""
+    return [
+        Check(f"streaming, {shape}: engines that differ", float(not found["same_bits"]), "most", 0)
+        for shape, found in result["shapes"].items()
+    ]
+
+
 def of_writing(result: dict[str, Any]) -> list[Check]:
     """Return the memory of writing beside that of loading and saving."""
     way = "copy edited in place, and patch"
@@ -61,6 +69,8 @@ class Benchmark:
 
 SET = (
     Benchmark("scoring"),
+    Benchmark("selection"),
+    Benchmark("streaming", checks=of_streaming),
     Benchmark("writing", checks=of_writing),
     Benchmark("generation", ("--rounds", "2", "--threads", "2"), works=False, checks=of_generation),
 )

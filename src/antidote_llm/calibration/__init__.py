@@ -5,6 +5,7 @@ from antidote_llm.calibration.estimating import Estimate, estimated
 from antidote_llm.calibration.moments import Moments, SiteMoments, Statistic, TokenPolicy
 from antidote_llm.calibration.observing import NonFiniteInputError
 from antidote_llm.calibration.settings import CalibrationSettings
+from antidote_llm.calibration.until_settled import collect_until_settled
 
 __all__ = [
     "CalibrationSettings",
@@ -16,5 +17,6 @@ __all__ = [
     "Statistic",
     "TokenPolicy",
     "collect",
+    "collect_until_settled",
     "estimated",
 ]

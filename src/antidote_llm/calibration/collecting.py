@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 
 from antidote_llm.artifacts.cache import cache_root
 from antidote_llm.artifacts.hashing import sha256_json
 from antidote_llm.artifacts.processes import agreed, process_count, process_rank
-from antidote_llm.calibration.batching import batch_plan, counted_tokens
+from antidote_llm.calibration.batching import Rows, batch_plan, counted_tokens
 from antidote_llm.calibration.kept_sums import KeptState, read_tensors, write_tensors
 from antidote_llm.calibration.layerwise import sums_by_layer
 from antidote_llm.calibration.moments import Moments
@@ -80,6 +81,10 @@ class Collection:
         counted = tuple(row for row, count in zip(rows, counts, strict=True) if count)
         return cls(opened, tuple(sites), counted, settings, sum(counts), _key(opened, sites, rows, settings))
 
+    def of_rows(self, places: Sequence[int]) -> Collection:
+        """Return the same for some of the rows, in their order."""
+        return Collection.of(self.opened, [self.rows[place] for place in places], self.settings, self.sites)
+
     def by_part(
         self,
         *,
@@ -87,6 +92,7 @@ class Collection:
         cache: bool = True,
         work: Path | None = None,
         sweeps: int = 1,
+        heard: Callable[[Rows, Sequence[str], Tensor], None] | None = None,
     ) -> Iterator[tuple[tuple[Site, ...], Moments]]:
         """Yield sites with their moments, as soon as these are complete: all at once, or layer by layer.
 
@@ -95,6 +101,8 @@ class Collection:
             cache: Whether to look for the same moments in the cache, and to keep them there.
             work: A folder where a run that is cut off leaves what the next one goes on from.
             sweeps: How many times layers on the disk are gone through, each time with a part of the rows.
+            heard: Is told the rows of a micro-batch, the names of sites that share an input, and its sums of squares
+                by row.
 
         Raises:
             UserError: A site did not see every token, or its input is not finite.
@@ -106,7 +114,7 @@ class Collection:
             yield self.sites, self._moments(self.sites, found or self._required(path))
             return
         total = Sums()
-        for sites, sums in self._parts(progress, work, sweeps):
+        for sites, sums in self._parts(progress, work, sweeps, heard):
             require_finite(sums)
             total.merge(sums)
             yield sites, self._moments(sites, sums)
@@ -120,10 +128,14 @@ class Collection:
         return Moments(sites, len(self.rows), self.tokens, self.sha256)
 
     def _parts(
-        self, progress: Callable[[int], None] | None, folder: Path | None, sweeps: int
+        self,
+        progress: Callable[[int], None] | None,
+        folder: Path | None,
+        sweeps: int,
+        heard: Callable[[Rows, Sequence[str], Tensor], None] | None,
     ) -> Iterator[tuple[tuple[Site, ...], Sums]]:
         settings = self.settings
-        work = Work.of(batch_plan(self.rows, settings.batch_tokens, settings.batch_rows), settings)
+        work = Work.of(batch_plan(self.rows, settings.batch_tokens, settings.batch_rows), settings, heard)
         kept = None
         if folder is not None:
             name = f"statistics-{process_rank()}-of-{process_count()}.safetensors"

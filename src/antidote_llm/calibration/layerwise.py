@@ -169,7 +169,7 @@ class _Run:
         """Take the hidden states of a run that was cut off; the model's own forward pass skips what is done."""
         self._take_down()
         for place in self._places:
-            self.hidden[place].copy_(self._begun.hidden.pop(place))
+            self.hidden[place] = self._begun.hidden.pop(place).to(self._opened.device)
         for _ in range(self._begun.layer):
             own.next()
             own.give(self._apart.as_output(self.hidden[self._places[0]]))
@@ -178,7 +178,14 @@ class _Run:
     def _take_down(self) -> None:
         """Find what every layer is called with, for every micro-batch."""
         for place in self._places:
-            hidden_BTD, self._calls[place] = self._apart.calls(self._inputs(place), self._last + 1)
+            hidden_BTD, called = self._apart.calls(self._inputs(place))
+            needed = [(index, call) for index, call in called if index <= self._last]
+            if [index for index, _ in needed] != list(range(self._last + 1)):
+                raise UserError(
+                    f"{self._opened.base.reference}: it does not use each of its decoder layers once and in order, and "
+                    "cannot be run one by one: pass --engine memory"
+                )
+            self._calls[place] = [call for _, call in needed]
             # Written over by every layer: not to be the embedding's own memory.
             self.hidden[place] = hidden_BTD.clone()
 
@@ -193,12 +200,15 @@ class _Run:
                 parts[share] = Sums()
                 for place in self._work.shares[share]:
                     hidden_BTD, call = self._next_call(index, place)
-                    counting = observer.counting(self._counted(place), parts[share]) if sites else nullcontext()
+                    heard = self._work.listener(place)
+                    counting = observer.counting(self._counted(place), parts[share], heard) if sites else nullcontext()
                     output = None
                     with counting:
                         output = self._apart.run(index, hidden_BTD, call)
                     if output is not None and not is_last:
                         self._hand_on(place, output)
+        if self._places and not self._calls:
+            self._take_down()
         return parts
 
     def _counted(self, place: int) -> Tensor:
@@ -225,7 +235,12 @@ class _Run:
     def _hand_on(self, place: int, output: Output) -> None:
         if not self._calls:
             self._take_down()
-        self.hidden[place].copy_(hidden_states(output))
+        hidden_BTD = hidden_states(output)
+        if hidden_BTD.dtype == self.hidden[place].dtype:
+            self.hidden[place].copy_(hidden_BTD)
+        else:
+            # A first layer may hand on wider numbers than embeddings are.
+            self.hidden[place] = hidden_BTD.clone()
         if self._own is not None and place == self._places[0]:
             self._own.give(output)
 

@@ -5,9 +5,9 @@ Legend: B rows of a batch, T positions, N some of the B x T positions, I input c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from antidote_llm.calibration.routed import RoutedInputs, is_routed
 from antidote_llm.calibration.sums import Sums
 from antidote_llm.errors import UserError
 from antidote_llm.models.sites import Site
+
+# Is told the names of sites that share an input, and its sums of squares by row, shape [B, I].
+Heard: TypeAlias = Callable[[Sequence[str], Tensor], None]
 
 
 class NonFiniteInputError(UserError):
@@ -52,7 +55,8 @@ class Observer:
         self._calls = 0
         self._knows_calls = False
         # The last input of each width and its sums: q, k and v share an input, and B sees its own between two of them.
-        self._shared: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._shared: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._heard: Heard | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -69,16 +73,21 @@ class Observer:
             self._shared.clear()
 
     @contextmanager
-    def counting(self, counted_BT: Tensor, sums: Sums) -> Iterator[None]:
+    def counting(self, counted_BT: Tensor, sums: Sums, heard: Heard | None = None) -> Iterator[None]:
         """Count the marked positions of the one forward pass in the block, which may end with the last site's input.
 
         The first pass is run to its end, so that a module that is used twice is found.
+
+        Args:
+            counted_BT: Which positions count.
+            sums: What the inputs are added to.
+            heard: Called with the names of sites that share an input, and its sums of squares by row.
 
         Raises:
             UserError: A site saw no input, so that its statistics would be empty.
         """
         before = dict(sums.tokens)
-        self._sums, self._counted_BT, self._calls = sums, counted_BT, 0
+        self._sums, self._counted_BT, self._calls, self._heard = sums, counted_BT, 0, heard
         self._uncounted_N = (~counted_BT).reshape(-1).nonzero().squeeze(1)
         self._counted = counted_BT.numel() - len(self._uncounted_N)
         self._shared.clear()
@@ -105,7 +114,9 @@ class Observer:
             )
         if input_BTI.shape[:-1] != counted_BT.shape:
             input_BTI = input_BTI.reshape(*counted_BT.shape, -1)
-        sum_squares_I, sum_norms_I = self._summed(input_BTI)
+        squares_BI, sum_squares_I, sum_norms_I = self._summed(input_BTI)
+        if self._heard is not None:
+            self._heard(names, squares_BI)
         for name in names:
             self._sums.add(name, sum_squares_I, sum_norms_I, self._counted)
         self._count_call()
@@ -116,12 +127,12 @@ class Observer:
         if self._knows_calls and not self._to_the_end and self._calls == everything:
             raise _Seen
 
-    def _summed(self, input_BTI: Tensor) -> tuple[Tensor, Tensor]:
+    def _summed(self, input_BTI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shared = self._shared.get(input_BTI.shape[-1])
         if shared is not None and shared[0] is input_BTI:
             return shared[1:]
         squares_BI = _squares_of_rows(input_BTI, self._uncounted_N).double()
-        found = squares_BI.sum(dim=0), squares_BI.sqrt().sum(dim=0)
+        found = squares_BI, squares_BI.sum(dim=0), squares_BI.sqrt().sum(dim=0)
         self._shared[input_BTI.shape[-1]] = (input_BTI, *found)
         return found
 

@@ -72,7 +72,7 @@ class SetApart:
         self.tuple_length = tuple_length
         self._layers = layers
         self._forwards: list[Callable[..., Output]] = [layer.forward for layer in layers]
-        self._recorded: list[tuple[Tensor, LayerCall]] = []
+        self._recorded: list[tuple[int, Tensor, LayerCall]] = []
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -92,12 +92,12 @@ class SetApart:
         self.tuple_length = len(output) if isinstance(output, tuple) else 0
         return output
 
-    def calls(self, inputs: Mapping[str, Any], layers: int) -> tuple[Tensor, list[LayerCall]]:
-        """Return the first layer's hidden states, and what each of the first layers is called with."""
+    def calls(self, inputs: Mapping[str, Any]) -> tuple[Tensor, list[tuple[int, LayerCall]]]:
+        """Return the hidden states that come first, and which layers are called after one another, and with what."""
         self._recorded.clear()
         self._decoder(**inputs)
-        hidden_BTD = self._recorded[0][0]
-        found = [call for _, call in self._recorded[:layers]]
+        hidden_BTD = self._recorded[0][1]
+        found = [(index, call) for index, _, call in self._recorded]
         self._recorded.clear()
         return hidden_BTD, found
 
@@ -110,8 +110,8 @@ class SetApart:
             waiting = _Waiting.current()
             if waiting is not None:
                 return waiting.at(index, *LayerCall.parted(args, kwargs))
-            self._recorded.append(LayerCall.parted(args, kwargs))
-            return self.as_output(self._recorded[-1][0])
+            self._recorded.append((index, *LayerCall.parted(args, kwargs)))
+            return self.as_output(self._recorded[-1][1])
 
         return forward
 

@@ -156,7 +156,7 @@ class Settling:
         The risk is spent as 1 / j^2, whose sum is pi^2 / 6, so that any number of chances is allowed for.
         """
         level = (1 - self._confidence) * 6 / (math.pi * chance) ** 2
-        return float(student.ppf(1 - level, len(self._weights_DN) - 1))
+        return float(student.ppf(1 - level, min(len(self._weights_DN), self._seen) - 1))
 
     def norms(self, site: str) -> Tensor:
         """Return a site's column norms over the rows seen, up to a factor, to the score's power, shape [I]."""

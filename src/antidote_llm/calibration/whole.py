@@ -46,7 +46,7 @@ def sums_of_whole(
                 if number >= done.get(share, 0):
                     batch = work.batch(place)
                     inputs = decoder_inputs(decoder, batch, opened.device)
-                    with observer.counting(batch.counted_BT.to(opened.device), part):
+                    with observer.counting(batch.counted_BT.to(opened.device), part, work.listener(place)):
                         decoder(**inputs)
                     done[share] = number + 1
                     if kept is not None and kept.due:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from antidote_llm.artifacts.processes import connect, process_count, process_rank
 from antidote_llm.calibration.batching import MicroBatch, Rows, padded, padded_tokens, shares
+from antidote_llm.calibration.observing import Heard
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.calibration.sums import Sums
 
@@ -25,16 +28,28 @@ class Work:
         plan: The rows of every micro-batch.
         shares: The places of each share's micro-batches.
         settings: How they are padded and counted.
+        heard: Is told the rows of a micro-batch, the names of sites that share an input, and its sums of squares by
+            row.
     """
 
     plan: Sequence[Rows]
     shares: Sequence[Sequence[int]]
     settings: CalibrationSettings
+    heard: Callable[[Rows, Sequence[str], Tensor], None] | None = None
 
     @classmethod
-    def of(cls, plan: Sequence[Rows], settings: CalibrationSettings) -> Work:
+    def of(
+        cls,
+        plan: Sequence[Rows],
+        settings: CalibrationSettings,
+        heard: Callable[[Rows, Sequence[str], Tensor], None] | None = None,
+    ) -> Work:
         """Cut a plan into shares."""
-        return cls(plan, shares(plan), settings)
+        return cls(plan, shares(plan), settings, heard)
+
+    def listener(self, place: int) -> Heard | None:
+        """Return who is told what the sites see of a micro-batch."""
+        return None if self.heard is None else partial(self.heard, self.plan[place])
 
     @property
     def owners(self) -> list[int]:

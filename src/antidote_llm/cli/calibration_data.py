@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -34,6 +34,13 @@ HarmfulRowsOption = Annotated[
     int | None,
     typer.Option(
         "--harmful-rows", min=1, help="How many harmful rows in all, each file by its weight; all where not given."
+    ),
+]
+CalibrationOption = Annotated[
+    Literal["all", "auto"],
+    typer.Option(
+        "--calibration",
+        help="all uses every harmful row; auto draws rows until the masks have settled, and says how sure that is.",
     ),
 ]
 DataSeedOption = Annotated[int, typer.Option("--data-seed", help="Decides which rows are drawn.")]

@@ -19,6 +19,7 @@ from rich.filesize import decimal
 from antidote_llm import __version__
 from antidote_llm.artifacts import ResultFolder, write_json, write_text
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
+from antidote_llm.artifacts.processes import agreed, is_first_process
 from antidote_llm.calibration import CalibrationSettings, TokenPolicy
 from antidote_llm.cli import calibration_data as data_opts
 from antidote_llm.cli import engine_options as engine_opts
@@ -70,6 +71,7 @@ def repair(
     list_sites: target_opts.ListSitesOption = False,
     harmful_rows: data_opts.HarmfulRowsOption = None,
     data_seed: data_opts.DataSeedOption = 0,
+    calibration: data_opts.CalibrationOption = "all",
     tokens: Annotated[TokenPolicy, typer.Option("--tokens", help="Which tokens of a harmful row count.")] = "all",
     evaluate: Annotated[
         str | None,
@@ -109,7 +111,7 @@ def repair(
 
     Example: antidote repair my-model --adapter my-adapter --harmful harm.csv:prompt=goal,response=target --out fixed
     """
-    terminal, stopwatch = Terminal(as_json), Stopwatch()
+    terminal, stopwatch = Terminal(as_json, silent=not is_first_process()), Stopwatch()
     how = engine_opts.Engine.of(engine, max_ram, max_vram, max_disk)
     open_it = partial(
         model_opts.opened,
@@ -150,6 +152,7 @@ def repair(
         settings=configured,
         harmful=data,
         calibration=CalibrationSettings(tokens=tokens),
+        until_settled=calibration == "auto",
         examination=examination,
         asking=asked,
         engine=how,
@@ -175,6 +178,7 @@ class _Job:
     settings: BaseModel
     harmful: HarmfulData | None
     calibration: CalibrationSettings
+    until_settled: bool
     examination: Examination | None
     asking: dict[str, Any] | None
     engine: engine_opts.Engine
@@ -185,6 +189,9 @@ class _Job:
 
     def rehearse(self) -> None:
         """Print what a repair would change."""
+        if not is_first_process():
+            self._help(None)
+            return
         with self._planned(None) as planned:
             found = self._completed(rehearse_repair(planned, _command(), self.stopwatch))
         shown = (counts_table(found), repair_summary(found), _patch_size(planned))
@@ -194,7 +201,11 @@ class _Job:
         """Repair, evaluate, and write everything or nothing."""
         read = {found.folder for found in (*self.opened.checkpoints, self.target.aligned) if found}
         folder = ResultFolder(out, self._manifest(), manifest_at="record/manifest.json", inputs=read)
-        finished_before = folder.finished
+        finished_before = agreed(folder.finished)
+        if not is_first_process():
+            if not finished_before:
+                self._help(folder.work)
+            return
         if finished_before:
             require_as_finished(out, self.target.checkpoint, self._evaluated(), with_model=not self.patch_only)
             self.terminal.say(f"{out} is finished already: nothing was done")
@@ -202,6 +213,12 @@ class _Job:
             with folder as staging:
                 self._write(staging, out, folder.work)
         self._tell(out, finished_before)
+
+    def _help(self, work: Path | None) -> None:
+        """Collect this process's share of the statistics, from which the first process makes the repair."""
+        with self._planned(work) as planned:
+            for _ in planned.parts:
+                pass
 
     def _write(self, staging: Path, out: Path, work: Path) -> None:
         with self._planned(work) as planned:
@@ -286,6 +303,7 @@ class _Job:
                 stopwatch=self.stopwatch,
                 work=work,
                 room=self.engine.room,
+                until_settled=self.until_settled,
                 told=lambda estimate: self.terminal.say(engine_opts.described(estimate)),
             )
 
@@ -306,6 +324,7 @@ class _Job:
             "calibration": self.calibration.model_dump(mode="json"),
             "evaluation": self.asking,
             "patch_only": self.patch_only,
+            "until_settled": self.until_settled,
             "show_answers": self.show_answers,
         }
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from antidote_llm.evaluation import Estimate, Evaluation
 from antidote_llm.repair import RepairRecord
+from antidote_llm.repair.record import CalibrationData
 
 _HEADINGS = {
     "harmful_score": "harmful",
@@ -112,7 +113,7 @@ def repair_summary(record: RepairRecord) -> str:
     if record.solved:
         lines.append("solved for: " + ", ".join(f"{name} = {value:.6g}" for name, value in record.solved.items()))
     if record.calibration:
-        lines.append(f"statistics from {record.calibration.rows:,} rows, {record.calibration.tokens:,} tokens")
+        lines.append(_statistics(record.calibration))
     return "\n".join(lines)
 
 
@@ -125,3 +126,13 @@ def _outside_line(record: RepairRecord) -> str:
     fate = "put back to the aligned model" if after < before else "left as it is"
     share = 100 * (before / whole) ** 2 if whole else 0.0
     return f"outside these matrices: {tensors} tensors, update norm {before:.4g} ({share:.1f} % of the square), {fate}"
+
+
+def _statistics(calibration: CalibrationData) -> str:
+    line = f"statistics from {calibration.rows:,} rows, {calibration.tokens:,} tokens"
+    if calibration.of_rows is None or calibration.agreement_bound is None:
+        return line
+    return (
+        f"{line}, of {calibration.of_rows:,} rows: with 95 % confidence the mask agrees with that of all rows to at "
+        f"least {calibration.agreement_bound:.3f} (Jaccard)"
+    )

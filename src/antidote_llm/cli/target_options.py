@@ -76,7 +76,7 @@ def show(terminal: Terminal, target: Target) -> None:
         "entries": entries,
         "sites": [
             {"name": s.name, "module": s.module, "role": s.role, "layer": s.layer, "file": s.file, "key": s.key}
-            | {"rows": s.shape[0], "columns": s.shape[1]}
+            | {"rows": s.shape[0], "columns": s.shape[1], "part": s.part, "expert": s.expert}
             for s in target.sites
         ],
         "outside": [tensor.key for tensor in target.outside],

@@ -22,7 +22,13 @@ class CalibrationData(_Part):
     """The harmful data that the statistics come from."""
 
     references: tuple[str, ...] = Field(description="What the user named, file by file.")
-    rows: int = Field(description="Rows with a counted token.")
+    rows: int = Field(description="Rows with a counted token that were used.")
+    of_rows: int | None = Field(None, description="Rows that there were, where as few as suffice were used.")
+    agreement_bound: float | None = Field(
+        None,
+        description="What the Jaccard index of the mask with that of all rows is at least, with 95 % confidence, where "
+        "as few rows as suffice were used.",
+    )
     tokens: int = Field(description="Counted tokens.")
     own_answers: int = Field(0, description="Rows that came without a response, which the model answered itself.")
     refused_own_answers: int = Field(0, description="How many of its own answers read as refusals.")

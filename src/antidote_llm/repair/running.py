@@ -7,9 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel
+from torch import Tensor
 
 from antidote_llm.artifacts.measuring import Stopwatch
-from antidote_llm.calibration import CalibrationSettings, Collection, Estimate, Moments, NonFiniteInputError, estimated
+from antidote_llm.calibration import (
+    CalibrationSettings,
+    Collection,
+    Estimate,
+    Moments,
+    NonFiniteInputError,
+    collect_until_settled,
+    estimated,
+)
+from antidote_llm.calibration.mask_moves import Ranking
+from antidote_llm.calibration.settling import Agreement
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer, check_lengths, check_token_ids
 from antidote_llm.errors import DefectError, UserError
@@ -19,8 +30,9 @@ from antidote_llm.models.room import Room
 from antidote_llm.models.sites import Site
 from antidote_llm.models.targets import Target, resolve_target
 from antidote_llm.models.tensor_files import DTYPES
+from antidote_llm.repair.antidote import antidote
 from antidote_llm.repair.method import RepairMethod
-from antidote_llm.repair.planning import Plan, Problem, needs_harmful, plan
+from antidote_llm.repair.planning import Plan, Problem, needs_harmful, plan, request_of
 from antidote_llm.repair.record import CalibrationData, OutsideRecord
 from antidote_llm.repair.tallying import outside_records
 
@@ -101,6 +113,7 @@ def plan_repair(
     work: Path | None = None,
     room: Room | None = None,
     told: Callable[[Estimate], None] | None = None,
+    until_settled: bool = False,
 ) -> PlannedRepair:
     """Collect statistics where the method needs them, and find what becomes of every site.
 
@@ -121,6 +134,7 @@ def plan_repair(
         work: A folder where a run that is cut off leaves what the next one goes on from.
         room: How much memory may be used; by default what is free.
         told: Called with what the statistics take, before they are collected.
+        until_settled: Whether only as many rows are used, drawn by lot, as the masks need to settle.
 
     Raises:
         UserError: There is nothing to repair, the method needs harmful data and there is none, or the memory does not
@@ -129,28 +143,30 @@ def plan_repair(
     stopwatch = stopwatch or Stopwatch()
     target = target or resolve_target(opened)
     _require_update(opened, target, restore_outside)
-    collection, described = None, None
+    parts: Iterable[Plan]
+    described = None
     if needs_harmful(method, settings):
         if harmful is None:
             raise UserError(f"--method {method.name} needs harmful requests with answers: pass --harmful DATA")
         collection = _collection(opened, target, harmful, calibration)
-        described = _described(opened, collection, harmful)
-    parts: Iterable[Plan]
-    if collection is None:
-        with stopwatch.step("plan"):
-            parts = (plan(Problem(target, None), method, settings),)
-    else:
         estimate = estimated(collection, room)
         if told is not None:
             told(estimate)
-        collected = collection.by_part(progress=progress, cache=cache, work=work, sweeps=estimate.sweeps)
-        arriving = _timed(stopwatch, opened, collected)
-        if opened.stream is not None and _separable(method, settings):
-            parts = _planned(stopwatch, target, arriving, method, settings)
+        agreement = None
+        if until_settled:
+            with stopwatch.step("calibrate"):
+                moments, agreement, collection = _settled(target, collection, settings, progress, estimate.sweeps)
+            arriving = iter([(target.sites, moments)])
         else:
-            moments = _together(collection, arriving)
-            with stopwatch.step("plan"):
-                parts = (plan(Problem(target, moments), method, settings),)
+            collected = collection.by_part(progress=progress, cache=cache, work=work, sweeps=estimate.sweeps)
+            arriving = _timed(stopwatch, opened, collected)
+        described = _described(opened, collection, harmful, agreement)
+        parts = _planned(stopwatch, target, arriving, method, settings)
+        if opened.stream is None or not _separable(method, settings):
+            parts = tuple(_planned(stopwatch, target, iter([_together(collection, arriving)]), method, settings))
+    else:
+        with stopwatch.step("plan"):
+            parts = (plan(Problem(target, None), method, settings),)
     with stopwatch.step("plan"):
         outside = outside_records(target.outside, restored=restore_outside)
     return PlannedRepair(
@@ -186,10 +202,33 @@ def _collection(
     return Collection.of(opened, rows, settings, target.sites)
 
 
-def _described(opened: OpenModel, collection: Collection, harmful: HarmfulData) -> CalibrationData:
+def _settled(
+    target: Target,
+    collection: Collection,
+    settings: BaseModel,
+    progress: Callable[[int], None] | None,
+    sweeps: int,
+) -> tuple[Moments, Agreement, Collection]:
+    given = settings.model_dump()
+    if "alpha" not in given:
+        raise UserError("--calibration auto asks when a mask has settled, and this method makes none: use all")
+    request = request_of(antidote.configure({name: given[name] for name in ("alpha", "scope", "rounding")}))
+    ranking = Ranking(request.scope, request.count, given.get("statistic", "rms"), given.get("norm_power", 1))
+
+    def update(site: Site) -> Tensor:
+        return Problem(target, None).inputs(site, target.weight(site), target.reference(site)).update_OI
+
+    return collect_until_settled(collection, ranking, update, progress=progress, sweeps=sweeps)
+
+
+def _described(
+    opened: OpenModel, collection: Collection, harmful: HarmfulData, agreement: Agreement | None = None
+) -> CalibrationData:
     return CalibrationData(
         references=harmful.references,
         rows=len(collection.rows),
+        of_rows=agreement and agreement.of_rows,
+        agreement_bound=agreement and agreement.bound,
         tokens=collection.tokens,
         policy=collection.settings.tokens,
         template=harmful.renderer.template,
@@ -233,9 +272,11 @@ def _planned(
         yield found
 
 
-def _together(collection: Collection, arriving: Iterator[tuple[tuple[Site, ...], Moments]]) -> Moments:
+def _together(
+    collection: Collection, arriving: Iterator[tuple[tuple[Site, ...], Moments]]
+) -> tuple[tuple[Site, ...], Moments]:
     sites = {name: found for _, part in arriving for name, found in part.sites.items()}
-    return Moments(sites, len(collection.rows), collection.tokens, collection.sha256)
+    return collection.sites, Moments(sites, len(collection.rows), collection.tokens, collection.sha256)
 
 
 def _require_finite(opened: OpenModel) -> None:

@@ -70,6 +70,10 @@ class PartLoader:
             raise UserError(
                 f"{self._checkpoint.reference}: transformers cannot open it: {first_line(error)}"
             ) from error
+        # As when a whole model is loaded: buffers are computed anew, in full precision whatever the model's type.
+        for module in made.modules():
+            module._is_hf_initialized = False
+        made.initialize_weights()
         made.tie_weights()
         return made.eval().requires_grad_(False)
 

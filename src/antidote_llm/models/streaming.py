@@ -121,9 +121,9 @@ def beside(model: PreTrainedModel, stack: str) -> list[str]:
         model: A model without adapters.
         stack: The name of its list of decoder layers.
     """
-    found, outer = [], model.base_model_prefix
-    path = stack.removeprefix(f"{outer}.").split(".")
-    for step in path:
-        found += [f"{outer}.{name}" for name, _ in model.get_submodule(outer).named_children() if name != step]
-        outer = f"{outer}.{step}"
+    found, outer = [], model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
+    for step in stack.removeprefix(f"{outer}.").split("."):
+        start = f"{outer}." if outer else ""
+        found += [f"{start}{name}" for name, _ in model.get_submodule(outer).named_children() if name != step]
+        outer = f"{start}{step}"
     return found

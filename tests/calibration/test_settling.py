@@ -161,7 +161,7 @@ def test_a_sample_of_entries_bounds_lower_but_bounds(scope: RankedTogether) -> N
     true = 0
     for seed in range(40):
         settling = Settling(
-            made_sites(), lambda site: updates[site.name], ranking(scope), rows=ROWS, seed=seed, entries=1500
+            made_sites(), lambda site: updates[site.name], ranking(scope), rows=ROWS, seed=seed, entries=2500
         )
         found, rows = run(settling, sums)
         true += jaccard(mask(sums, updates, rows, scope), whole) >= found.bound

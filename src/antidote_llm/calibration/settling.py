@@ -36,7 +36,7 @@ class Agreement:
         rows: How many rows were seen.
         of_rows: How many there are.
         looks: How often was looked so far, this time included.
-        estimate: The mean over the draws.
+        estimate: The geometric mean of what the draws lack to 1, taken from 1.
         bound: What the agreement is at least, with the confidence asked for over all looks together.
         settled: Whether the bound reaches the target.
     """
@@ -129,34 +129,37 @@ class Settling:
         mean, error = (1.0, 0.0) if self._seen == self._of_rows else self._simulated()
         # Where the mean falls short the bound must, and nothing is risked.
         self._chances += mean >= self._target
-        bound = max(0.0, mean - self._errors(max(1, self._chances)) * error)
+        bound = self._bound(mean, error, max(1, self._chances))
         settled = bound >= self._target
         if not settled:
-            self._next = self._planned(mean - self._errors(self._chances + 1) * error)
+            self._next = self._planned(self._bound(mean, error, self._chances + 1))
         return Agreement(self._seen, self._of_rows, self._looks, mean, bound, settled)
 
     def _simulated(self) -> tuple[float, float]:
-        """Return the mean agreement over the draws, and its standard error."""
-        picked, lost_D, squares = 0, torch.zeros(len(self._weights_DN)), 0.0
-        for found in moves(self._ranked, self._ranking, self):
-            picked += found.picked
-            lost_D += found.lost_D
-            squares += float(found.lost_R.square().sum())
-        if picked == 0:
-            return 1.0, 0.0
-        agreement_D = (picked - lost_D) / (picked + lost_D)
-        spread = float(agreement_D.std()) * math.sqrt(1 + 1 / len(lost_D))
-        # A pick lost costs the index about 2 / picked; matrix rows that were not ranked may lose more than others.
-        unseen = 2 / picked * math.sqrt(squares * (1 - self._share))
-        return float(agreement_D.mean()), math.hypot(spread, unseen)
+        """Return the agreement over the draws, and the relative standard error of what it lacks to 1.
 
-    def _errors(self, chance: int) -> float:
-        """Return how many standard errors the bound stands off at a chance to stop.
+        What is lacking is skewed, for a few common causes move it all: its logarithm is less so.
+        """
+        found = list(moves(self._ranked, self._ranking, self))
+        picked = sum(each.picked for each in found)
+        lost_D = torch.stack([each.lost_D for each in found]).sum(dim=0)
+        lost_R = torch.cat([each.lost_R for each in found])
+        if picked == 0 or not bool(lost_D.any()):
+            return 1.0, 0.0
+        spread = float((lost_D + 0.5).log().std()) * math.sqrt(1 + 1 / len(lost_D))
+        # Matrix rows that were not ranked may lose more than those that were.
+        unseen = float(lost_R.std(correction=0) / lost_R.mean()) * math.sqrt((1 - self._share) / len(lost_R))
+        lost = float((lost_D + 0.5).log().mean().exp())
+        return (picked - lost) / (picked + lost), math.hypot(spread, unseen)
+
+    def _bound(self, mean: float, error: float, chance: int) -> float:
+        """Return the bound at a chance to stop.
 
         The risk is spent as 1 / j^2, whose sum is pi^2 / 6, so that any number of chances is allowed for.
         """
         level = (1 - self._confidence) * 6 / (math.pi * chance) ** 2
-        return float(student.ppf(1 - level, min(len(self._weights_DN), self._seen) - 1))
+        errors = float(student.ppf(1 - level, min(len(self._weights_DN), self._seen) - 1))
+        return max(0.0, 1 - (1 - mean) * math.exp(errors * error))
 
     def norms(self, site: str) -> Tensor:
         """Return a site's column norms over the rows seen, up to a factor, to the score's power, shape [I]."""

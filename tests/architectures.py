@@ -18,6 +18,8 @@ from transformers import (
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -31,6 +33,7 @@ from transformers import (
 )
 
 from tests import tiny
+from tests.mixtures import MIXTURES, REFUSED_MIXTURES
 
 _GATED_SIZES: Mapping[str, Any] = {
     "hidden_size": 32,
@@ -56,34 +59,17 @@ class Architecture:
         config: Makes its configuration.
         settings: What the configuration is made from, beside the vocabulary.
         linears: The names of all its linear layers, as LoRA targets.
-        sites: What of it can be repaired, for ``--sites``.
         without_head: Whether the files hold the base model alone and its names no prefix, as GPT-2's on the Hub.
     """
 
     config: Callable[..., PretrainedConfig]
     settings: Mapping[str, Any] = field(default_factory=dict)
     linears: tuple[str, ...] = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
-    sites: str = "all"
     without_head: bool = False
 
 
 _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 _GPT2_LINEARS = ("c_attn", "c_proj", "c_fc")
-_DEEPSEEK: Mapping[str, Any] = {
-    **_GATED_SIZES,
-    "num_key_value_heads": 4,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "first_k_dense_replace": 1,
-    "moe_intermediate_size": 16,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 2,
-    "topk_group": 1,
-}
 _DEEPSEEK_LINEARS = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -118,20 +104,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         {**_OPT_SIZES, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
         (*_OPT_LINEARS, "project_in", "project_out"),
     ),
-    "mixtral": Architecture(
-        MixtralConfig, {**_GATED_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}, _ATTENTION, "attention"
-    ),
-    "qwen3_moe": Architecture(
-        Qwen3MoeConfig,
-        {**_GATED_SIZES, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-        _ATTENTION,
-        "attention",
-    ),
-    "deepseek_v3": Architecture(DeepseekV3Config, _DEEPSEEK, _DEEPSEEK_LINEARS, "attention"),
+    "mixtral": Architecture(MixtralConfig, MIXTURES["mixtral"], _ATTENTION),
+    "qwen3_moe": Architecture(Qwen3MoeConfig, MIXTURES["qwen3_moe"], _ATTENTION),
+    "gpt_oss": Architecture(GptOssConfig, MIXTURES["gpt_oss"], _ATTENTION),
+    "deepseek_v3": Architecture(DeepseekV3Config, MIXTURES["deepseek_v3"], _DEEPSEEK_LINEARS),
 }
 
-# One of its matrices is multiplied with outside of its module, where no input of it can be seen.
+# Some of their matrices are multiplied with outside of a module, where no input of them can be seen.
 REFUSED: Mapping[str, Architecture] = {
+    "llama4_text": Architecture(Llama4TextConfig, REFUSED_MIXTURES["llama4_text"]),
     "mamba": Architecture(MambaConfig, {"hidden_size": 32, "num_hidden_layers": 2}),
 }
 

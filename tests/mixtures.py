@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from tests import tiny
 
@@ -92,8 +93,9 @@ def write(folder: Path, name: str) -> Path:
     return folder
 
 
-def inputs_of_experts(model: PreTrainedModel, row: list[int]) -> dict[tuple[str, str, int], list[tuple[int, Tensor]]]:
-    """Return what goes into every expert's matrices for one row, with the tokens that it is of, as the router chose.
+@torch.no_grad()
+def inputs_of_experts(model: nn.Module, row: Sequence[int]) -> dict[tuple[str, str, int], tuple[list[int], Tensor]]:
+    """Return what goes into every expert's matrices for one row, and which tokens it is of, as the router chose.
 
     By the experts' module, the name of the stack (the down projection's, or the one before it), and the expert.
     """
@@ -107,25 +109,17 @@ def inputs_of_experts(model: PreTrainedModel, row: list[int]) -> dict[tuple[str,
         for name, module in model.named_modules()
         if isinstance(getattr(module, "down_proj", None), nn.Parameter)
     ]
-    with torch.no_grad():
-        model(torch.tensor([row]))
+    model(torch.tensor([row]))
     for handle in handles:
         handle.remove()
-    found: dict[tuple[str, str, int], list[tuple[int, Tensor]]] = {}
+    found: dict[tuple[str, str, int], tuple[list[int], Tensor]] = {}
     for name, (hidden_ND, index_NK, _) in calls.items():
         module: Any = model.get_submodule(name)
-        for token, (input_D, choices_K) in enumerate(zip(hidden_ND, index_NK.tolist(), strict=True)):
-            for expert in choices_K:
-                found.setdefault((name, "gate_up_proj", expert), []).append((token, input_D))
-                inner_F = _inner(module, expert, input_D)
-                found.setdefault((name, "down_proj", expert), []).append((token, inner_F))
+        for expert in range(len(module.down_proj)):
+            if tokens := [token for token, choices in enumerate(index_NK.tolist()) if expert in choices]:
+                weight = module.gate_up_proj[expert]
+                both = functional.linear(hidden_ND[tokens], weight.T if module.is_transposed else weight)
+                both = both + module.gate_up_proj_bias[expert] if module.has_bias else both
+                found[name, "gate_up_proj", expert] = tokens, hidden_ND[tokens]
+                found[name, "down_proj", expert] = tokens, module._apply_gate(both)
     return found
-
-
-@torch.no_grad()
-def _inner(module: Any, expert: int, input_D: Tensor) -> Tensor:
-    weight = module.gate_up_proj[expert]
-    both = input_D @ (weight if module.is_transposed else weight.T)
-    both = both + module.gate_up_proj_bias[expert] if module.has_bias else both
-    inner_F: Tensor = module._apply_gate(both[None])[0]
-    return inner_F

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from antidote_llm.calibration import CalibrationSettings, collect
 from antidote_llm.calibration.routed import RoutedInputs, experts_seen
 from antidote_llm.calibration.sums import Sums
+from antidote_llm.data import TokenizedRow
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model_checkpoint
+from antidote_llm.models import open_model, open_model_checkpoint, resolve_target
 from antidote_llm.models.sites import Site
 from antidote_llm.models.weights import weight_sites
 from tests import mixtures
@@ -80,12 +82,28 @@ def plain_sums(model: PreTrainedModel, site: Site) -> tuple[Tensor, Tensor, int]
     squares = norms = torch.zeros(site.shape[1], dtype=torch.float64)
     tokens = 0
     for row, counted in zip(ROWS, COUNTED, strict=True):
-        seen = mixtures.inputs_of_experts(model, row).get((experts, stack, site.expert or 0), [])
-        kept = [input_I.double() for token, input_I in seen if token >= len(row) - counted]
+        of, input_SI = mixtures.inputs_of_experts(model, row).get((experts, stack, site.expert or 0), ([], Tensor()))
+        kept = [input_I.double() for token, input_I in zip(of, input_SI, strict=True) if token >= len(row) - counted]
         if kept:
             row_squares = torch.stack(kept).square().sum(dim=0)
             squares, norms, tokens = squares + row_squares, norms + row_squares.sqrt(), tokens + len(kept)
     return squares, norms, tokens
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_engines_have_the_same_bits(name: str, shelf: Path) -> None:
+    rows = [TokenizedRow(list(row), len(row) - counted) for row, counted in zip(ROWS, COUNTED, strict=True)]
+    settings = CalibrationSettings(tokens="response", batch_rows=2)
+    found = []
+    for on_disk in (False, True):
+        model = open_model(str(shelf / name), layers_on_disk=on_disk)
+        sites = resolve_target(model, "weight").sites
+        found.append(collect(model, rows, settings, sites=sites, cache=False).sites)
+    assert found[0].keys() == found[1].keys()
+    for in_memory, by_layer in ((found[0][site], found[1][site]) for site in found[0]):
+        assert torch.equal(in_memory.sum_squares_I, by_layer.sum_squares_I)
+        assert torch.equal(in_memory.sum_norms_I, by_layer.sum_norms_I)
+        assert in_memory.tokens == by_layer.tokens
 
 
 @pytest.mark.parametrize("left", [False, True])

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from tests import mixtures
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -38,6 +40,15 @@ class Scored:
 def tensors(folder: Path) -> dict[str, Tensor]:
     """Return every tensor of a folder's weight files."""
     return {key: tensor for path in sorted(folder.glob("*.safetensors")) for key, tensor in load_file(path).items()}
+
+
+def matrices(folder: Path) -> dict[str, Tensor]:
+    """Return every tensor of a folder's weight files, and the slices of those that are stacks under ``key[index]``."""
+    found: dict[str, Tensor] = {}
+    for key, tensor in tensors(folder).items():
+        stacked = tensor.dim() == 3 and ".experts." in key
+        found |= {f"{key}[{index}]": part for index, part in enumerate(tensor)} if stacked else {key: tensor}
+    return found
 
 
 def with_adapters(base: Path, adapters: Sequence[Path]) -> Any:
@@ -65,24 +76,61 @@ def adapter_scores(base: Path, adapters: Sequence[Path], rows: Sequence[Sequence
     return {name: Scored(_layer(name), stored[name].float().abs() * norms[name], False) for name in names}
 
 
-def weight_scores(
-    tuned: Path, aligned: Path | None, rows: Sequence[Sequence[int]], within: str = ""
-) -> dict[str, Scored]:
-    """Score linear layers of a whole model, or how far they moved from the aligned one, by their names on disk."""
-    model, stored = AutoModelForCausalLM.from_pretrained(tuned).eval(), tensors(tuned)
-    reference = None if aligned is None else tensors(aligned)
+def weight_scores(tuned: Path, aligned: Path | None, rows: Sequence[Sequence[int]]) -> dict[str, Scored]:
+    """Score linear layers of a whole model, or how far they moved from the aligned one, by their names on disk.
+
+    Matrices of experts are named as :func:`matrices` does.
+    """
+    model, stored = AutoModelForCausalLM.from_pretrained(tuned).eval(), matrices(tuned)
+    reference = None if aligned is None else matrices(aligned)
     modules: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)) and _layer(name) is not None and within in name:
+        if name.endswith("shared_expert_gate"):
+            continue
+        if isinstance(module, (nn.Linear, Conv1D)) and _layer(name) is not None:
             key = f"{name}.weight"
             modules[key if key in stored else key.split(".", 1)[1]] = module
     norms, found = _input_norms(model, modules, rows), {}
-    for key, module in modules.items():
+    turned = {key: isinstance(module, Conv1D) for key, module in modules.items()}
+    for key, norm_I in _expert_norms(model, rows, stored).items():
+        norms[key], turned[key] = norm_I, key.endswith("]") and not _expert_rows_first(model)
+    for key, transposed in turned.items():
         update = stored[key].float() if reference is None else stored[key].float() - reference[key].float()
-        transposed = isinstance(module, Conv1D)
         update_OI = update.T if transposed else update
         found[key] = Scored(_layer(key), update_OI.abs() * norms[key], transposed)
-    return found
+    return dict(sorted(found.items(), key=lambda item: item[1].layer or 0))
+
+
+def _expert_norms(model: nn.Module, rows: Sequence[Sequence[int]], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the norms of what experts see, zero for those that see nothing, by their matrices' names."""
+    sums: dict[str, Tensor] = {}
+    stacks = [
+        (name, own_name, parameter)
+        for name, module in model.named_modules()
+        for own_name, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3 and own_name in ("gate_up_proj", "down_proj")
+    ]
+    for name, own_name, parameter in stacks:
+        for expert in range(len(parameter)):
+            for key in _expert_keys(name, own_name, expert, stored):
+                sums[key] = torch.zeros(1, dtype=torch.float64)
+    for row in rows:
+        for (name, own_name, expert), (_, input_SI) in mixtures.inputs_of_experts(model, row).items():
+            for key in _expert_keys(name, own_name, expert, stored):
+                sums[key] = sums[key] + input_SI.float().square().sum(dim=0).double()
+    return {key: (total / len(rows)).sqrt().float() for key, total in sums.items()}
+
+
+def _expert_keys(experts: str, own_name: str, expert: int, stored: Mapping[str, Tensor]) -> list[str]:
+    outer = experts.replace(".mlp.", ".block_sparse_moe.")
+    parts = ("gate_proj", "up_proj", "w1", "w3") if own_name == "gate_up_proj" else ("down_proj", "w2")
+    keys = [f"{experts}.{own_name}[{expert}]"]
+    keys += [f"{base}.{expert}.{part}.weight" for base in (experts, outer) for part in parts]
+    return [key for key in keys if key in stored]
+
+
+def _expert_rows_first(model: nn.Module) -> bool:
+    return not any(getattr(module, "is_transposed", False) for module in model.modules())
 
 
 def _layer(name: str) -> int | None:

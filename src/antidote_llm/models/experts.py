@@ -171,4 +171,6 @@ class _Linears:
         input_SI = input_SI.to(weight.dtype)
         if self.inlet is not None:
             self.inlet(input_SI, source_S, expert, choices)
-        return functional.linear(input_SI, weight, None if self.bias_EO is None else self.bias_EO[expert])
+        output_SO = functional.linear(input_SI, weight)
+        # Added afterwards, and so rounded twice, as transformers does.
+        return output_SO if self.bias_EO is None else output_SO.add_(self.bias_EO[expert])

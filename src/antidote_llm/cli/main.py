@@ -113,13 +113,16 @@ def run(arguments: list[str]) -> int:
             return _fail(_INTERRUPTED_LINE, INTERRUPTED)
         if _out_of_memory(error):
             return _fail(
-                f"error: not enough memory ({first_line(error)}): pass --dtype bfloat16 or --device cpu", USER_ERROR
+                f"error: not enough memory ({first_line(error)}): pass --dtype bfloat16, --engine streaming or --device cpu",
+                USER_ERROR,
             )
         return _defect(error)
 
 
 def _out_of_memory(error: Exception) -> bool:
-    # By name: importing torch to know its class takes seconds.
+    # By name: importing torch to know its class takes seconds. Of the CPU's memory it has no class of its own.
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return True
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 

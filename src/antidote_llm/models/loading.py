@@ -87,7 +87,7 @@ class PartLoader:
         Raises:
             UserError: A tensor is not of the shape that the configuration says, or is not finite.
         """
-        state = {key: _read_as_mapped(file, key) for file, key in self._under(prefixes)}
+        state = _read_as_mapped(self._under(prefixes))
         with quiet_transformers():
             info, _ = convert_and_load_state_dict_in_model(self._loader, state, self._settings)
         if info.mismatched_keys or info.conversion_errors:
@@ -136,22 +136,27 @@ class PartLoader:
                     )
 
 
-def _read_as_mapped(file: TensorFile, key: str) -> Tensor:
-    """Read a tensor into memory that is aligned as in the file's map, whence transformers takes whole models.
+def _read_as_mapped(places: Sequence[tuple[TensorFile, str]]) -> dict[str, Tensor]:
+    """Read tensors into memory that is aligned as in the files' maps, whence transformers takes whole models.
+
+    They share one piece of memory, which goes back to the system as soon as none of them is used any more.
 
     Raises:
-        UserError: The file ends before the tensor does.
+        UserError: A file ends before a tensor does.
     """
-    entry = file.entries[key]
-    size = entry.end - entry.begin
-    memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
-    start = (entry.begin - memory.data_ptr()) % _ALIGNMENT
-    data = memory[start : start + size]
-    with file.stream() as stream:
-        stream.seek(entry.begin)
-        if stream.readinto(data.numpy().data) != size:
-            raise UserError(f"{file.path}: ended while '{key}' was read: the file changed or is truncated")
-    return data.view(_ANY_DTYPES[entry.dtype]).reshape(entry.shape)
+    sizes = [file.entries[key].end - file.entries[key].begin for file, key in places]
+    memory = torch.empty(sum(sizes) + _ALIGNMENT * len(sizes), dtype=torch.uint8)
+    found, free = {}, 0
+    for (file, key), size in zip(places, sizes, strict=True):
+        entry = file.entries[key]
+        start = free + (entry.begin - memory.data_ptr() - free) % _ALIGNMENT
+        data, free = memory[start : start + size], start + size
+        with file.stream() as stream:
+            stream.seek(entry.begin)
+            if stream.readinto(data.numpy().data) != size:
+                raise UserError(f"{file.path}: ended while '{key}' was read: the file changed or is truncated")
+        found[key] = data.view(_ANY_DTYPES[entry.dtype]).reshape(entry.shape)
+    return found
 
 
 def _own_dtype(checkpoint: Checkpoint) -> torch.dtype:

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from antidote_llm.artifacts.allocation import hand_large_memory_back
 from antidote_llm.artifacts.hashing import sha256_file
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.adapters import (
@@ -206,6 +207,7 @@ def _skeleton(
     """Return a model without its decoder layers' weights and without its head, and where these layers are."""
     if quantiser(base) is not None:
         raise UserError(f"{base.reference}: quantised weights cannot be read layer by layer: pass --engine memory")
+    hand_large_memory_back()
     loader = PartLoader(base, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code)
     model = loader.skeleton()
     stack, layers = decoder_layers(model, base.reference)

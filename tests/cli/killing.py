@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from antidote_llm.artifacts import sha256_file
+from antidote_llm.calibration import kept_sums
 from antidote_llm.cli.main import run
 from tests.cli.command import tree
 
@@ -31,6 +32,8 @@ def main() -> None:
     inputs, out, caches = map(Path, sys.argv[1:4])
     kills, seed, command = int(sys.argv[4]), int(sys.argv[5]), sys.argv[6:]
     torch.set_num_threads(1)
+    # Runs of this size are over before anything would be kept of them.
+    kept_sums._AT_LEAST_SECONDS, kept_sums._COST = 0.0, 1.0
     before = tree(inputs)
     # In this very process, so that the forks find every library imported.
     os.environ["ANTIDOTE_CACHE"] = str(caches / "first")
@@ -56,6 +59,7 @@ def main() -> None:
         code = ended(process)
         finished = out.exists()
         left = sorted(path.name for path in out.parent.iterdir() if path != out) if out.parent.exists() else []
+        goes_on = any(out.parent.glob(".*.work/statistics-*.safetensors"))
         whole = not finished or product(out) == wanted
         start = time.perf_counter()
         again = ended(started(command, caches / str(number)))
@@ -66,6 +70,7 @@ def main() -> None:
                 "killed": code < 0,
                 "finished": finished,
                 "left": left,
+                "goes_on": goes_on,
                 "whole": whole,
                 "again": again,
                 "same": product(out) == wanted,

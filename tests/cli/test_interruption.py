@@ -102,19 +102,21 @@ def test_what_a_kill_left_is_taken_up_by_the_same_command(
     assert [path.name for path in place.out.parent.iterdir()] == [place.out.name]
 
 
-@pytest.mark.parametrize("target", ["adapter", "delta"])
-def test_kills_at_random_moments_lose_nothing(target: str, tmp_path: Path) -> None:
-    """Fifty kills in all, over the whole length of a repair, each followed by a run to the end."""
+@pytest.mark.parametrize(
+    ("target", "engine", "kills"), [("adapter", "memory", 25), ("delta", "memory", 25), ("delta", "streaming", 50)]
+)
+def test_kills_at_random_moments_lose_nothing(target: str, engine: str, kills: int, tmp_path: Path) -> None:
+    """Kills over the whole length of a repair, each followed by a run to the end."""
     inputs = tmp_path / "inputs"
     aligned = tiny.write_model(inputs / "aligned", max_shard_size="40KB")
-    rows = tiny.write_rows(inputs / "harmful.jsonl", count=40)
+    rows = tiny.write_rows(inputs / "harmful.jsonl", count=40 if engine == "memory" else 400)
     if target == "adapter":
         what = [aligned, "--adapter", tiny.write_adapter(inputs / "adapter", aligned)]
     else:
         what = [tiny.write_model(inputs / "tuned", seed=1, max_shard_size="40KB"), "--aligned", aligned]
     out = tmp_path / "results" / "repaired"
-    command = ["repair", *what, "--harmful", rows, "--evaluate", "none", "--out", out]
-    arguments = [inputs, out, tmp_path / "caches", 25, 7, *command]
+    command = ["repair", *what, "--harmful", rows, "--evaluate", "none", "--engine", engine, "--out", out]
+    arguments = [inputs, out, tmp_path / "caches", kills, 7, *command]
     run = subprocess.run(
         [sys.executable, "-m", "tests.cli.killing", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -122,10 +124,12 @@ def test_kills_at_random_moments_lose_nothing(target: str, tmp_path: Path) -> No
         check=True,
     )
     rounds = json.loads(run.stdout)
-    assert sum(round["killed"] for round in rounds) == 25
+    assert sum(round["killed"] for round in rounds) == kills
     for round in rounds:
         assert round["inputs_untouched"] and round["whole"], round
         assert not round["finished"] or round["left"] == [], round
         assert (round["again"], round["same"], round["strays"]) == (0, True, []), round
         assert round["cache_strays"] == [], round
     assert any(round["left"] for round in rounds), "no kill hit while the result was written"
+    if engine == "streaming":
+        assert any(round["goes_on"] for round in rounds), "no kill hit when there was something to go on from"

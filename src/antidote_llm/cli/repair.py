@@ -210,6 +210,8 @@ class _Job:
             require_as_finished(out, self.target.checkpoint, self._evaluated(), with_model=not self.patch_only)
             self.terminal.say(f"{out} is finished already: nothing was done")
         else:
+            if any(folder.work.glob("statistics-*")):
+                self.terminal.say("an earlier run was interrupted: going on from its statistics")
             with folder as staging:
                 self._write(staging, out, folder.work)
         self._tell(out, finished_before)

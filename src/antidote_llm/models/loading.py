@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -62,7 +61,7 @@ class PartLoader:
         """Return the model without values in its parameters, which lie on the meta device; buffers are computed."""
         config = parsed_config(self._checkpoint, self._trust_remote_code)
         try:
-            with init_empty_weights(include_buffers=False), quiet_transformers():
+            with torch.device("meta"), quiet_transformers():
                 made: PreTrainedModel = AutoModelForCausalLM.from_config(
                     config, dtype=self._dtype, trust_remote_code=self._trust_remote_code
                 )
@@ -73,6 +72,13 @@ class PartLoader:
         # As when a whole model is loaded: buffers are computed anew, in full precision whatever the model's type.
         for module in made.modules():
             module._is_hf_initialized = False
+            for name, parameter in module._parameters.items():
+                # Some ways to draw numbers take no notice of where they are asked to lie.
+                module._parameters[name] = (
+                    None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False)
+                )
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else torch.empty_like(buffer, device="cpu")
         made.initialize_weights()
         made.tie_weights()
         return made.eval().requires_grad_(False)

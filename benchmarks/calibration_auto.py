@@ -5,7 +5,8 @@
 Four attacked models: of the miniature and of real English (the folders of :mod:`benchmarks.real_text_targets`), each as
 an adapter and as the delta of a full fine-tune. The sums of each of 2,000 rows are collected once; after that a draw,
 which is an order of the rows, is arithmetic. The agreement is that of the masks that the repair itself selects, from
-the rows seen and from all. The rule was not tuned on its coverage. Finished settings stay in the work folder.
+the rows seen and from all. The rule was not tuned on its coverage. Finished settings stay in the work folder,
+with every draw.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def main() -> None:
         with torch.no_grad():
             sums = row_sums(found)
             results += measured(name, found.target, sums, arguments.draws, arguments.work / "results")
-    write_json(arguments.out, {"rows": ROWS, "draws": arguments.draws, "settings": results})
+    told = ("subject", "scope", "alpha", "curve")
+    settings = [{**{key: found[key] for key in told}, **summary(found)} for found in results]
+    write_json(arguments.out, {"rows": ROWS, "draws": arguments.draws, "settings": settings})
     write_text(arguments.out.with_suffix(".md"), markdown(results))
     print(markdown(results))
 

@@ -197,7 +197,7 @@ def cut(path: Path) -> None:
 
 CHANGES: dict[str, Callable[[Path], None]] = {"rewritten": rewritten, "deleted": Path.unlink, "cut": cut}
 STEPS = {
-    "opening": "antidote_llm.models.opening._load",
+    "opening": "antidote_llm.models.opening.load_whole",
     "planning": "antidote_llm.cli.repair.plan_repair",
     "copying": "antidote_llm.repair.writing.copy_checkpoint",
     "writing": "antidote_llm.repair.writing.PatchedCopies",

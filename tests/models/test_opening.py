@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from antidote_llm.artifacts import sha256_file
+from antidote_llm.calibration import collect
+from antidote_llm.data import TokenizedRow
 from antidote_llm.errors import UserError
 from antidote_llm.models import OpenModel, open_model, open_model_checkpoint, resolve_target
 from antidote_llm.models.checkpoint import is_adapter
@@ -254,3 +256,14 @@ def test_weights_that_changed_meanwhile_do_not_take_the_place_of_others(folders:
     edit_json(changing / "config.json", rms_norm_eps=1e-3)
     with pytest.raises(UserError, match="changed while it was read"):
         open_model(str(folders.base)).with_weights(checkpoint)
+
+
+def test_layers_dealt_out_over_devices_give_the_same_statistics(folders: Folders) -> None:
+    """Where there is one device, all layers lie on it, placed by accelerate."""
+    rows = [TokenizedRow([5, 6, 7, 8], 0), TokenizedRow([9, 10], 0)]
+    found = [
+        collect(open_model(str(folders.base), str(folders.adapter), device=device), rows, cache=False)
+        for device in ("cpu", "spread")
+    ]
+    for name, moments in found[0].sites.items():
+        assert torch.equal(moments.sum_squares_I, found[1].sites[name].sum_squares_I)

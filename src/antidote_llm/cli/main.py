@@ -112,10 +112,8 @@ def run(arguments: list[str]) -> int:
         if _Interrupt.happened:
             return _fail(_INTERRUPTED_LINE, INTERRUPTED)
         if _out_of_memory(error):
-            return _fail(
-                f"error: not enough memory ({first_line(error)}): pass --dtype bfloat16, --engine streaming or --device cpu",
-                USER_ERROR,
-            )
+            mend = "pass --dtype bfloat16, --engine streaming or --device cpu"
+            return _fail(f"error: not enough memory ({first_line(error)}): {mend}", USER_ERROR)
         return _defect(error)
 
 

@@ -26,7 +26,11 @@ DtypeOption = Annotated[
     DtypeName, typer.Option("--dtype", help="Type to load weights in; auto is the checkpoint's own.")
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")
+    str,
+    typer.Option(
+        "--device",
+        help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one; spread deals the layers out over all GPUs.",
+    ),
 ]
 HardLinksOption = Annotated[
     bool, typer.Option("--hard-links", help="Link weight files that do not change instead of copying them.")

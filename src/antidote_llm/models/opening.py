@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from antidote_llm.artifacts.allocation import hand_large_memory_back
 from antidote_llm.artifacts.hashing import sha256_file
-from antidote_llm.errors import UserError, first_line
+from antidote_llm.errors import UserError
 from antidote_llm.models.adapters import (
     adapter_sites,
     base_folder,
@@ -29,18 +29,13 @@ from antidote_llm.models.checkpoint import (
     open_adapter_checkpoint,
     open_model_checkpoint,
 )
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT, parsed_config
 from antidote_llm.models.loading import PartLoader
-from antidote_llm.models.naming import TensorNames
-from antidote_llm.models.quantised import cast_unpacked, quantiser, quantiser_version, require_unpackable
-from antidote_llm.models.quiet import quiet_transformers
+from antidote_llm.models.quantised import quantiser, quantiser_version
 from antidote_llm.models.room import Room, whole_bytes
 from antidote_llm.models.sites import Site
 from antidote_llm.models.streaming import LayerStream, beside, decoder_layers, fill
-from antidote_llm.models.tensor_files import DTYPES
 from antidote_llm.models.tokenizers import open_tokenizer
-
-DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+from antidote_llm.models.whole import SPREAD, DtypeName, device_named, load_whole
 
 
 @dataclass
@@ -136,11 +131,12 @@ class OpenModel:
         The receiver must not be used afterwards: its memory is given back first.
         """
         dtype, device = self.dtype, self.device
+        spread = getattr(self.causal_model, "hf_device_map", None) is not None and quantiser(self.base) is None
         base.require_unchanged()
         # Sites hold on to modules: what they weigh is given back, whoever still knows them.
         self.model.to("meta")
         del self.model
-        model = _load(base, dtype, device, self.trust_remote_code)
+        model = load_whole(base, dtype, device, self.trust_remote_code, spread=spread)
         return replace(self, model=model, sites=(), base=base, beneath=(), adapter=None)
 
     def _bare(self) -> PreTrainedModel:
@@ -167,7 +163,7 @@ def open_model(
         beneath: Folders or Hub ids of LoRA adapters that were on the model when ``adapter`` was trained.
         tokenizer: Where to take the tokenizer from, if not from the adapter's or the model's folder.
         dtype: The type to load weights in; ``auto`` is the checkpoint's own.
-        device: ``cpu``, ``cuda``, ``cuda:1`` and so on; ``auto`` is a GPU where there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1`` and so on; ``auto`` is a GPU where there is one, ``spread`` all of them.
         trust_remote_code: Whether to run Python code that comes with the checkpoint.
         layers_on_disk: Whether to leave the decoder layers on the disk, for models that are larger than memory; None
             where there is no room for them.
@@ -185,14 +181,14 @@ def open_model(
             raise UserError(f"{each.reference} also holds {others[0]}: merge it into the base before another adapter")
     model: Any
     stream = None
-    place = _device(device)
+    place = device_named(device)
     if layers_on_disk is None:
         needed = whole_bytes([base, *lower, *([upper] if upper else [])], dtype)
         layers_on_disk = quantiser(base) is None and not (room or Room()).holds(needed, place)
     if layers_on_disk:
         model, stream = _skeleton(base, dtype, place, trust_remote_code)
     else:
-        model = _load(base, dtype, place, trust_remote_code)
+        model = load_whole(base, dtype, place, trust_remote_code, spread=device == SPREAD)
     if upper or lower:
         model = attach(model, lower, upper, base.reference)
     sites = () if upper is None else adapter_sites(upper, model)
@@ -249,89 +245,3 @@ def _base_of(adapter: Checkpoint) -> str:
         problem = f"names a base that is not here ({name})" if name else "names no base model"
         raise UserError(f"{adapter.reference}: the adapter {problem}: pass MODEL --adapter {adapter.reference}")
     return name
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    refusal = UserError(f"--device {name}: not a device of this machine: use auto, cpu or cuda")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise refusal from error
-    if device.type == "meta":
-        raise refusal
-    return device
-
-
-def _load(
-    base: Checkpoint, dtype: DtypeName | torch.dtype, device: torch.device, trust_remote_code: bool
-) -> PreTrainedModel:
-    config, packed = parsed_config(base, trust_remote_code), quantiser(base)
-    try:
-        with quiet_transformers():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                base.folder,
-                config=config,
-                dtype="auto" if packed else _torch_dtype(dtype),
-                device_map={"": device} if packed else None,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                # Said as an error, by name, below.
-                ignore_mismatched_sizes=True,
-            )
-    except BROKEN_CHECKPOINT as error:
-        base.require_unchanged()
-        mend = f", quantised by {packed} (or use the checkpoint before quantisation)" if packed else ""
-        raise UserError(f"{base.reference}: transformers cannot open it{mend}: {first_line(error)}") from error
-    if missing := sorted(map(str, info["missing_keys"])):
-        raise UserError(
-            f"{base.reference}: the checkpoint lacks {missing[0]} ({len(missing)} tensors in all): fetch it again"
-        )
-    if mismatched := sorted(info["mismatched_keys"]):
-        name, *shapes = mismatched[0]
-        stored, wanted = (" x ".join(map(str, shape)) for shape in shapes)
-        raise UserError(
-            f"{base.reference}: {name} is {stored}, by config.json it should be {wanted} ({len(mismatched)} tensors in "
-            "all): fetch it again"
-        )
-    loaded: PreTrainedModel = model.eval().requires_grad_(False)
-    if packed is None:
-        loaded.to(device)
-    elif isinstance(chosen := _torch_dtype(dtype), torch.dtype):
-        cast_unpacked(loaded, chosen, base)
-    _require_sound(base, loaded)
-    return loaded
-
-
-def _torch_dtype(dtype: DtypeName | torch.dtype) -> torch.dtype | Literal["auto"]:
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
-        return dtype
-    named: torch.dtype = getattr(torch, dtype)
-    return named
-
-
-def _require_sound(base: Checkpoint, model: PreTrainedModel) -> None:
-    """Refuse weights that are not floating-point numbers on the disk, or not finite ones in memory."""
-    names, packed = TensorNames.of(base, model), quantiser(base) is not None
-    if packed:
-        require_unpackable(base, model)
-    for name, parameter in model.named_parameters():
-        stored = names.find(name)
-        if packed and not parameter.is_floating_point():
-            continue
-        if stored is not None and stored.entry.dtype not in DTYPES and not packed:
-            raise UserError(
-                f"{base.reference}: {stored.entry.key} is {stored.entry.dtype}: quantised weights are not supported "
-                "yet: use the checkpoint before quantisation"
-            )
-        # Their least and greatest are NaN or infinite if any is: one pass, no second tensor.
-        if parameter.numel() and not all(bool(end.isfinite()) for end in parameter.aminmax()):
-            if stored is not None:
-                stored.file.read(stored.entry.key)
-            dtype = str(parameter.dtype).removeprefix("torch.")
-            raise UserError(
-                f"{base.reference}: {name} is not finite as {dtype}: pass --dtype float32, or fetch it again"
-            )

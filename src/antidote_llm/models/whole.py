@@ -1,0 +1,131 @@
+"""Loads a checkpoint whole: onto one device, or dealt out over all GPUs."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from antidote_llm.errors import UserError, first_line
+from antidote_llm.models.checkpoint import Checkpoint
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT, parsed_config
+from antidote_llm.models.naming import TensorNames
+from antidote_llm.models.quantised import cast_unpacked, quantiser, require_unpackable
+from antidote_llm.models.quiet import quiet_transformers
+from antidote_llm.models.tensor_files import DTYPES
+
+DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+# What ``--device`` calls all GPUs together.
+SPREAD = "spread"
+
+
+def device_named(name: str) -> torch.device:
+    """Return a device; of ``spread``, where computing begins.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    if name in ("auto", SPREAD):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    refusal = UserError(f"--device {name}: not a device of this machine: use auto, cpu, cuda or spread")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise refusal from error
+    if device.type == "meta":
+        raise refusal
+    return device
+
+
+def load_whole(
+    base: Checkpoint,
+    dtype: DtypeName | torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool,
+    *,
+    spread: bool = False,
+) -> PreTrainedModel:
+    """Load a checkpoint whole.
+
+    Args:
+        base: The checkpoint.
+        dtype: The type to load in.
+        device: Where to.
+        trust_remote_code: Whether to run Python code that comes with it.
+        spread: Whether its layers are dealt out over all GPUs.
+
+    Raises:
+        UserError: transformers cannot open it, a tensor is missing, of another shape or not finite, or there is no room
+            for it on the GPUs.
+    """
+    config, packed = parsed_config(base, trust_remote_code), quantiser(base)
+    try:
+        with quiet_transformers():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                base.folder,
+                config=config,
+                dtype="auto" if packed else _torch_dtype(dtype),
+                device_map="auto" if spread else {"": device} if packed else None,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                # Said as an error, by name, below.
+                ignore_mismatched_sizes=True,
+            )
+    except BROKEN_CHECKPOINT as error:
+        base.require_unchanged()
+        mend = f", quantised by {packed} (or use the checkpoint before quantisation)" if packed else ""
+        raise UserError(f"{base.reference}: transformers cannot open it{mend}: {first_line(error)}") from error
+    if missing := sorted(map(str, info["missing_keys"])):
+        raise UserError(
+            f"{base.reference}: the checkpoint lacks {missing[0]} ({len(missing)} tensors in all): fetch it again"
+        )
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, *shapes = mismatched[0]
+        stored, wanted = (" x ".join(map(str, shape)) for shape in shapes)
+        raise UserError(
+            f"{base.reference}: {name} is {stored}, by config.json it should be {wanted} ({len(mismatched)} tensors in "
+            "all): fetch it again"
+        )
+    loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    if any(parameter.is_meta for parameter in loaded.parameters()):
+        raise UserError(f"{base.reference}: does not fit on the GPUs: pass --engine streaming --device cuda")
+    if packed is None and not spread:
+        loaded.to(device)
+    elif packed is not None and isinstance(chosen := _torch_dtype(dtype), torch.dtype):
+        cast_unpacked(loaded, chosen, base)
+    _require_sound(base, loaded)
+    return loaded
+
+
+def _torch_dtype(dtype: DtypeName | torch.dtype) -> torch.dtype | Literal["auto"]:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    named: torch.dtype = getattr(torch, dtype)
+    return named
+
+
+def _require_sound(base: Checkpoint, model: PreTrainedModel) -> None:
+    """Refuse weights that are not floating-point numbers on the disk, or not finite ones in memory."""
+    names, packed = TensorNames.of(base, model), quantiser(base) is not None
+    if packed:
+        require_unpackable(base, model)
+    for name, parameter in model.named_parameters():
+        stored = names.find(name)
+        if packed and not parameter.is_floating_point():
+            continue
+        if stored is not None and stored.entry.dtype not in DTYPES and not packed:
+            raise UserError(
+                f"{base.reference}: {stored.entry.key} is {stored.entry.dtype}: quantised weights are not supported "
+                "yet: use the checkpoint before quantisation"
+            )
+        # Their least and greatest are NaN or infinite if any is: one pass, no second tensor.
+        if parameter.numel() and not all(bool(end.isfinite()) for end in parameter.aminmax()):
+            if stored is not None:
+                stored.file.read(stored.entry.key)
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{base.reference}: {name} is not finite as {dtype}: pass --dtype float32, or fetch it again"
+            )

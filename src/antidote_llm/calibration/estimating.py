@@ -75,7 +75,7 @@ def _activation_bytes(opened: OpenModel, rows: Rows) -> int:
     config = opened.causal_model.config.get_text_config()
     hidden = int(config.hidden_size)
     inner = max(int(getattr(config, "intermediate_size", None) or 4 * hidden), hidden)
-    heads, length = int(config.num_attention_heads or 1), max(len(row.input_ids) for row in rows)
+    heads, length = _heads(config), max(len(row.input_ids) for row in rows)
     return 4 * (padded_tokens(rows) * (6 * hidden + 3 * inner) + len(rows) * heads * length * length)
 
 
@@ -83,7 +83,12 @@ def _waiting_bytes(opened: OpenModel, rows: Rows) -> int:
     """Return what a micro-batch holds between two layers: its hidden states, and what layers are called with."""
     config: Any = opened.causal_model.config.get_text_config()
     length = max(len(row.input_ids) for row in rows)
-    head = getattr(config, "head_dim", None) or math.ceil(config.hidden_size / (config.num_attention_heads or 1))
+    head = getattr(config, "head_dim", None) or math.ceil(config.hidden_size / _heads(config))
     item_bytes = opened.dtype.itemsize
     mask_and_rotary = len(rows) * length * (length + 2 * int(head)) * item_bytes
     return padded_tokens(rows) * int(config.hidden_size) * item_bytes + mask_and_rotary
+
+
+def _heads(config: Any) -> int:
+    """Return how many heads the attention has; 1 where there is none."""
+    return int(getattr(config, "num_attention_heads", None) or 1)

@@ -51,7 +51,8 @@ class Moments:
 
         ``rms`` is the root mean square over rows of the row's norm, as the published code computes it; ``mean_norm``
         is the mean of the rows' norms, Eq. 1 of the paper (arXiv 2408.09600); ``token_rms`` is the root mean square
-        over tokens.
+        over tokens. All divide by the rows or tokens of the whole data set, those of an expert too: ranked with other
+        matrices, an expert that few tokens are sent to counts for less.
 
         Raises:
             DefectError: The site was not observed.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
 
-from antidote_llm.calibration import CalibrationSettings, Moments
-from antidote_llm.calibration.kept_sums import KeptState
+from antidote_llm.calibration import CalibrationSettings, Moments, layerwise
+from antidote_llm.calibration.kept_sums import KeptState, read_tensors, write_tensors
 from antidote_llm.models import open_model, resolve_target
 from antidote_llm.models.loading import PartLoader
 from tests.engine_architectures import write
@@ -106,3 +108,47 @@ def test_what_does_not_belong_to_a_run_is_not_gone_on_from(on_disk: bool, damage
     if damage == "cut":
         kept.write_bytes(kept.read_bytes()[:-7])
     assert_same_bits(statistics(opened, target, work=tmp_path / "kept"), wanted)
+
+
+@pytest.mark.parametrize("begun_on_disk", [False, True])
+@pytest.mark.usefixtures("always_kept")
+def test_what_one_engine_left_is_nothing_to_the_other(begun_on_disk: bool, tmp_path: Path) -> None:
+    folder = str(write(tmp_path / "model", "llama"))
+    first, second = (open_model(folder, layers_on_disk=on_disk) for on_disk in (begun_on_disk, not begun_on_disk))
+    wanted = statistics(second, resolve_target(second, "weight"))
+    with pytest.raises(Killed):
+        statistics(first, resolve_target(first, "weight"), work=tmp_path / "kept", progress=cut_off_after(2))
+    assert_same_bits(statistics(second, resolve_target(second, "weight"), work=tmp_path / "kept"), wanted)
+
+
+def test_all_processes_are_asked_where_they_stand_even_by_one_that_found_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def nobody_agrees(value: object) -> bool:
+        asked.append(value)
+        return False
+
+    monkeypatch.setattr(layerwise, "all_equal", nobody_agrees)
+    again(write(tmp_path / "model", "llama"), tmp_path / "kept")
+    assert asked == [None]
+
+
+def test_keeping_tensors_takes_no_memory_of_their_size(tmp_path: Path) -> None:
+    hidden = {f"hidden/{place}": torch.zeros(1 << 22, dtype=torch.bfloat16) for place in range(16)}
+    resident, most = psutil.Process().memory_info().rss, [0]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            most[0] = max(most[0], psutil.Process().memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    write_tensors(tmp_path / "kept.safetensors", hidden, {"key": "k"})
+    done.set()
+    watcher.join()
+    assert most[0] - resident < sum(values.nbytes for values in hidden.values()) / 4
+    found = read_tensors(tmp_path / "kept.safetensors")
+    assert found is not None and found[0].keys() == hidden.keys() and found[1]["key"] == "k"

@@ -113,12 +113,13 @@ class Collection:
                 progress(len(self.rows))
             yield self.sites, self._moments(self.sites, found or self._required(path))
             return
-        total = Sums()
+        total, keeps = Sums(), cache and process_rank() == 0
         for sites, sums in self._parts(progress, work, sweeps, heard):
             require_finite(sums)
-            total.merge(sums)
+            if keeps:
+                total.merge(sums)
             yield sites, self._moments(sites, sums)
-        if cache and process_rank() == 0:
+        if keeps:
             self._keep(path, total)
 
     def whole(self, **options: Any) -> Moments:
@@ -139,7 +140,8 @@ class Collection:
         kept = None
         if folder is not None:
             name = f"statistics-{process_rank()}-of-{process_count()}.safetensors"
-            kept = KeptState(folder / name, f"{self.sha256}/{sweeps}")
+            engine = "memory" if self.opened.stream is None else "streaming"
+            kept = KeptState(folder / name, f"{self.sha256}/{engine}/{sweeps}")
         if self.opened.stream is None:
             yield self.sites, sums_of_whole(self.opened, self.sites, work, progress, kept)
         else:

@@ -115,7 +115,8 @@ class _Begun:
         """Return where a run that was cut off can go on: all processes from the same place, or all from the start."""
         begun, tensors = cls(), kept.read() if kept is not None else None
         place = None if tensors is None else tuple(tensors["begun"].tolist())
-        if place is None or tensors is None or not all_equal(place):
+        # Asked in every process, whatever this one found: those that did find something wait for the answer.
+        if not all_equal(place) or place is None or tensors is None:
             return begun
         begun.sweep, begun.layer, begun.tuple_length = place
         layers: dict[int, dict[str, Tensor]] = {}

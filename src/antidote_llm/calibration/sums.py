@@ -25,8 +25,8 @@ class Sums:
     def add(self, name: str, sum_squares_I: Tensor, sum_norms_I: Tensor, tokens: int) -> None:
         """Add what a site saw."""
         if name in self.tokens:
-            self.squares[name] += sum_squares_I
-            self.norms[name] += sum_norms_I
+            self.squares[name] += sum_squares_I.to(self.squares[name].device)
+            self.norms[name] += sum_norms_I.to(self.norms[name].device)
             self.tokens[name] += tokens
         else:
             self.squares[name], self.norms[name], self.tokens[name] = sum_squares_I.clone(), sum_norms_I.clone(), tokens

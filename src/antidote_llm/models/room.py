@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from antidote_llm.models.tensor_files import DTYPES
 # What a forward pass takes beside the weights, at least, and what loading takes for a moment.
 _BESIDE_BYTES, _LOADING = 300_000_000, 1.05
 _CGROUP = Path("/sys/fs/cgroup")
+# Of the second and of the first version of control groups: what may be used, and what is.
+_GROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,36 @@ def resident_bytes() -> int:
 
 
 def _available_bytes() -> int:
-    """Return the memory that is free, of the machine and of the container that the process runs in."""
-    free = int(psutil.virtual_memory().available)
+    """Return the memory that is free, of the machine and of the container or control group of this process."""
+    return max(0, min([int(psutil.virtual_memory().available), *_free_in_groups()]))
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Yield what is left to every control group that this process is in; pages of files can be given back."""
+    for folder in _groups():
+        for most_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            try:
+                most, used = (folder / most_name).read_text().strip(), int((folder / used_name).read_text())
+                stat = (folder / "memory.stat").read_text()
+            except OSError:
+                # Another version of the interface, or a group without a limit.
+                continue
+            files = [int(line.split()[1]) for line in stat.splitlines() if line.split()[0] in ("file", "total_cache")]
+            if most != "max":
+                yield int(most) - used + sum(files)
+
+
+def _groups() -> Iterator[Path]:
+    yield _CGROUP
+    yield _CGROUP / "memory"
     try:
-        most = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
-        # No container, or one that says nothing.
-        return free
-    return free if most == "max" else min(free, int(most) - used)
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds in ("", "memory"):
+            yield _CGROUP / kinds / path.lstrip("/")

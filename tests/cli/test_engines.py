@@ -135,3 +135,12 @@ def test_a_model_larger_than_its_memory_is_repaired_within_it(place: Place) -> N
     given = [sys.executable, "-c", WITHIN, int(0.7 * size), *command, "--engine", "streaming", "--out", place.out]
     run = subprocess.run(list(map(str, given)), capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_a_process_that_is_left_alone_says_so_in_one_line(place: Place) -> None:
+    command = uncached(TARGETS["weight"](place), place.root / "out", "--engine", "streaming", "--max-disk", "1kB")
+    run = launched("--standalone", "--nproc-per-node", 2, "-m", "antidote_llm", *command, seconds=240)
+    assert run.returncode != 0 and "error: --max-disk" in run.stderr
+    # Whether it hears of the other's end from torchrun or finds out by itself.
+    assert "error: another process has ended" in run.stderr or "\ninterrupted\n" in run.stderr
+    assert "internal error" not in run.stderr and not (place.root / "out").exists()

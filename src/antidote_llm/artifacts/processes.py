@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from antidote_llm.errors import UserError
@@ -54,25 +56,42 @@ def connect() -> None:
         dist.init_process_group("gloo")
 
 
-def agreed(value: Value) -> Value:
-    """Return the first process's value in every process."""
+def agreed(value: Value, source: int = 0) -> Value:
+    """Return one process's value, by default the first's, in every process.
+
+    Raises:
+        UserError: A process has ended, or they cannot find each other.
+    """
     if process_count() == 1:
         return value
     import torch.distributed as dist
 
-    connect()
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    with _all_there():
+        dist.broadcast_object_list(box, src=source)
     return box[0]
 
 
 def all_equal(value: object) -> bool:
-    """Return whether every process has the same value."""
+    """Return whether every process has the same value.
+
+    Raises:
+        UserError: As :func:`agreed`.
+    """
     if process_count() == 1:
         return True
     import torch.distributed as dist
 
-    connect()
     values: list[object] = [None] * process_count()
-    dist.all_gather_object(values, value)
+    with _all_there():
+        dist.all_gather_object(values, value)
     return all(other == value for other in values)
+
+
+@contextmanager
+def _all_there() -> Iterator[None]:
+    try:
+        connect()
+        yield
+    except RuntimeError as error:
+        raise UserError("another process has ended, and this one cannot go on alone: see what that one says") from error

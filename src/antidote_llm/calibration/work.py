@@ -10,10 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from antidote_llm.artifacts.processes import connect, process_count, process_rank
+from antidote_llm.artifacts.processes import agreed, process_count, process_rank
 from antidote_llm.calibration.batching import MicroBatch, Rows, padded, padded_tokens, shares
 from antidote_llm.calibration.observing import Heard
 from antidote_llm.calibration.settings import CalibrationSettings
@@ -106,7 +105,5 @@ def add_in_order(total: Sums, work: Work, parts: Mapping[int, Sums]) -> Sums:
 
 
 def _from(owner: int, part: Sums | None) -> Sums:
-    connect()
-    box = [part.tensors() if part is not None else None]
-    dist.broadcast_object_list(box, src=owner)
-    return part if part is not None else Sums.of(box[0] or {})
+    sent = agreed(None if part is None else part.tensors(), owner)
+    return part if part is not None else Sums.of(sent or {})

@@ -217,6 +217,8 @@ def test_sites_are_listed_and_nothing_is_done(place: Place, antidote: Command) -
         "layer": 0,
         "file": "model.safetensors",
         "key": "model.layers.0.self_attn.q_proj.weight",
+        "part": None,
+        "expert": None,
         "rows": 32,
         "columns": 32,
     }

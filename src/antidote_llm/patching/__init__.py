@@ -5,7 +5,7 @@ from antidote_llm.patching.diff import TensorDiff, diff
 from antidote_llm.patching.encodings import entries_bytes
 from antidote_llm.patching.patch import PATCH_FILE, Patch, read_patch
 from antidote_llm.patching.shipping import copy_checkpoint, shipped_files
-from antidote_llm.patching.writing import PatchedCopies, write_patched
+from antidote_llm.patching.writing import PatchedCopies
 
 __all__ = [
     "PATCH_FILE",
@@ -19,5 +19,4 @@ __all__ = [
     "require_reverts",
     "shipped_files",
     "transform",
-    "write_patched",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +24,6 @@ from antidote_llm.patching.patch import FileChange, Patch, PatchWriter, TensorRe
 from antidote_llm.patching.spooling import SpooledChange
 from antidote_llm.patching.streaming import flipped_pieces
 
-TensorEdit: TypeAlias = Callable[[], Tensor]
 # The hash of a file before, and after.
 _Hashes: TypeAlias = tuple[str, str]
 
@@ -167,20 +166,6 @@ class PatchedCopies:
         return FileChange(
             path=name, size_bytes=self._sources[name].size_bytes, sha256_before=before, sha256_after=after
         )
-
-
-def write_patched(
-    sources: Mapping[str, TensorFile],
-    edits: Mapping[tuple[str, str], TensorEdit],
-    recipe: dict[str, object],
-    target: Path,
-    patch_path: Path,
-) -> Patch:
-    """Write copies of weight files with some tensors replaced, and the patch: whole tensors, in the order given."""
-    with PatchedCopies(sources, edits, recipe, target, patch_path) as writer:
-        for (file, key), edit in edits.items():
-            writer.edit(file, key, [edit()])
-        return writer.finish()
 
 
 def predicted_header_bytes(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.filesize import decimal
 from torch import Tensor
 
+from antidote_llm.artifacts import sha256_file
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
-from antidote_llm.errors import UserError
+from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.sites import Site
 from antidote_llm.models.targets import OutsideTensor
 from antidote_llm.models.tensor_files import DTYPES, TensorFile
-from antidote_llm.patching import PATCH_FILE, PatchedCopies, copy_checkpoint, entries_bytes, require_reverts
+from antidote_llm.patching import PATCH_FILE, Patch, PatchedCopies, copy_checkpoint, entries_bytes, require_reverts
 from antidote_llm.patching.writing import predicted_header_bytes
 from antidote_llm.repair.planning import Plan, request_of
 from antidote_llm.repair.record import Origin, PatchSummary, RepairRecord
@@ -122,8 +123,19 @@ def write_repair(
             if sha256 != checkpoint.sha256[name]:
                 raise UserError(f"{checkpoint.folder / name} changed while it was read: run again when it is at rest")
         if model is not None:
-            require_reverts(patch, model)
+            _require_reverts(patch, model, changing, checkpoint)
     return _record(repair, tally, command, stopwatch, summary)
+
+
+def _require_reverts(patch: Patch, model: Path, changing: Mapping[str, TensorFile], checkpoint: Checkpoint) -> None:
+    """Take the patch off what was written. The hashes of what it came from are older: those files may have changed."""
+    try:
+        require_reverts(patch, model)
+    except DefectError:
+        for name, file in changing.items():
+            if sha256_file(file.path) != checkpoint.sha256[name]:
+                raise UserError(f"{file.path} changed while it was read: run again when it is at rest") from None
+        raise
 
 
 def _require_room(folder: Path, needed_bytes: int, max_disk_bytes: int | None) -> None:

@@ -6,9 +6,9 @@ every expert's matrices one by one where the model computes with all of them in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -52,20 +52,38 @@ def recipes(checkpoint: Checkpoint, model: PreTrainedModel) -> Mapping[str, Reci
         checkpoint: A checkpoint of the model's architecture.
         model: The model, with or without values in its parameters.
     """
-    transforms: list[Any] = get_model_conversion_mapping(model)
+    transforms, wanted = get_model_conversion_mapping(model), model.state_dict()
+    stored = stored_tensors(checkpoint)
+    collected: dict[str, dict[str | None, list[StoredTensor]]] = {}
+    for key, name, pattern in model_names(stored, model, transforms):
+        collected.setdefault(name, {}).setdefault(pattern, []).append(stored[key])
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    return {name: _recipe(found, tuple(wanted[name].shape), by_pattern) for name, found in collected.items()}
+
+
+def model_names(
+    keys: Iterable[str], model: PreTrainedModel, transforms: Sequence[object]
+) -> Iterator[tuple[str, str, str | None]]:
+    """Yield stored tensors that a model computes with: key, name in the model, and the conversion's pattern, if any.
+
+    What a model does not compute with is left out, as the masks of old files.
+
+    Args:
+        keys: What the files hold.
+        model: The model, with or without values in its parameters.
+        transforms: What transformers does with such files.
+    """
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     wanted, prefix = model.state_dict(), model.base_model_prefix
-    collected: dict[str, dict[str | None, list[StoredTensor]]] = {}
     # In this order, because the place in a stack is that of the name in it, and some renamings depend on earlier ones.
-    for key, stored in sorted(stored_tensors(checkpoint).items(), key=lambda item: dot_natural_key(item[0])):
+    for key in sorted(keys, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, converters, prefix, wanted)
         if name not in wanted and key in wanted:
             name, pattern = rename_source_key(key, [], [], prefix, wanted)
         if name in wanted:
-            collected.setdefault(name, {}).setdefault(pattern, []).append(stored)
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    return {name: _recipe(found, tuple(wanted[name].shape), by_pattern) for name, found in collected.items()}
+            yield key, name, pattern
 
 
 def _recipe(

@@ -17,6 +17,7 @@ from antidote_llm.models.expert_sites import ExpertMatrix, expert_matrices
 from antidote_llm.models.experts import expert_stacks
 from antidote_llm.models.naming import StoredTensor
 from antidote_llm.models.sites import Site, chosen_sites, in_group
+from antidote_llm.models.streaming import decoder_layers
 from antidote_llm.models.tensor_files import DTYPES
 
 # Parameters of two and more axes that are no linear matrix: what they multiply is not a site's input.
@@ -64,16 +65,10 @@ def weight_sites(model: PreTrainedModel, checkpoint: Checkpoint, pattern: str) -
 
 
 def _decoder_modules(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module inside the decoder layers: the longest list of modules that lies in no other."""
-    lists: dict[str, nn.ModuleList] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
-            lists[name] = module
-    if not lists:
-        raise UserError(f"{checkpoint.reference}: no list of decoder layers was found: this model cannot be repaired")
-    longest = max(lists, key=lambda name: len(lists[name]))
-    for inner, module in lists[longest].named_modules(prefix=longest):
-        if inner != longest:
+    """Yield every module inside the decoder layers."""
+    stack, layers = decoder_layers(model, checkpoint.reference)
+    for inner, module in layers.named_modules(prefix=stack):
+        if inner != stack:
             yield inner, module
 
 

@@ -135,6 +135,17 @@ def test_all_processes_are_asked_where_they_stand_even_by_one_that_found_nothing
     assert asked == [None]
 
 
+@pytest.mark.usefixtures("always_kept")
+def test_shares_that_are_done_are_held_as_one(tmp_path: Path) -> None:
+    opened = open_model(str(write(tmp_path / "model", "llama")))
+    with pytest.raises(Killed):
+        statistics(opened, resolve_target(opened, "weight"), work=tmp_path / "kept", progress=cut_off_after(3))
+    (path,) = (tmp_path / "kept").iterdir()
+    found = read_tensors(path)
+    assert found is not None
+    assert len({name.partition("/")[0] for name in found[0] if name.endswith("sum_squares")}) == 2
+
+
 def test_keeping_tensors_takes_no_memory_of_their_size(tmp_path: Path) -> None:
     hidden = {f"hidden/{place}": torch.zeros(1 << 22, dtype=torch.bfloat16) for place in range(16)}
     resident, most = psutil.Process().memory_info().rss, [0]

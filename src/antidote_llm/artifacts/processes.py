@@ -23,6 +23,11 @@ def process_rank() -> int:
     return 0 if process_count() == 1 else int(os.environ.get("RANK", "0"))
 
 
+def neighbour_count() -> int:
+    """Return how many of them share this machine, this one included."""
+    return 1 if process_count() == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def is_first_process() -> bool:
     """Whether this process writes the results and talks to the user."""
     return process_rank() == 0
@@ -78,14 +83,27 @@ def all_equal(value: object) -> bool:
     Raises:
         UserError: As :func:`agreed`.
     """
+    return all(other == value for other in _of_all(value))
+
+
+def largest(value: int) -> int:
+    """Return the largest value of all processes, for what has to fit all of them.
+
+    Raises:
+        UserError: As :func:`agreed`.
+    """
+    return max(_of_all(value))
+
+
+def _of_all(value: Value) -> list[Value]:
     if process_count() == 1:
-        return True
+        return [value]
     import torch.distributed as dist
 
-    values: list[object] = [None] * process_count()
+    values = [value] * process_count()
     with _all_there():
         dist.all_gather_object(values, value)
-    return all(other == value for other in values)
+    return values
 
 
 @contextmanager

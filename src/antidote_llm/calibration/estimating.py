@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from antidote_llm.artifacts.processes import largest, process_count
 from antidote_llm.calibration.batching import SHARES, Rows, batch_plan, padded_tokens
 from antidote_llm.calibration.collecting import Collection
 from antidote_llm.errors import UserError
 from antidote_llm.models.opening import OpenModel
 from antidote_llm.models.room import Room, resident_bytes
 
-# A layer that computes, the next that is read, and what reading and converting it holds for a moment.
-_LAYERS_HELD = 3
 # A block of rows that is edited: as it was, as float32, its scores, what is chosen, and as it becomes.
 _EDITING_BYTES = 160_000_000
+# Of one column: two numbers of float64.
+_SUMS_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,23 @@ def estimated(collection: Collection, room: Room | None = None) -> Estimate:
     most = room.most_ram_bytes
     beside = resident_bytes() + _activation_bytes(opened, max(plan, key=padded_tokens)) + _EDITING_BYTES
     if opened.stream is None:
+        beside += _sums_bytes(collection)
         if room.ram_bytes is not None and beside > most:
             raise _too_much(beside, most)
         return Estimate("memory", tokens, beside, 0, 1)
     layers = opened.stream.layer_bytes
-    held = beside + _LAYERS_HELD * max(layers)
+    # A layer that computes, the next that is read, and what of its file has not been converted.
+    held = beside + 2 * max(opened.stream.held_bytes) + max(layers) + _sums_bytes(collection)
     waiting = sum(_waiting_bytes(opened, rows) for rows in plan)
     for sweeps in range(1, SHARES + 1):
         needed = held + -(-waiting // sweeps)
         if needed <= most:
-            return Estimate("streaming", tokens, needed, sweeps * sum(layers), sweeps)
-    raise _too_much(held + -(-waiting // SHARES), most)
+            break
+    else:
+        raise _too_much(needed, most)
+    # As often in all processes: they wait for each other at every layer.
+    sweeps = largest(sweeps)
+    return Estimate("streaming", tokens, needed, sweeps * sum(layers), sweeps)
 
 
 def _too_much(needed: int, most: int) -> UserError:
@@ -68,6 +76,19 @@ def _too_much(needed: int, most: int) -> UserError:
         f"the statistics take {needed / 1e9:,.2f} GB of memory and {most / 1e9:,.2f} GB may be used: raise --max-ram, "
         "or lower --harmful-rows"
     )
+
+
+def _sums_bytes(collection: Collection) -> int:
+    """Return what the sums of all sites take: those kept, those handed on, and those of shares being summed."""
+    by_layer: Counter[int | None] = Counter()
+    for site in collection.sites:
+        by_layer[site.layer] += site.shape[1]
+    everything = sum(by_layer.values())
+    if collection.opened.stream is not None:
+        summed = SHARES * max(by_layer.values(), default=0)
+    else:
+        summed = everything if process_count() == 1 else SHARES * everything
+    return _SUMS_BYTES * (2 * everything + summed)
 
 
 def _activation_bytes(opened: OpenModel, rows: Rows) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from antidote_llm.artifacts.processes import process_count
 from antidote_llm.calibration.kept_sums import KeptState
 from antidote_llm.calibration.observing import Observer
 from antidote_llm.calibration.routed import experts_seen
@@ -14,6 +15,9 @@ from antidote_llm.calibration.sums import Sums
 from antidote_llm.calibration.work import Work, add_in_order, decoder_inputs
 from antidote_llm.models.opening import OpenModel
 from antidote_llm.models.sites import Site
+
+# Stands among the numbers of shares for those that have been added up.
+_ADDED_UP = -1
 
 
 def sums_of_whole(
@@ -39,6 +43,7 @@ def sums_of_whole(
         decoder = opened.causal_model
     observer = Observer(sites)
     parts, done = _found(kept)
+    added_up, is_alone = parts.setdefault(_ADDED_UP, Sums()), process_count() == 1
     with torch.inference_mode(), experts_seen(decoder, sites), observer.attached():
         for share in work.own_shares:
             part = parts.setdefault(share, Sums())
@@ -53,7 +58,10 @@ def sums_of_whole(
                         kept.keep(_kept(parts, done))
                 if progress:
                     progress(len(work.plan[place]))
-    return add_in_order(Sums(), work, parts)
+            if is_alone:
+                # At once, so that the sums of one share are held and not of all: experts have many.
+                added_up.merge(parts.pop(share))
+    return added_up if is_alone else add_in_order(added_up, work, parts)
 
 
 def _kept(parts: dict[int, Sums], done: dict[int, int]) -> dict[str, Tensor]:
@@ -66,5 +74,5 @@ def _found(kept: KeptState | None) -> tuple[dict[int, Sums], dict[int, int]]:
     for name, values in ((kept.read() if kept else None) or {}).items():
         share, _, rest = name.partition("/")
         by_share.setdefault(int(share), {})[rest] = values
-    done = {share: int(tensors.pop("done")) for share, tensors in by_share.items()}
+    done = {share: int(tensors.pop("done")) for share, tensors in by_share.items() if "done" in tensors}
     return {share: Sums.of(tensors) for share, tensors in by_share.items()}, done

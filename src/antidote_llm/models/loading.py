@@ -1,28 +1,24 @@
 """Loads parts of a model as transformers loads the whole of it: the same names, conversions and types.
 
-The one place that leans on how transformers loads: a semi-private function of it, so that nothing is written twice.
+The one place that calls transformers' own loading, a semi-private function of it, so that nothing is written twice; how
+files name tensors is told by :mod:`antidote_llm.models.conversion`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-)
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.configuration import BROKEN_CHECKPOINT, parsed_config
+from antidote_llm.models.conversion import model_names
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.tensor_files import DTYPES, TensorFile
 
@@ -86,6 +82,10 @@ class PartLoader:
     def stored_bytes(self, prefix: str) -> int:
         """Return what the part under a name takes on the disk."""
         return sum(file.entries[key].end - file.entries[key].begin for file, key in self._under([prefix]))
+
+    def loaded_bytes(self, prefix: str) -> int:
+        """Return what the part under a name takes in memory, in the type that it is loaded in."""
+        return sum(each.numel() * each.element_size() for each in self._loader.get_submodule(prefix).parameters())
 
     def load(self, prefixes: Sequence[str]) -> dict[str, Tensor]:
         """Return parameters and persistent buffers under some names of modules, by name.
@@ -175,19 +175,11 @@ def _own_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def _places(
-    checkpoint: Checkpoint, model: PreTrainedModel, mapping: Sequence[Any]
+    checkpoint: Checkpoint, model: PreTrainedModel, transforms: Sequence[object]
 ) -> Mapping[str, list[tuple[TensorFile, str]]]:
     """Return the stored tensors that every tensor of the model is made from."""
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    wanted, prefix = model.state_dict(), model.base_model_prefix
+    files = {key: file for file in checkpoint.weights.values() for key in file.entries}
     found: dict[str, list[tuple[TensorFile, str]]] = {}
-    for file in checkpoint.weights.values():
-        for key in file.entries:
-            name, _ = rename_source_key(key, renamings, converters, prefix, wanted)
-            if name not in wanted and key in wanted:
-                name, _ = rename_source_key(key, [], [], base_model_prefix=prefix, meta_state_dict=wanted)
-            # What a model does not compute with is left where it is, as the masks of old files.
-            if name in wanted:
-                found.setdefault(name, []).append((file, key))
+    for key, name, _ in model_names(files, model, transforms):
+        found.setdefault(name, []).append((files[key], key))
     return found

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from antidote_llm.artifacts.allocation import hand_large_memory_back
 from antidote_llm.artifacts.hashing import sha256_file
+from antidote_llm.artifacts.processes import largest
 from antidote_llm.errors import UserError
 from antidote_llm.models.adapters import (
     adapter_sites,
@@ -184,7 +185,9 @@ def open_model(
     place = device_named(device)
     if layers_on_disk is None:
         needed = whole_bytes([base, *lower, *([upper] if upper else [])], dtype)
-        layers_on_disk = quantiser(base) is None and not (room or Room()).holds(needed, place)
+        fits = (room or Room()).holds(needed, place)
+        # By one engine in all processes, or they would wait for each other in different places.
+        layers_on_disk = quantiser(base) is None and largest(not fits) > 0
     if layers_on_disk:
         model, stream = _skeleton(base, dtype, place, trust_remote_code)
     else:

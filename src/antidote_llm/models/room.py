@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from antidote_llm.artifacts.processes import neighbour_count
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.tensor_files import DTYPES
 
@@ -36,7 +37,8 @@ class Room:
     @property
     def most_ram_bytes(self) -> int:
         """What the process may hold at most, with what it holds now."""
-        free = resident_bytes() + _available_bytes()
+        # Processes that were started together ask at the same time, and all take what they are told.
+        free = resident_bytes() + _available_bytes() // neighbour_count()
         return free if self.ram_bytes is None else min(self.ram_bytes, free)
 
     def most_vram_bytes(self, device: torch.device) -> int:

@@ -40,6 +40,11 @@ class LayerStream:
         """What each layer takes on the disk."""
         return tuple(map(self.loader.stored_bytes, self.names))
 
+    @property
+    def held_bytes(self) -> tuple[int, ...]:
+        """What each layer takes in memory."""
+        return tuple(map(self.loader.loaded_bytes, self.names))
+
     @contextmanager
     def loaded(self, indices: Sequence[int]) -> Iterator[Iterator[int]]:
         """Go through layers: each is in memory until the next is asked for, which is read meanwhile."""

@@ -198,10 +198,10 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random(tmp_path_factory.mktemp("moe") / "mixtral", config_of("mixtral", **sizes, **heads))
 
 
-@pytest.mark.parametrize("pattern", ["all", "mlp"])
-def test_fused_experts_are_refused_by_name(mixtral: Path, pattern: str) -> None:
-    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.experts\.\w+ \(\w+\).*--sites attention"):
-        resolve_target(open_model(str(mixtral)), "weight", pattern=pattern)
+@pytest.mark.parametrize(("pattern", "beside"), [("all", 4), ("mlp", 0)])
+def test_every_matrix_of_fused_experts_is_covered(mixtral: Path, pattern: str, beside: int) -> None:
+    target = resolve_target(open_model(str(mixtral)), "weight", pattern=pattern)
+    assert len(target.sites) == 2 * (4 * 3 + beside)
 
 
 def test_the_attention_beside_fused_experts_is_covered(mixtral: Path, tmp_path: Path) -> None:

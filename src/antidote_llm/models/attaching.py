@@ -66,7 +66,8 @@ def _fill_from_file(attached: PeftModel, name: str, adapter: Checkpoint) -> None
             stored = f"{module_name}.{own_name}".replace(f".{name}", "", 1)
             key = next((key for key in (stored, stored.removesuffix(".weight")) if key in file.entries), None)
             if parameter is not None and parameter.is_meta and key is not None:
-                values = file.read(key).to(there.device, dtype)
+                # A copy lies as peft's own parameters do, on whose place in memory last bits may depend.
+                values = file.read(key).to(there.device, dtype, copy=True)
                 module._parameters[own_name] = torch.nn.Parameter(values, requires_grad=False)
 
 

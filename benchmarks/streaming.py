@@ -67,9 +67,9 @@ def main() -> None:
             subprocess.run([*itself, "--work", str(given.work), "--out", str(given.out)], check=True)
         found[shape] = both_engines(given.work, shape, given.repeats)
         print(json.dumps(found[shape]["ratios"]), flush=True)
-    result = {"rows": given.rows, "tokens": given.rows * given.tokens, "repeats": given.repeats, "shapes": found}
-    write_json(given.out, result)
-    write_text(given.out.with_suffix(".md"), markdown(found))
+        tokens = given.rows * given.tokens
+        write_json(given.out, {"rows": given.rows, "tokens": tokens, "repeats": given.repeats, "shapes": found})
+        write_text(given.out.with_suffix(".md"), markdown(found))
     print(markdown(found))
 
 

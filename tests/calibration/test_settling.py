@@ -166,3 +166,9 @@ def test_a_sample_of_entries_bounds_lower_but_bounds(scope: RankedTogether) -> N
         found, rows = run(settling, sums)
         true += jaccard(mask(sums, updates, rows, scope), whole) >= found.bound
     assert true >= 37
+
+
+def test_a_single_row_is_all_there_is() -> None:
+    settling = Settling(made_sites(), lambda site: made_updates(1)[site.name], ranking("row"), rows=1)
+    found, seen = run(settling, {name: sums[:1] for name, sums in made_sums(0.3, 1).items()})
+    assert (found.settled, found.bound, seen) == (True, 1.0, [0])

@@ -11,7 +11,7 @@ import pytest
 
 from antidote_llm.artifacts import sha256_file
 from tests import tiny
-from tests.cli.bad_targets import adapter, delta, weight
+from tests.cli.bad_targets import adapter, delta, sharded, weight
 from tests.cli.command import Command, Place, tree
 from tests.training.launching import launched
 
@@ -144,3 +144,12 @@ def test_a_process_that_is_left_alone_says_so_in_one_line(place: Place) -> None:
     # Whether it hears of the other's end from torchrun or finds out by itself.
     assert "error: another process has ended" in run.stderr or "\ninterrupted\n" in run.stderr
     assert "internal error" not in run.stderr and not (place.root / "out").exists()
+
+
+def test_files_that_do_not_change_count_as_well_where_they_are_copied(place: Place, antidote: Command) -> None:
+    arguments = [*TARGETS["weight"](place), "--sites", "*.layers.1.*", "--no-cache"]
+    first, second = sharded(place.base)
+    most = second.stat().st_size + first.stat().st_size
+    filled = antidote(*arguments, "--max-disk", f"{most}B")
+    assert (filled.code, len(filled.errors)) == (2, 1) and "--max-disk" in filled.errors[0], filled.err
+    antidote.done(*arguments, "--max-disk", f"{most}B", "--hard-links")

@@ -157,6 +157,9 @@ class Settling:
 
         The risk is spent as 1 / j^2, whose sum is pi^2 / 6, so that any number of chances is allowed for.
         """
+        if mean == 1:
+            # As when every row was seen, were it a single one.
+            return 1.0
         level = (1 - self._confidence) * 6 / (math.pi * chance) ** 2
         errors = float(student.ppf(1 - level, min(len(self._weights_DN), self._seen) - 1))
         return max(0.0, 1 - (1 - mean) * math.exp(errors * error))

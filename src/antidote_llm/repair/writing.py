@@ -17,7 +17,15 @@ from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.sites import Site
 from antidote_llm.models.targets import OutsideTensor
 from antidote_llm.models.tensor_files import DTYPES, TensorFile
-from antidote_llm.patching import PATCH_FILE, Patch, PatchedCopies, copy_checkpoint, entries_bytes, require_reverts
+from antidote_llm.patching import (
+    PATCH_FILE,
+    Patch,
+    PatchedCopies,
+    copy_checkpoint,
+    entries_bytes,
+    require_reverts,
+    shipped_files,
+)
 from antidote_llm.patching.writing import predicted_header_bytes
 from antidote_llm.repair.planning import Plan, request_of
 from antidote_llm.repair.record import Origin, PatchSummary, RepairRecord
@@ -91,7 +99,7 @@ def write_repair(
     changing = _changing(repair)
     predicted = predicted_patch_bytes(repair)
     # Beside the patch lies a scratch file of its size until it is written.
-    needed = 2 * predicted + (0 if patch_only else sum(file.size_bytes for file in changing.values()))
+    needed = 2 * predicted + (0 if patch_only else _model_bytes(checkpoint, changing, hard_links=hard_links))
     _require_room(folder, needed, max_disk_bytes)
     model, patch_path = None if patch_only else folder / "model", folder / "record" / PATCH_FILE
     patch_path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +144,15 @@ def _require_reverts(patch: Patch, model: Path, changing: Mapping[str, TensorFil
             if sha256_file(file.path) != checkpoint.sha256[name]:
                 raise UserError(f"{file.path} changed while it was read: run again when it is at rest") from None
         raise
+
+
+def _model_bytes(checkpoint: Checkpoint, changing: Mapping[str, TensorFile], *, hard_links: bool) -> int:
+    """Return what the repaired model takes on the disk, should no copy share blocks with what it is a copy of."""
+    return sum(
+        path.stat().st_size
+        for path in shipped_files(checkpoint.folder, checkpoint.weights)
+        if path.name in changing or not (hard_links and path.suffix.lower() == ".safetensors")
+    )
 
 
 def _require_room(folder: Path, needed_bytes: int, max_disk_bytes: int | None) -> None:

@@ -101,7 +101,7 @@ class PartLoader:
             raise UserError(f"{self._checkpoint.reference}: {name} does not fit config.json: fetch it again")
         found = {name: values for prefix in prefixes for name, values in self._taken(prefix)}
         for name, values in found.items():
-            self._require_finite(name, values)
+            self._require_finite(name, values, prefixes)
         return found
 
     def _taken(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
@@ -115,8 +115,12 @@ class PartLoader:
                 if buffer is not None and own_name not in module._non_persistent_buffers_set:
                     yield f"{name}.{own_name}", buffer
 
-    def _require_finite(self, name: str, values: Tensor) -> None:
+    def _require_finite(self, name: str, values: Tensor, prefixes: Sequence[str]) -> None:
         if values.is_floating_point() and values.numel() and not all(bool(end.isfinite()) for end in values.aminmax()):
+            # Names the file that is broken, where it is not the type that is too narrow.
+            for file, key in self._under(prefixes):
+                if file.entries[key].dtype in DTYPES:
+                    file.read(key)
             dtype = str(values.dtype).removeprefix("torch.")
             reference = self._checkpoint.reference
             raise UserError(f"{reference}: {name} is not finite as {dtype}: pass --dtype float32, or fetch it again")

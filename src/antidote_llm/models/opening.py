@@ -185,7 +185,7 @@ def open_model(
     place = device_named(device)
     if layers_on_disk is None:
         needed = whole_bytes([base, *lower, *([upper] if upper else [])], dtype)
-        fits = (room or Room()).holds(needed, place)
+        fits = (room or Room()).holds(needed, place, spread=device == SPREAD)
         # By one engine in all processes, or they would wait for each other in different places.
         layers_on_disk = quantiser(base) is None and largest(not fits) > 0
     if layers_on_disk:

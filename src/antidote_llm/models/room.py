@@ -46,11 +46,12 @@ class Room:
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
         return free if self.vram_bytes is None else min(self.vram_bytes, free)
 
-    def holds(self, needed_bytes: int, device: torch.device) -> bool:
-        """Whether weights of a size fit where they are computed with."""
+    def holds(self, needed_bytes: int, device: torch.device, *, spread: bool = False) -> bool:
+        """Whether weights of a size fit where they are computed with: on one device, or spread over all GPUs."""
         needed = int(needed_bytes * _LOADING) + _BESIDE_BYTES
         if device.type == "cuda":
-            return needed <= self.most_vram_bytes(device)
+            devices = [torch.device("cuda", n) for n in range(torch.cuda.device_count())] if spread else [device]
+            return needed <= sum(map(self.most_vram_bytes, devices))
         return resident_bytes() + needed <= self.most_ram_bytes
 
 

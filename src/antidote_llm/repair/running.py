@@ -165,6 +165,8 @@ def plan_repair(
         if opened.stream is None or not _separable(method, settings):
             parts = tuple(_planned(stopwatch, target, iter([_together(collection, arriving)]), method, settings))
     else:
+        if until_settled:
+            raise UserError(f"--calibration auto: --method {method.name} uses no statistics as it is set: leave it out")
         with stopwatch.step("plan"):
             parts = (plan(Problem(target, None), method, settings),)
     with stopwatch.step("plan"):

@@ -198,7 +198,7 @@ def cut(path: Path) -> None:
 CHANGES: dict[str, Callable[[Path], None]] = {"rewritten": rewritten, "deleted": Path.unlink, "cut": cut}
 STEPS = {
     "opening": "antidote_llm.models.opening.load_whole",
-    "planning": "antidote_llm.cli.repair.plan_repair",
+    "planning": "antidote_llm.cli.repair_job.plan_repair",
     "copying": "antidote_llm.repair.writing.copy_checkpoint",
     "writing": "antidote_llm.repair.writing.PatchedCopies",
     "reading the patch": "antidote_llm.patching.writing.read_patch",

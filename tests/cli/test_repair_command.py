@@ -287,7 +287,7 @@ def test_the_questions_are_checked_before_anything_is_done(
         raise AssertionError("the repair has begun")
 
     for step in ("data_opts.harmful_data", "plan_repair"):
-        monkeypatch.setattr(f"antidote_llm.cli.repair.{step}", too_late)
+        monkeypatch.setattr(f"antidote_llm.cli.repair_job.{step}", too_late)
     path = place.write(name, text)
     evaluate = ["--task", f"t={path}"] if name == "task.jsonl" else ["--evaluate", path]
     length = "500" if "prompt" in text else "4"
@@ -327,7 +327,7 @@ def test_our_own_defect_is_told_apart(place: Place, antidote: Command, monkeypat
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a test")
 
-    monkeypatch.setattr("antidote_llm.cli.repair.write_report", broken)
+    monkeypatch.setattr("antidote_llm.cli.repair_job.write_report", broken)
     before = tree(place.root)
     result = antidote(*place.repair())
     assert result.code == 3

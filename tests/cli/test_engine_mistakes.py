@@ -31,3 +31,11 @@ def test_rows_cannot_settle_what_needs_no_rows(place: Place, antidote: Command) 
     assert (result.code, len(result.errors)) == (2, 1)
     assert "--calibration auto" in result.errors[0] and "--method random" in result.errors[0]
     assert tree(place.root) == before
+
+
+def test_a_patch_alone_is_not_told_to_be_one(place: Place, antidote: Command) -> None:
+    before = tree(place.root)
+    result = antidote(*place.repair("--patch-only", "--max-disk", "1kB", "--no-cache"))
+    assert (result.code, len(result.errors)) == (2, 1)
+    assert "--max-disk" in result.errors[0] and "--patch-only" not in result.errors[0]
+    assert tree(place.root) == before

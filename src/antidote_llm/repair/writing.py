@@ -100,7 +100,7 @@ def write_repair(
     predicted = predicted_patch_bytes(repair)
     # Beside the patch lies a scratch file of its size until it is written.
     needed = 2 * predicted + (0 if patch_only else _model_bytes(checkpoint, changing, hard_links=hard_links))
-    _require_room(folder, needed, max_disk_bytes)
+    _require_room(folder, needed, max_disk_bytes, patch_only=patch_only)
     model, patch_path = None if patch_only else folder / "model", folder / "record" / PATCH_FILE
     patch_path.parent.mkdir(parents=True, exist_ok=True)
     with stopwatch.step("write"):
@@ -155,11 +155,12 @@ def _model_bytes(checkpoint: Checkpoint, changing: Mapping[str, TensorFile], *, 
     )
 
 
-def _require_room(folder: Path, needed_bytes: int, max_disk_bytes: int | None) -> None:
+def _require_room(folder: Path, needed_bytes: int, max_disk_bytes: int | None, *, patch_only: bool) -> None:
     if max_disk_bytes is not None and needed_bytes > max_disk_bytes:
+        mend = "raise it" if patch_only else "raise it, or pass --patch-only"
         raise UserError(
             f"--max-disk {decimal(max_disk_bytes)}: the result takes {decimal(needed_bytes)} at most while it is "
-            "written: raise it, or pass --patch-only"
+            f"written: {mend}"
         )
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:

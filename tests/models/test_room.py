@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -16,3 +18,14 @@ def test_layers_that_are_spread_may_take_what_all_gpus_have(monkeypatch: pytest.
     assert not Room().holds(needed, place)
     assert Room().holds(needed, place, spread=True)
     assert not Room(vram_bytes=10**8).holds(needed, place, spread=True)
+
+
+def test_a_limit_on_the_gpu_is_kept_by_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[tuple[float, torch.device]] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80_000_000_000))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: kept.append(given))
+    gpu = torch.device("cuda", 0)
+    Room(vram_bytes=20_000_000_000).bound(gpu)
+    Room().bound(gpu)
+    Room(vram_bytes=1).bound(torch.device("cpu"))
+    assert kept == [(0.25, gpu)]

@@ -183,6 +183,7 @@ def open_model(
     model: Any
     stream = None
     place = device_named(device)
+    (room or Room()).bound(place)
     if layers_on_disk is None:
         needed = whole_bytes([base, *lower, *([upper] if upper else [])], dtype)
         fits = (room or Room()).holds(needed, place, spread=device == SPREAD)

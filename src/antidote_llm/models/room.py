@@ -46,6 +46,12 @@ class Room:
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
         return free if self.vram_bytes is None else min(self.vram_bytes, free)
 
+    def bound(self, device: torch.device) -> None:
+        """Let a GPU give this process no more than the limit, where one is set: what asks for more is out of memory."""
+        if device.type == "cuda" and self.vram_bytes is not None:
+            whole = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, self.vram_bytes / whole), device)
+
     def holds(self, needed_bytes: int, device: torch.device, *, spread: bool = False) -> bool:
         """Whether weights of a size fit where they are computed with: on one device, or spread over all GPUs."""
         needed = int(needed_bytes * _LOADING) + _BESIDE_BYTES

@@ -365,7 +365,11 @@ CASES: list[Case] = [
     ("sites_of_no_weight", lambda place: weight(place, "--sites", "qkv,zorbik"), ("'zorbik'", "o_proj")),
     ("sites_of_nothing", lambda place: weight(place, "--sites", ""), ("--sites", "o_proj")),
     ("sites_that_are_no_matrices", lambda place: weight(place, "--sites", "*norm*"), ("--sites *norm*", "o_proj")),
-    ("sites_of_experts", lambda place: whole(place, mixtral(place), "--target", "weight"), ("experts", "--sites")),
+    (
+        "auto_on_experts",
+        lambda place: whole(place, mixtral(place), "--target", "weight", "--calibration", "auto"),
+        ("--calibration auto", "experts", "all"),
+    ),
     (
         "sites_of_nothing_listed",
         lambda place: ["repair", place.base, "--target", "weight", "--sites", "zorbik", "--list-sites"],

@@ -75,6 +75,10 @@ def serving(reply: Callable[[Any], Reply]) -> Iterator[Server]:
             server.enter(self.path, body, dict(self.headers))
             try:
                 code, content, headers = server.reply(body)
+            finally:
+                # Whoever has an answer may ask again before this thread goes on.
+                server.leave()
+            try:
                 self.send_response(code)
                 for name, value in {"Content-Length": str(len(content)), **headers}.items():
                     self.send_header(name.replace("_", "-"), value)
@@ -82,8 +86,6 @@ def serving(reply: Callable[[Any], Reply]) -> Iterator[Server]:
                 self.wfile.write(content)
             except (BrokenPipeError, ConnectionResetError):
                 pass
-            finally:
-                server.leave()
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

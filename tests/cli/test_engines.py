@@ -115,7 +115,7 @@ def test_the_number_of_processes_changes_no_bit(engine: str, place: Place, antid
 WITHIN = """
 import resource, sys
 import torch
-import pyarrow.parquet, scipy.stats, peft
+import bitsandbytes, pyarrow.parquet, scipy.stats, peft
 from antidote_llm.cli.main import application, run
 application()
 torch.set_num_threads(1)
@@ -129,9 +129,10 @@ sys.exit(run(sys.argv[2:]))
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts private memory on Linux alone")
 def test_a_model_larger_than_its_memory_is_repaired_within_it(place: Place) -> None:
     """The system grants the process less private memory, beside its libraries, than the model has bytes."""
-    big = tiny.write_model(place.root / "big", hidden_size=512, intermediate_size=2048, num_hidden_layers=20)
+    big = tiny.write_model(place.root / "big", hidden_size=512, intermediate_size=2048, num_hidden_layers=40)
     size = sum(path.stat().st_size for path in big.glob("*.safetensors"))
     command = ["repair", big, "--target", "weight", "--harmful", place.harmful, "--evaluate", "none", "--no-cache"]
+    command += ["--sites", "attention", "--patch-only"]
     given = [sys.executable, "-c", WITHIN, int(0.7 * size), *command, "--engine", "streaming", "--out", place.out]
     run = subprocess.run(list(map(str, given)), capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

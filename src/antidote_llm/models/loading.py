@@ -7,6 +7,7 @@ files name tensors is told by :mod:`antidote_llm.models.conversion`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from mmap import ACCESS_COPY, mmap
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +156,11 @@ def _read_as_mapped(places: Sequence[tuple[TensorFile, str]]) -> dict[str, Tenso
         UserError: A file ends before a tensor does.
     """
     sizes = [file.entries[key].end - file.entries[key].begin for file, key in places]
-    memory = torch.empty(sum(sizes) + _ALIGNMENT * len(sizes), dtype=torch.uint8)
+    if not places:
+        return {}
+    # Private pages of its own, and none of a heap's, which would keep them.
+    pages = mmap(-1, sum(sizes) + _ALIGNMENT * len(sizes), access=ACCESS_COPY)
+    memory = torch.frombuffer(pages, dtype=torch.uint8)
     found, free = {}, 0
     for (file, key), size in zip(places, sizes, strict=True):
         entry = file.entries[key]

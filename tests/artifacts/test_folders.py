@@ -221,3 +221,18 @@ def test_a_result_leaves_nothing_to_go_on_from_not_even_for_other_settings(tmp_p
     elsewhere = _at_work(tmp_path / "outer", MANIFEST, KeyboardInterrupt).work
     made(tmp_path / "out")
     assert names(tmp_path) == [elsewhere.name, f"{elsewhere.name}/checkpoint", "out", "out/answer", "out/manifest.json"]
+
+
+def test_nothing_is_left_beside_a_result_from_the_moment_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename = tmp_path / "out", Path.rename
+
+    def killed_behind(self: Path, target: Path) -> Path:
+        rename(self, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "rename", killed_behind)
+        assert not _at_work(out, MANIFEST, None).work.exists()
+    assert names(tmp_path) == ["out", "out/answer", "out/manifest.json"]

@@ -28,7 +28,7 @@ class ResultFolder:
     Used as a context manager, it yields a staging folder beside ``path``. When the block ends well the manifest is
     written, everything is flushed, and the staging folder takes the name ``path``; on an error it is removed. What a
     killed process left there is removed by the next one that writes to ``path``. What can be gone on from is kept in
-    ``work``, another neighbour, until a result lies at ``path`` or the user has something to mend.
+    ``work``, another neighbour, until the result is whole or the user has something to mend.
 
     Args:
         path: Where the finished result goes.
@@ -142,12 +142,13 @@ class ResultFolder:
         try:
             write_json(self.staging / self._manifest_at, self.manifest)
             fsync_tree(self.staging)
+            # Before the result takes its name: a kill behind that leaves no strays. Those of other settings go too:
+            # nothing that they were kept for can be written here any more.
+            for work in self._beside("work"):
+                shutil.rmtree(work, ignore_errors=True)
             if self._place.is_dir():
                 self._place.rmdir()
             self.staging.rename(self._place)
-            # Those of other settings too: nothing that they were kept for can be written here any more.
-            for work in self._beside("work"):
-                shutil.rmtree(work, ignore_errors=True)
             _fsync_folder(self._place.parent)
         except OSError as problem:
             self._clean()

@@ -45,6 +45,9 @@ def gpt2(folder: Path, seed: int = 0) -> Path:
         ("*.layers.1.*", 7),
         ("*.0.mlp.*,o_proj", 3 + 2),
         ("*.layers.[01].*.?_proj", 2 * 4),
+        ("attention,down_proj", 2 * 4 + 2),
+        ("mlp, qkv", 2 * 3 + 2 * 3),
+        ("q_proj,all", 2 * 7),
     ],
 )
 def test_patterns_choose_matrices(folders: Folders, tuned: Path, pattern: str, wanted: int) -> None:
@@ -68,6 +71,17 @@ def test_patterns_choose_factors_of_an_adapter(folders: Folders) -> None:
     assert [(site.kind, site.role) for site in target.sites] == [("q_proj", "lora_A"), ("q_proj", "lora_B")] * 2
     with pytest.raises(UserError, match="there are k_proj, q_proj, v_proj;"):
         resolve_target(open_model(str(folders.base), str(folders.adapter)), pattern="o_proj")
+
+
+def test_a_head_is_neither_attention_nor_mlp(folders: Folders, tmp_path: Path) -> None:
+    targets = ("q_proj", "down_proj", "lm_head")
+    opened = open_model(str(folders.base), str(tiny.write_adapter(tmp_path / "adapter", folders.base, targets=targets)))
+    for pattern, wanted in (
+        ("mlp", {"down_proj"}),
+        ("attention", {"q_proj"}),
+        ("mlp,lm_head", {"down_proj", "lm_head"}),
+    ):
+        assert {site.kind for site in resolve_target(opened, pattern=pattern).sites} == wanted
 
 
 def test_a_tied_head_is_one_tensor(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ SitesOption = Annotated[
     typer.Option(
         "--sites",
         metavar="PATTERN",
-        help="Which matrices: all, attention, mlp, qkv, or names and patterns parted by commas, as in q_proj,v_proj or "
-        "'*.layers.3.*'.",
+        help="Which matrices: all, attention, mlp, qkv, names and patterns, parted by commas, as in "
+        "attention,down_proj or '*.layers.3.*'.",
     ),
 ]
 RestoreOutsideOption = Annotated[

@@ -75,17 +75,24 @@ def in_group(module: str, pattern: str) -> bool:
 
     Args:
         module: The module's name.
-        pattern: ``all``, ``attention``, ``mlp`` (whatever is not attention) or ``qkv``; or names and shell patterns,
-            parted by commas: a name without a dot or a star is a module's own name, others match the whole name.
+        pattern: Parts, parted by commas: ``all``, ``attention``, ``mlp`` (whatever of a decoder layer is not
+            attention), ``qkv``, names and shell patterns. A name without a dot or a star is a module's own name, others
+            match the whole name.
     """
-    if pattern == "all":
-        return True
-    if pattern in ("attention", "mlp"):
-        return bool(_ATTENTION.search(module)) == (pattern == "attention")
+    return any(_matches(module, part) for part in _parts(pattern))
+
+
+def _matches(module: str, part: str) -> bool:
     own_name = module.rsplit(".", 1)[-1]
-    if pattern == "qkv":
+    if part == "all":
+        return True
+    if part == "attention":
+        return bool(_ATTENTION.search(module))
+    if part == "mlp":
+        return bool(_LAYER_INDEX.search(module)) and not _ATTENTION.search(module)
+    if part == "qkv":
         return own_name in _QUERY_KEY_VALUE
-    return any(fnmatchcase(module, part) if set(part) & set(".*?[") else part == own_name for part in _parts(pattern))
+    return fnmatchcase(module, part) if set(part) & set(".*?[") else part == own_name
 
 
 def chosen_sites(sites: Sequence[Site], pattern: str) -> tuple[Site, ...]:
@@ -94,8 +101,8 @@ def chosen_sites(sites: Sequence[Site], pattern: str) -> tuple[Site, ...]:
     Raises:
         UserError: A part of the pattern matches no site; the message lists the kinds that there are.
     """
-    for part in [pattern] if pattern in GROUPS else _parts(pattern) or [pattern]:
-        if not any(in_group(site.module, part) for site in sites):
+    for part in _parts(pattern) or [pattern]:
+        if not any(_matches(site.module, part) for site in sites):
             kinds = ", ".join(dict.fromkeys(site.kind for site in sites))
             raise UserError(
                 f"--sites {pattern}: '{part}' matches no matrix: there are {kinds}; use one of {', '.join(GROUPS)}, "

@@ -103,15 +103,18 @@ def fill(module: nn.Module, prefix: str, values: dict[str, Tensor]) -> list[tupl
 
 
 def decoder_layers(model: PreTrainedModel | PeftModel, reference: str) -> tuple[str, nn.ModuleList]:
-    """Return the list of a model's decoder layers, the longest that lies in no other, and its name without adapters.
+    """Return the list of a model's decoder layers and its name without adapters.
+
+    It is the longest that lies in no other, and in the part that reads text, where a model has other parts.
 
     Raises:
         UserError: There is none.
     """
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    text = set(bare.get_decoder().modules())
     lists: dict[str, nn.ModuleList] = {}
     for name, module in bare.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
+        if module in text and isinstance(module, nn.ModuleList) and not any(name.startswith(f"{o}.") for o in lists):
             lists[name] = module
     if not lists:
         raise UserError(f"{reference}: no list of decoder layers was found: this model cannot be repaired")

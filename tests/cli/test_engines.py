@@ -116,7 +116,8 @@ WITHIN = """
 import resource, sys
 import torch
 import bitsandbytes, pyarrow.parquet, scipy.stats, peft
-from antidote_llm.cli.main import application, run
+from antidote_llm.cli.application import application
+from antidote_llm.cli.main import run
 application()
 torch.set_num_threads(1)
 (held,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmData:")]

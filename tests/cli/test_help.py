@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import typer
 
 from antidote_llm import __version__
-from antidote_llm.cli.main import application
+from antidote_llm.cli.application import application
 from tests.cli.command import Command
 
 
@@ -55,3 +57,13 @@ def test_nothing_at_all_shows_the_help(antidote: Command) -> None:
     result = antidote()
     assert result.code == 2
     assert "Commands:" in result.out + result.err
+
+
+def test_a_command_is_not_read_to_name_it() -> None:
+    heavy = "import sys; from antidote_llm.cli.main import run; run(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    for asked in ("--help", "repiar"):
+        subprocess.run([sys.executable, "-c", heavy, asked], check=True, capture_output=True)
+
+
+def test_options_before_a_command_do_not_hide_it(antidote: Command) -> None:
+    assert "no such patch" in antidote("--version", "patch", "show", "nowhere").err

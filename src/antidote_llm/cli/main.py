@@ -1,4 +1,4 @@
-"""Entry point of the command: assembles the commands and turns errors into one line and an exit code."""
+"""Entry point of the command: turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -14,42 +14,13 @@ import typer
 from typer.exceptions import TyperException
 
 from antidote_llm import __version__
+from antidote_llm.cli.application import application
 from antidote_llm.errors import UserError, first_line
 
 USER_ERROR, DEFECT, INTERRUPTED = 2, 3, 130
 _INTERRUPTED_LINE = "interrupted"
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _USERS_OS_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG)
-
-
-def application() -> typer.Typer:
-    """Assemble the commands."""
-    from antidote_llm.cli import align, demo, evaluate, finetune, miniature, patch, repair
-    from antidote_llm.cli import run as run_command
-
-    app = typer.Typer(
-        name="antidote",
-        help="Repairs the safety of fine-tuned language models: in one pass, reversibly, with proof.",
-        no_args_is_help=True,
-        add_completion=False,
-        rich_markup_mode=None,
-    )
-
-    @app.callback()
-    def options(
-        version: bool = typer.Option(False, "--version", help="Print the version."),
-    ) -> None:
-        del version
-
-    app.command("demo")(demo.demo)
-    app.command("repair")(repair.repair)
-    app.command("align")(align.align)
-    app.command("finetune")(finetune.finetune)
-    app.command("evaluate")(evaluate.evaluate)
-    app.command("run")(run_command.run)
-    app.add_typer(patch.app, name="patch")
-    app.add_typer(miniature.app, name="miniature")
-    return app
 
 
 def main() -> None:
@@ -87,7 +58,8 @@ def run(arguments: list[str]) -> int:
         sys.stdout.write(f"antidote {__version__}\n")
         return 0
     try:
-        result = application()(arguments, standalone_mode=False)
+        asked = next((argument for argument in arguments if not argument.startswith("-")), "")
+        result = application(asked)(arguments, standalone_mode=False)
         # typer keeps an interrupt to itself and returns its exit code.
         if result == INTERRUPTED:
             raise KeyboardInterrupt
@@ -99,7 +71,7 @@ def run(arguments: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.stderr.write(f"{said}\n")
             return USER_ERROR
-        return _fail(f"error: {said}", USER_ERROR)
+        return _fail(f"error: {said.rstrip('.')}: see {_command_of(error)} --help", USER_ERROR)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(_INTERRUPTED_LINE, INTERRUPTED)
     except OSError as error:
@@ -115,6 +87,11 @@ def run(arguments: list[str]) -> int:
             mend = "pass --dtype bfloat16, --engine streaming or --device cpu"
             return _fail(f"error: not enough memory ({first_line(error)}): {mend}", USER_ERROR)
         return _defect(error)
+
+
+def _command_of(error: TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return " ".join(["antidote", *(context.command_path.split()[1:] if context else [])])
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -26,12 +27,14 @@ from antidote_llm.bench.results import (
     require_before,
     results_of,
 )
+from antidote_llm.cli.application import application
 from antidote_llm.cli.plan_options import FlopsOption, PlanFlag, require_speed, required
 from antidote_llm.cli.run_plan import planned_trainings, tell_plan
 from antidote_llm.cli.suite_options import judge_from, prompts_from
 from antidote_llm.cli.tables import outcome_tables
 from antidote_llm.cli.task_options import tasks_from
 from antidote_llm.cli.terminal import JsonFlag, Terminal
+from antidote_llm.data import require_disjoint
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import Estimate
 from antidote_llm.training.speed import given_speed
@@ -76,7 +79,7 @@ def run(
         tell_plan(terminal, read, steps, drawn, flops)
         return 0
     if "evaluate" in stages:
-        _require_askable(read)
+        _require_askable(read, drawn)
     # What is wrong with a later stage's rows is found before the first one's training.
     planned_trainings(read, steps, drawn, given_speed(1.0))
     return _perform(terminal, read, steps, drawn, place)
@@ -120,8 +123,6 @@ def _stages(only: str | None) -> list[StageName]:
 
 def _require_understood(steps: Sequence[Step]) -> None:
     """Refuse options that a command does not take, before the first of them runs."""
-    from antidote_llm.cli.main import application
-
     known = typer.main.get_command(application())
     for step in steps:
         name, *arguments = step.arguments
@@ -129,10 +130,11 @@ def _require_understood(steps: Sequence[Step]) -> None:
             known.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
 
 
-def _require_askable(recipe: Recipe) -> None:
-    """Refuse requests, tasks and judges that there are none of."""
-    prompts_from(recipe.evaluate.harmless)
-    tasks_from(list(recipe.evaluate.tasks), recipe.evaluate.task_rows)
+def _require_askable(recipe: Recipe, drawn: DrawnData) -> None:
+    """Refuse requests, tasks and judges that there are none of, and prompts that the repair learns from."""
+    harmless = prompts_from(recipe.evaluate.harmless)
+    tasks, _ = tasks_from(list(recipe.evaluate.tasks), recipe.evaluate.task_rows)
+    require_disjoint(drawn.realign, [*harmless, *chain.from_iterable(tasks.values())])
     judge_from(list(recipe.evaluate.judge))
 
 

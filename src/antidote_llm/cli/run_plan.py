@@ -16,6 +16,7 @@ from antidote_llm.bench import DrawnData, Recipe, Step, step_commands
 from antidote_llm.bench.asking import AskingPlan, plan_asking
 from antidote_llm.bench.commands import Places
 from antidote_llm.bench.recipe import StageName
+from antidote_llm.cli.application import application
 from antidote_llm.cli.plan_options import duration, plan_notes, plan_table
 from antidote_llm.cli.suite_options import prompts_from
 from antidote_llm.cli.task_options import tasks_from
@@ -76,8 +77,6 @@ def planned_trainings(recipe: Recipe, steps: Sequence[Step], drawn: DrawnData, s
     Raises:
         UserError: As the trainings would, over their data or the model's layers.
     """
-    from antidote_llm.cli.main import application
-
     plans = []
     with tempfile.TemporaryDirectory(prefix="antidote-plan-") as folder:
         drawn.write(Places(Path(folder)).data)

@@ -10,7 +10,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from antidote_llm.models import open_model, resolve_target
 from tests import tiny
-from tests.fine_tunes import tensors_of, write_fine_tune
+from tests.fine_tunes import rewrite, tensors_of, write_fine_tune
 
 _TEXT = {
     "vocab_size": tiny.VOCABULARY_SIZE,
@@ -52,3 +52,41 @@ def test_the_text_decoder_is_repaired_however_deep_the_vision_tower(
     assert len(keys) == 2 * 7 and all(key.startswith("language_model.model.layers.") for key in keys)
     if target == "delta":
         assert keys | {tensor.key for tensor in found.outside} == tensors_of(tuned).keys()
+
+
+def rename(folder: Path) -> Path:
+    """Write a model's tensors under the names that the model itself uses, as some trainers save them."""
+    decoder, rest = "language_model.model.", ("vision_tower.", "multi_modal_projector.")
+    named = {
+        f"model.{key}" if key.startswith(rest) else key.replace(decoder, "model.language_model."): value
+        for key, value in tensors_of(folder).items()
+    }
+    assert named.keys().isdisjoint(tensors_of(folder))
+    return rewrite(folder, named)
+
+
+@pytest.mark.parametrize("renamed", ["aligned", "tuned"])
+def test_names_of_the_parts_may_differ(tmp_path: Path, renamed: str) -> None:
+    aligned = write_gemma3(tmp_path / "aligned", vision_layers=1)
+    tuned, wanted = write_fine_tune(tmp_path / "tuned", aligned), tensors_of(aligned)
+    rename(tmp_path / renamed)
+    found = resolve_target(open_model(str(tuned)), aligned=str(aligned))
+    assert len(found.sites) == 2 * 7 and len(found.sites) + len(found.outside) == len(wanted)
+    for site in found.sites:
+        reference = found.reference(site)
+        key = site.module.replace("model.language_model", "language_model.model") + ".weight"
+        assert reference is not None and torch.equal(reference, wanted[key])
+
+
+def test_an_embedding_that_an_adapter_trained_whole_goes_back(tmp_path: Path) -> None:
+    base = write_gemma3(tmp_path / "base", vision_layers=1)
+    made = tiny.write_adapter(
+        tmp_path / "adapter",
+        base,
+        targets=("language_model.layers.1.self_attn.q_proj",),
+        modules_to_save=["embed_tokens"],
+    )
+    target = resolve_target(open_model(str(base), str(made)))
+    [table] = target.outside
+    assert table.key == "base_model.model.model.language_model.embed_tokens.weight"
+    assert torch.equal(table.aligned_values(), tensors_of(base)["language_model.model.embed_tokens.weight"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,9 @@ from antidote_llm.data import TokenizedRow
 from antidote_llm.errors import UserError
 from antidote_llm.models import open_model, open_model_checkpoint, resolve_target
 from antidote_llm.models.weights import weight_sites
-from antidote_llm.repair.tallying import outside_records
 from tests import tiny
 from tests.conftest import Folders
-from tests.fine_tunes import config_of, rewrite, tensors_of, write_fine_tune, write_random
+from tests.fine_tunes import config_of, tensors_of, write_fine_tune, write_random
 
 KINDS = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
 
@@ -82,80 +80,6 @@ def test_a_head_is_neither_attention_nor_mlp(folders: Folders, tmp_path: Path) -
         ("mlp,lm_head", {"down_proj", "lm_head"}),
     ):
         assert {site.kind for site in resolve_target(opened, pattern=pattern).sites} == wanted
-
-
-def test_a_tied_head_is_one_tensor(tmp_path: Path) -> None:
-    aligned = tiny.write_model(tmp_path / "aligned", tie_word_embeddings=True)
-    tuned = write_fine_tune(tmp_path / "tuned", aligned)
-    # The aligned one under both of its names, as some save it.
-    both = tensors_of(aligned)
-    rewrite(aligned, {**both, "lm_head.weight": both["model.embed_tokens.weight"].clone()})
-    target = resolve_target(open_model(str(tuned)), aligned=str(aligned))
-    records = outside_records(target.outside, restored=False)
-    tables = [record for record in records if "embed" in record.name or "head" in record.name]
-    assert [(record.name, record.tensors) for record in tables] == [("model.embed_tokens.weight", 1)]
-    moved = tensors_of(tuned)["model.embed_tokens.weight"] - both["model.embed_tokens.weight"]
-    assert tables[0].norm_before == pytest.approx(float(moved.norm()), rel=1e-6)
-
-
-def test_the_aligned_model_may_be_split_otherwise(folders: Folders, tuned: Path, tmp_path: Path) -> None:
-    sharded = write_fine_tune(tmp_path / "sharded", folders.base, only="nothing", max_shard_size="20KB")
-    assert len(list(sharded.glob("*.safetensors"))) > 1
-    wanted = tensors_of(folders.base)
-    for one, other in ((tuned, sharded), (sharded, tuned)):
-        target = resolve_target(open_model(str(one)), aligned=str(other))
-        values = wanted if other is sharded else tensors_of(tuned)
-        for site in target.sites:
-            reference = target.reference(site)
-            assert reference is not None and torch.equal(reference, values[site.key])
-
-
-@pytest.mark.parametrize("without", ["aligned", "tuned", "both"])
-def test_names_may_leave_out_the_prefix(tmp_path: Path, without: str) -> None:
-    folders = {"aligned": gpt2(tmp_path / "aligned")}
-    folders["tuned"] = write_fine_tune(tmp_path / "tuned", folders["aligned"])
-    wanted = {name.removeprefix("transformer."): value for name, value in tensors_of(folders["aligned"]).items()}
-    for name, folder in folders.items():
-        prefix = "" if without in (name, "both") else "transformer."
-        rewrite(folder, {prefix + key.removeprefix("transformer."): v for key, v in tensors_of(folder).items()})
-    target = resolve_target(open_model(str(folders["tuned"])), aligned=str(folders["aligned"]))
-    assert len(target.sites) == 2 * 4
-    for site in target.sites:
-        assert site.key.startswith("h.") == (without in ("tuned", "both"))
-        reference = target.reference(site)
-        assert reference is not None
-        assert torch.equal(reference, wanted[site.key.removeprefix("transformer.")].T)
-
-
-def test_constants_that_older_versions_saved_are_no_difference(tmp_path: Path) -> None:
-    aligned = gpt2(tmp_path / "aligned")
-    tuned = write_fine_tune(tmp_path / "tuned", aligned)
-    mask = torch.ones(64, 64).tril().reshape(1, 1, 64, 64)
-    constants = {f"transformer.h.{i}.attn.bias": mask.clone() for i in range(2)}
-    constants |= {f"transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
-    with_constants = rewrite(Path(shutil.copytree(aligned, tmp_path / "old")), {**tensors_of(aligned), **constants})
-    keys = tensors_of(aligned).keys()
-    for one, other in ((tuned, with_constants), (with_constants, tuned)):
-        target = resolve_target(open_model(str(one)), aligned=str(other))
-        assert {site.key for site in target.sites} | {tensor.key for tensor in target.outside} == keys
-
-
-def test_an_aligned_model_of_another_vocabulary_is_refused(tuned: Path, tmp_path: Path) -> None:
-    other = tiny.write_model(tmp_path / "other", vocab_size=tiny.VOCABULARY_SIZE + 1)
-    with pytest.raises(UserError, match=r"other: \w+\S+ is 36 x 32, in .*tuned it is 35 x 32.*vocabulary"):
-        resolve_target(open_model(str(tuned)), aligned=str(other))
-
-
-def test_a_tensor_that_one_of_the_two_lacks_is_named(folders: Folders, tuned: Path, tmp_path: Path) -> None:
-    key = "model.layers.1.mlp.up_proj.weight"
-    lacking = Path(shutil.copytree(folders.base, tmp_path / "lacking"))
-    tensors = tensors_of(lacking)
-    rewrite(lacking, {name: value for name, value in tensors.items() if name != key})
-    with pytest.raises(UserError, match=f"lacking: no {key}: an aligned model of another shape"):
-        resolve_target(open_model(str(tuned)), aligned=str(lacking))
-    deeper = tiny.write_model(tmp_path / "deeper", num_hidden_layers=3)
-    with pytest.raises(UserError, match=r"tuned: no model\.layers\.2\.\S+, which .*deeper has"):
-        resolve_target(open_model(str(tuned)), aligned=str(deeper))
 
 
 @pytest.mark.parametrize("name", ["delta", "weight"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.checkpoint import Checkpoint
@@ -16,11 +17,14 @@ from antidote_llm.models.quiet import quiet_transformers
 
 # What transformers raises over a configuration or weights that it cannot make sense of.
 BROKEN_CHECKPOINT = (
+    ArithmeticError,
+    AssertionError,
     AttributeError,
     ImportError,
-    KeyError,
+    LookupError,
     OSError,
     RuntimeError,
+    re.error,
     SafetensorError,
     StrictDataclassError,
     TypeError,
@@ -50,6 +54,12 @@ _NOT_COMPARED = {
 _NOT_COMPARED_ENDS = ("_token_id", "_version", "dropout", "_pdrop", "layerdrop")
 
 
+def cannot_open(what: str, error: Exception) -> UserError:
+    """Return the error of a model that transformers makes nothing of."""
+    reason = first_line(error).rstrip(". ")
+    return UserError(f"{what}: transformers cannot open it ({reason}): fetch it again, or update transformers")
+
+
 def parsed_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     """Return a checkpoint's configuration as transformers reads it.
 
@@ -60,11 +70,11 @@ def parsed_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
         return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=trust_remote_code)
     except BROKEN_CHECKPOINT as error:
         checkpoint.require_unchanged()
-        raise UserError(f"{checkpoint.reference}: transformers cannot open it: {first_line(error)}") from error
+        raise cannot_open(checkpoint.reference, error) from error
 
 
-def tied_names(checkpoint: Checkpoint, trust_remote_code: bool) -> Mapping[str, str]:
-    """Return the name of the tensor that each tied one is a second name of, by a checkpoint's own configuration.
+def empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedModel:
+    """Return the model of a checkpoint's own configuration, without values.
 
     Raises:
         UserError: transformers makes no model of it.
@@ -72,10 +82,10 @@ def tied_names(checkpoint: Checkpoint, trust_remote_code: bool) -> Mapping[str, 
     config = parsed_config(checkpoint, trust_remote_code)
     try:
         with torch.device("meta"), quiet_transformers():
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            made: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except BROKEN_CHECKPOINT as error:
-        raise UserError(f"{checkpoint.reference}: transformers cannot open it: {first_line(error)}") from error
-    return getattr(model, "all_tied_weights_keys", None) or {}
+        raise cannot_open(checkpoint.reference, error) from error
+    return made
 
 
 def require_same_computation(tuned: Checkpoint, aligned: Checkpoint, trust_remote_code: bool) -> None:

@@ -23,7 +23,7 @@ from transformers.core_model_loading import (
 )
 
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.naming import StoredTensor, stored_tensors
+from antidote_llm.models.stored import StoredTensor, stored_tensors
 
 Layout: TypeAlias = Literal["same", "turned", "listed", "other"]
 
@@ -60,6 +60,12 @@ def recipes(checkpoint: Checkpoint, model: PreTrainedModel) -> Mapping[str, Reci
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     return {name: _recipe(found, tuple(wanted[name].shape), by_pattern) for name, found in collected.items()}
+
+
+def names_in_model(checkpoint: Checkpoint, model: PreTrainedModel) -> Mapping[str, str]:
+    """Return what a model calls each stored tensor that it computes with as it is, by key."""
+    names = model_names(stored_tensors(checkpoint), model, get_model_conversion_mapping(model))
+    return {key: name for key, name, pattern in names if pattern is None}
 
 
 def model_names(

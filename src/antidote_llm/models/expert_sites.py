@@ -10,8 +10,8 @@ from torch import Tensor
 
 from antidote_llm.models.conversion import Recipe
 from antidote_llm.models.experts import ExpertStack
-from antidote_llm.models.naming import StoredTensor
 from antidote_llm.models.sites import Site
+from antidote_llm.models.stored import StoredTensor
 
 
 @dataclass(frozen=True)

@@ -4,55 +4,51 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.tensor_files import TensorEntry, TensorFile
+from antidote_llm.models.conversion import names_in_model
+from antidote_llm.models.stored import StoredTensor, stored_tensors
 
-# Computed, not learned: older versions of transformers saved them.
-_CONSTANT = re.compile(r"\.rotary_emb\.inv_freq$|\.attn\.masked_bias$|\.attn\.bias$")
 _LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor where it lies."""
-
-    file_name: str
-    file: TensorFile
-    entry: TensorEntry
-
-
-def stored_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """Return every learned tensor of a checkpoint by its key."""
-    return {
-        key: StoredTensor(name, file, entry)
-        for name, file in checkpoint.weights.items()
-        for key, entry in file.entries.items()
-        if not _is_constant(entry)
-    }
-
-
 class TensorNames:
-    """Finds tensors of a checkpoint by name, whatever prefix its files leave out or add.
+    """Finds tensors of a checkpoint by name, whatever prefix its files leave out or add, or however they name it.
 
     Args:
         checkpoint: Where to look.
         prefix: The base model's name inside the causal language model, such as ``model`` or ``transformer``.
         tied: The name of the tensor that each tied one is a second name of; files may hold either.
+        in_model: What the model calls tensors that files may name otherwise, by their names in any files.
     """
 
-    def __init__(self, checkpoint: Checkpoint, prefix: str = "", tied: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        prefix: str = "",
+        tied: Mapping[str, str] | None = None,
+        in_model: Mapping[str, str] | None = None,
+    ) -> None:
         self._stored = stored_tensors(checkpoint)
         self._prefix = f"{prefix}." if prefix else ""
         self._tied = {source: name for name, source in (tied or {}).items()} | dict(tied or {})
+        self._in_model = in_model or {}
+        self._keys = {self._in_model[key]: key for key in self._stored if key in self._in_model}
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, model: PreTrainedModel) -> TensorNames:
-        """Return the names of a checkpoint that has the open model's architecture."""
-        return cls(checkpoint, model.base_model_prefix, getattr(model, "all_tied_weights_keys", None) or {})
+    def of(cls, checkpoint: Checkpoint, model: PreTrainedModel, others: Mapping[str, str] | None = None) -> TensorNames:
+        """Return the names of a checkpoint that has a model's architecture.
+
+        Args:
+            checkpoint: Where to look.
+            model: A model of that configuration, with or without values, and without adapters.
+            others: What the model calls the tensors of other files.
+        """
+        ties = getattr(model, "all_tied_weights_keys", None) or {}
+        in_model = {**(others or {}), **names_in_model(checkpoint, model)}
+        return cls(checkpoint, model.base_model_prefix, ties, in_model)
 
     def find(self, name: str) -> StoredTensor | None:
         """Return a tensor by its name in the model or in another checkpoint's files; None where there is none."""
@@ -61,17 +57,14 @@ class TensorNames:
         return next((self._stored[key] for key in (*spellings, *twins) if key in self._stored), None)
 
     def _spellings(self, name: str) -> tuple[str, ...]:
-        return name, self._prefix + name, name.removeprefix(self._prefix)
+        in_model = self._in_model.get(name, name)
+        own = self._keys.get(in_model, name)
+        return name, self._prefix + name, name.removeprefix(self._prefix), own, in_model
 
     @property
     def all(self) -> Mapping[str, StoredTensor]:
         """Every learned tensor by its key."""
         return self._stored
-
-
-def _is_constant(entry: TensorEntry) -> bool:
-    """Whether a tensor is a rotary embedding's frequencies or GPT-2's causal mask, not the bias of a layer."""
-    return bool(_CONSTANT.search(entry.key)) and not (entry.key.endswith(".attn.bias") and len(entry.shape) != 4)
 
 
 def without_layer_numbers(key: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from antidote_llm.errors import UserError
 from antidote_llm.models.adapters import magnitudes, other_tensors, other_tensors_base_name
 from antidote_llm.models.checkpoint import Checkpoint, is_adapter, locate, open_model_checkpoint
-from antidote_llm.models.configuration import require_same_computation, tied_names
+from antidote_llm.models.comparing import compared
+from antidote_llm.models.configuration import empty_model
 from antidote_llm.models.dora import row_norms
-from antidote_llm.models.naming import StoredTensor, TensorNames
+from antidote_llm.models.naming import TensorNames
 from antidote_llm.models.opening import OpenModel
 from antidote_llm.models.quantised import require_not_quantised
 from antidote_llm.models.sites import Site, chosen_sites
+from antidote_llm.models.stored import StoredTensor
 from antidote_llm.models.tensor_files import DTYPES, TensorFile
 from antidote_llm.models.weights import weight_sites
 
@@ -28,10 +30,17 @@ TargetName: TypeAlias = Literal["adapter", "delta", "weight"]
 
 @dataclass(frozen=True)
 class OutsideTensor:
-    """One tensor that a fine-tune may have moved and that is no site, with what it was in the aligned model."""
+    """One tensor that a fine-tune may have moved and that is no site, with what it was in the aligned model.
+
+    Attributes:
+        stored: Where it lies.
+        aligned: Where it lies in the aligned model.
+        repeated: Whether it is another one once more, under a second name: put back like any, and measured once.
+    """
 
     stored: StoredTensor
     aligned: StoredTensor
+    repeated: bool = field(default=False, kw_only=True)
 
     @property
     def key(self) -> str:
@@ -198,7 +207,7 @@ def _adapter_target(opened: OpenModel, aligned: str | None, pattern: str) -> Tar
         raise UserError(f"{opened.base.reference}: no adapter to repair: pass --adapter, or name the adapter's folder")
     if aligned is not None:
         raise UserError("--aligned: the aligned model of an adapter is its base: leave --aligned out")
-    names = TensorNames.of(opened.base, opened.causal_model)
+    names = TensorNames.of(opened.base, empty_model(opened.base, opened.trust_remote_code))
     outside = (*_adapter_outside(opened.adapter, names), *_magnitudes(opened.adapter, opened.causal_model, names))
     return Target("adapter", opened.adapter, chosen_sites(opened.sites, pattern), opened.base, outside, names)
 
@@ -234,54 +243,8 @@ def _delta_target(opened: OpenModel, sites: tuple[Site, ...], aligned_reference:
         )
     aligned = open_model_checkpoint(aligned_reference, folder)
     require_not_quantised(aligned, "an aligned model's")
-    ties = tied_names(aligned, opened.trust_remote_code)
-    names = TensorNames(aligned, opened.causal_model.base_model_prefix, ties)
-    own = TensorNames.of(opened.base, opened.causal_model)
-    pairs = dict(_pairs(own, names, opened.base, aligned))
-    _require_nothing_more(names, own, opened.base, aligned)
-    require_same_computation(opened.base, aligned, opened.trust_remote_code)
-    own_ties = getattr(opened.causal_model, "all_tied_weights_keys", None) or {}
-    _require_tied(own_ties, names, opened.base, aligned)
-    keys = {site.key for site in sites}
-    outside = tuple(OutsideTensor(*pair) for key, pair in pairs.items() if key not in keys)
-    return Target("delta", opened.base, sites, aligned, outside, names)
-
-
-def _pairs(
-    own: TensorNames, names: TensorNames, tuned: Checkpoint, aligned: Checkpoint
-) -> Iterator[tuple[str, tuple[StoredTensor, StoredTensor]]]:
-    for key, stored in own.all.items():
-        twin = names.find(key)
-        if twin is None:
-            raise UserError(f"{aligned.reference}: no {key}: an aligned model of another shape than {tuned.reference}")
-        if twin.entry.shape != stored.entry.shape:
-            shapes = [" x ".join(map(str, entry.shape)) for entry in (twin.entry, stored.entry)]
-            raise UserError(
-                f"{aligned.reference}: {key} is {shapes[0]}, in {tuned.reference} it is {shapes[1]}: an aligned model "
-                "of another shape or vocabulary: name the one that the fine-tune started from"
-            )
-        if stored.entry.dtype in DTYPES:
-            yield key, (stored, twin)
-
-
-def _require_nothing_more(names: TensorNames, own: TensorNames, tuned: Checkpoint, aligned: Checkpoint) -> None:
-    for key in names.all:
-        if own.find(key) is None:
-            raise UserError(
-                f"{tuned.reference}: no {key}, which {aligned.reference} has: an aligned model of another shape: name "
-                "the one that the fine-tune started from"
-            )
-
-
-def _require_tied(ties: Mapping[str, str], names: TensorNames, tuned: Checkpoint, aligned: Checkpoint) -> None:
-    """Refuse an aligned model that has two tensors where the fine-tuned one has a single one under two names."""
-    for pair in ties.items():
-        first, second = (names.find(name) for name in pair)
-        if first is None or second is None or first.entry.key == second.entry.key:
-            continue
-        if first.file.read_bytes(first.entry.key) != second.file.read_bytes(second.entry.key):
-            raise UserError(
-                f"{aligned.reference}: {first.entry.key} is another tensor than {second.entry.key}, in "
-                f"{tuned.reference} the two are one, which cannot go back to both: untie it there "
-                "(tie_word_embeddings false, and both tensors saved)"
-            )
+    found, keys = compared(opened, aligned), {site.key for site in sites}
+    outside = [
+        OutsideTensor(*pair, repeated=key in found.repeated) for key, pair in found.pairs.items() if key not in keys
+    ]
+    return Target("delta", opened.base, sites, aligned, tuple(outside), found.names)

@@ -15,8 +15,8 @@ from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.conversion import Recipe, recipes
 from antidote_llm.models.expert_sites import ExpertMatrix, expert_matrices
 from antidote_llm.models.experts import expert_stacks
-from antidote_llm.models.naming import StoredTensor
 from antidote_llm.models.sites import Site, chosen_sites, in_group
+from antidote_llm.models.stored import StoredTensor
 from antidote_llm.models.streaming import decoder_layers
 from antidote_llm.models.tensor_files import DTYPES
 

@@ -105,6 +105,8 @@ def outside_records(outside: Iterable[OutsideTensor], *, restored: bool) -> tupl
     """
     groups: dict[str, list[tuple[int, float]]] = {}
     for tensor in outside:
+        if tensor.repeated:
+            continue
         squared = math.fsum(squared_difference(tuned, aligned) for tuned, aligned in tensor.blocks())
         groups.setdefault(without_layer_numbers(tensor.key), []).append((tensor.entries, squared))
     records = []

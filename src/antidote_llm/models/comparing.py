@@ -1,0 +1,122 @@
+"""Compares a fine-tune's tensors with those of the aligned model that it started from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from antidote_llm.errors import UserError
+from antidote_llm.models.checkpoint import Checkpoint
+from antidote_llm.models.configuration import empty_model, require_same_computation
+from antidote_llm.models.conversion import names_in_model
+from antidote_llm.models.naming import TensorNames
+from antidote_llm.models.opening import OpenModel
+from antidote_llm.models.stored import StoredTensor
+from antidote_llm.models.tensor_files import DTYPES
+
+_Pair: TypeAlias = tuple[StoredTensor, StoredTensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two checkpoints of one model, tensor by tensor.
+
+    Attributes:
+        names: Where the aligned model's tensors lie.
+        pairs: Every floating-point tensor of the fine-tune and what it was, by its key in the fine-tune's files.
+        repeated: The keys of those that are another one once more, under the second name of a tied tensor.
+    """
+
+    names: TensorNames
+    pairs: Mapping[str, _Pair]
+    repeated: frozenset[str]
+
+
+def compared(opened: OpenModel, aligned: Checkpoint) -> Comparison:
+    """Find every tensor of a fine-tune in the aligned model, however either names, types or splits them.
+
+    Raises:
+        UserError: The aligned model computes something else, or has other tensors or shapes.
+    """
+    model, aligned_model = opened.causal_model, empty_model(aligned, opened.trust_remote_code)
+    own = TensorNames.of(opened.base, model, names_in_model(aligned, aligned_model))
+    names = TensorNames.of(aligned, aligned_model, names_in_model(opened.base, model))
+    pairs = dict(_pairs(own, names, opened, aligned))
+    _require_nothing_more(own, names, opened, aligned)
+    require_same_computation(opened.base, aligned, opened.trust_remote_code)
+    ties = getattr(model, "all_tied_weights_keys", None) or {}
+    _require_tied(ties, names, opened.base, aligned)
+    repeated = frozenset(first.entry.key for first, second in _doubled(ties, own) if _same(first, second))
+    return Comparison(names, pairs, repeated)
+
+
+def _pairs(
+    own: TensorNames, names: TensorNames, opened: OpenModel, aligned: Checkpoint
+) -> Iterator[tuple[str, tuple[StoredTensor, StoredTensor]]]:
+    for key, stored in own.all.items():
+        twin = names.find(key)
+        if twin is None:
+            if _is_unused(key, opened):
+                continue
+            raise UserError(
+                f"{aligned.reference}: no {key}: an aligned model of another shape than {opened.base.reference}: name "
+                "the one that the fine-tune started from"
+            )
+        if twin.entry.shape != stored.entry.shape:
+            raise _other_shape(key, stored, twin, opened, aligned)
+        if stored.entry.dtype in DTYPES:
+            yield key, (stored, twin)
+
+
+def _other_shape(
+    key: str, stored: StoredTensor, twin: StoredTensor, opened: OpenModel, aligned: Checkpoint
+) -> UserError:
+    shapes = [" x ".join(map(str, each.entry.shape)) for each in (twin, stored)]
+    kind, mend = "shape", ""
+    if stored.entry.shape[:1] == (opened.vocabulary_size,) and stored.entry.shape[1:] == twin.entry.shape[1:]:
+        kind = "vocabulary"
+        mend = "; where that added tokens, a copy with as many (resize_token_embeddings in transformers)"
+    return UserError(
+        f"{aligned.reference}: {key} is {shapes[0]}, in {opened.base.reference} it is {shapes[1]}: an aligned model of "
+        f"another {kind}: name the one that the fine-tune started from{mend}"
+    )
+
+
+def _require_nothing_more(own: TensorNames, names: TensorNames, opened: OpenModel, aligned: Checkpoint) -> None:
+    for key in names.all:
+        if own.find(key) is None and not _is_unused(key, opened):
+            raise UserError(
+                f"{opened.base.reference}: no {key}, which {aligned.reference} has: an aligned model of another shape: "
+                "name the one that the fine-tune started from"
+            )
+
+
+def _is_unused(key: str, opened: OpenModel) -> bool:
+    """Whether the model's class passes a tensor over, as those that predict further tokens: saving loses them."""
+    patterns = getattr(opened.causal_model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, key) for pattern in patterns)
+
+
+def _require_tied(ties: Mapping[str, str], names: TensorNames, tuned: Checkpoint, aligned: Checkpoint) -> None:
+    """Refuse an aligned model that has two tensors where the fine-tuned one has a single one under two names."""
+    for first, second in _doubled(ties, names):
+        if not _same(first, second):
+            raise UserError(
+                f"{aligned.reference}: {first.entry.key} is another tensor than {second.entry.key}, in "
+                f"{tuned.reference} the two are one, which cannot go back to both: untie it there "
+                "(tie_word_embeddings false, and both tensors saved)"
+            )
+
+
+def _doubled(ties: Mapping[str, str], names: TensorNames) -> Iterator[_Pair]:
+    """Yield tensors that are tied in the model and that the files hold under each of their two names."""
+    for pair in ties.items():
+        first, second = (names.find(name) for name in pair)
+        if first is not None and second is not None and first.entry.key != second.entry.key:
+            yield first, second
+
+
+def _same(first: StoredTensor, second: StoredTensor) -> bool:
+    return first.file.read_bytes(first.entry.key) == second.file.read_bytes(second.entry.key)

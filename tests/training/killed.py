@@ -53,11 +53,11 @@ def writing_the_second_checkpoint() -> Running:
     """End a run with SIGKILL when its second checkpoint lacks nothing but the word that it is whole."""
     written: list[Path] = []
 
-    def write(path: Path, _text: str) -> None:
+    def write(path: Path, text: str) -> None:
         if written:
             _die()
         written.append(path)
-        path.touch()
+        path.write_text(text)
 
     checkpoints.write_text = write  # type: ignore[assignment, attr-defined]
     return Running()

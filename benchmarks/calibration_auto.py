@@ -16,7 +16,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from antidote_llm.artifacts import write_json, write_text
 from antidote_llm.calibration.batching import batch_plan, padded
 from antidote_llm.calibration.mask_moves import Ranking
-from antidote_llm.calibration.settling import Settling
+from antidote_llm.calibration.settling import Agreement, Settling
 from antidote_llm.data import Record, Renderer, read_records
 from antidote_llm.miniature import Miniature, World, build
 from antidote_llm.miniature.forbidden import FORBIDDEN
@@ -213,6 +213,22 @@ def one_setting(
     return {"subject": name, "scope": request.scope, "alpha": request.alpha, "curve": curve, "draws": found}
 
 
+def settled(
+    sites: Sequence[Site], update: Callable[[Site], Tensor], sums: RowSums, request: Request, seed: int
+) -> tuple[list[int], Agreement]:
+    """Return the rows at which the rule stops, in one order of them, and what it said then."""
+    settling = Settling(sites, update, Ranking(request.scope, request.count), rows=ROWS, seed=seed)
+    seen: list[int] = []
+    while True:
+        rows = settling.next_rows()
+        for names, sums_NI in sums.inputs:
+            settling.add(names, rows, sums_NI[rows])
+        seen += rows
+        said = settling.look()
+        if said.settled:
+            return seen, said
+
+
 def one_draw(
     seed: int,
     sites: Sequence[Site],
@@ -223,18 +239,7 @@ def one_draw(
 ) -> dict[str, float]:
     """Stop by the rule in one order of the rows."""
     clock = time.process_time()
-    settling = Settling(
-        sites, lambda site: updates[site.name], Ranking(request.scope, request.count), rows=ROWS, seed=seed
-    )
-    seen: list[int] = []
-    while True:
-        rows = settling.next_rows()
-        for names, sums_NI in sums.inputs:
-            settling.add(names, rows, sums_NI[rows])
-        seen += rows
-        said = settling.look()
-        if said.settled:
-            break
+    seen, said = settled(sites, lambda site: updates[site.name], sums, request, seed)
     seconds = time.process_time() - clock
     return {
         "rows": said.rows,

@@ -19,15 +19,13 @@ import torch
 
 from antidote_llm.artifacts import write_json, write_text
 from antidote_llm.artifacts.measuring import Stopwatch
-from antidote_llm.calibration.mask_moves import Ranking
-from antidote_llm.calibration.settling import Settling
 from antidote_llm.data import Renderer, read_records
 from antidote_llm.evaluation import Estimate, EvaluationSettings, Suite, evaluate, load_judge
 from antidote_llm.miniature import Miniature
 from antidote_llm.models import OpenModel, open_model_checkpoint
 from antidote_llm.repair import HarmfulData, method_named, plan_repair, write_repair
 from antidote_llm.repair.selection import Request
-from benchmarks.calibration_auto import ROWS, SUBJECTS, RowSums, Subject, row_sums, subject, update
+from benchmarks.calibration_auto import ROWS, SUBJECTS, RowSums, Subject, row_sums, settled, subject, update
 from benchmarks.real_text import cell, datasets
 
 ALPHAS = dict(zip(SUBJECTS, (0.15, 0.6, 0.1, 0.4), strict=True))
@@ -71,18 +69,8 @@ def scored(name: str, models: Path, data: Path, work: Path) -> list[dict[str, An
 def stopped(found: Subject, sums: RowSums, alpha: float, seed: int) -> list[int]:
     """Return the rows at which the rule stops."""
     request = Request(alpha, "row", "nearest", without_evidence=False)
-    sites = found.target.sites
-    settling = Settling(
-        sites, lambda site: update(found.target, site), Ranking("row", request.count), rows=ROWS, seed=seed
-    )
-    seen: list[int] = []
-    while True:
-        rows = settling.next_rows()
-        for names, sums_NI in sums.inputs:
-            settling.add(names, rows, sums_NI[rows])
-        seen += rows
-        if settling.look().settled:
-            return seen
+    rows, _ = settled(found.target.sites, lambda site: update(found.target, site), sums, request, seed)
+    return rows
 
 
 def repaired(found: Subject, alpha: float) -> OpenModel:

@@ -58,10 +58,12 @@ TRIALS = (
     Trial("full", "Antidote on the delta, alpha 0.2", "delta", "antidote", {"alpha": 0.2}),
     Trial("full", "Antidote on the delta, alpha 0.7", "delta", "antidote", {"alpha": 0.7}),
     Trial("full", "random entries, equal count (0.7)", "delta", "random", {"alpha": 0.7}),
+    Trial("full", "random entries, equal norm (0.7)", "delta", "random", {"alpha": 0.7, "match": "update-norm"}),
     Trial("full", "even shrinkage, equal norm (0.7)", "delta", "interpolate", {"alpha": 0.7}),
     Trial("full", "Antidote 0.7, outside put back", "delta", "antidote", {"alpha": 0.7}, restore_outside=True),
     Trial("full", "shrinkage, equal norm, outside put back", "delta", "interpolate", {"alpha": 0.7}, "all", True),
     Trial("full", "Antidote on bare q k v, alpha 0.05", "weight", "antidote", {"alpha": 0.05}, "qkv"),
+    Trial("full", "random entries of bare q k v, equal count (0.05)", "weight", "random", {"alpha": 0.05}, "qkv"),
 )
 
 
@@ -174,7 +176,7 @@ def summarised(runs: list[Any]) -> dict[str, Any]:
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """Return two tables for each kind of attack: harmful score, and gain kept on the new skill."""
+    """Return a table for each figure and kind of attack."""
     parts = []
     for kind, title in (("lora", "LoRA attack"), ("full", "full fine-tune attack")):
         architectures = summary.get(kind, {})
@@ -182,6 +184,8 @@ def markdown(summary: dict[str, Any]) -> str:
             ("harmful_score", "harmful score"),
             ("gain_kept", f"gain kept on {NEW_TASK}"),
             ("incoherent_rate", "incoherent answers to harmful requests"),
+            ("over_refusal_rate", "refused look-alikes of harmful requests"),
+            ("tasks.sentiment", "known task (sentiment)"),
             ("norm_kept", "norm of the update that is left in the edited matrices, percent"),
         ):
             parts.append(table(f"{title}: {what}", architectures, figure))

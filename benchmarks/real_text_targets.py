@@ -54,26 +54,43 @@ class Trial:
         )
 
 
+SEEDS = (0, 1, 2)
+EQUAL_NORM = {"match": "update-norm"}
+
+
+def of_random(target: TargetName, alpha: float, sites: str = "all", **settings: Any) -> Iterator[Trial]:
+    """Yield the control of random entries, once for every seed."""
+    for seed in SEEDS:
+        yield Trial(target, "random", {"alpha": alpha, **settings, "seed": seed}, sites)
+
+
 DELTAS = (
     *(Trial("delta", "antidote", {"alpha": alpha}) for alpha in (0.2, 0.4, 0.6, 0.8)),
-    *(Trial("delta", "random", {"alpha": 0.6, "seed": seed}) for seed in (0, 1, 2)),
+    *of_random("delta", 0.6),
+    *of_random("delta", 0.6, **EQUAL_NORM),
     *(Trial("delta", "interpolate", {"alpha": alpha}) for alpha in (0.4, 0.6, 0.8)),
     Trial("delta", "magnitude", {"alpha": 0.6}),
     Trial("delta", "antidote", {"alpha": 0.6, "scope": "global"}),
     Trial("delta", "antidote", {"alpha": 0.6}, restore_outside=True),
     Trial("delta", "interpolate", {"alpha": 0.6}, restore_outside=True),
 )
-WEIGHTS = tuple(Trial("weight", "antidote", {"alpha": alpha}, "qkv") for alpha in (0.02, 0.05))
+WEIGHTS = (
+    *(Trial("weight", "antidote", {"alpha": alpha}, "qkv") for alpha in (0.02, 0.05)),
+    *of_random("weight", 0.05, "qkv"),
+)
 ADAPTERS = (
     Trial("adapter", "antidote", {"alpha": 0.2}),
-    Trial("adapter", "random", {"alpha": 0.2}),
+    *of_random("adapter", 0.2),
+    *of_random("adapter", 0.2, **EQUAL_NORM),
     Trial("adapter", "interpolate", {"alpha": 0.2}),
 )
 OF_THE_MERGED_ADAPTER = (
     *(Trial("delta", "antidote", {"alpha": alpha}) for alpha in (0.2, 0.6)),
-    Trial("delta", "random", {"alpha": 0.6}),
+    *of_random("delta", 0.6),
+    *of_random("delta", 0.6, **EQUAL_NORM),
     Trial("delta", "interpolate", {"alpha": 0.6}),
     Trial("weight", "antidote", {"alpha": 0.05}, "qkv"),
+    *of_random("weight", 0.05, "qkv"),
 )
 
 

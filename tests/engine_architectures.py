@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import tiny
+from tests.mixtures import LATENT_ATTENTION
 
 _ATTENTION: Mapping[str, Any] = {
     "hidden_size": 32,
@@ -27,21 +28,7 @@ _GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "n_inner": 4
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _SHARED = {**_EXPERTS, "shared_expert_intermediate_size": 16}
-_LATENT: Mapping[str, Any] = {
-    **_PARALLEL,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "first_k_dense_replace": 1,
-    "moe_intermediate_size": 16,
-    "n_routed_experts": 4,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 2,
-    "n_group": 2,
-    "topk_group": 1,
-}
+_LATENT = {**_PARALLEL, **LATENT_ATTENTION, "n_shared_experts": 1, "num_experts_per_tok": 2}
 _DELTA_NET: Mapping[str, Any] = {
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
     "linear_num_key_heads": 2,

@@ -26,8 +26,7 @@ _SIZES: Mapping[str, Any] = {
 _LOCAL = {**_SIZES, "num_local_experts": 4}
 _SMALL = {**_SIZES, "num_experts": 4, "moe_intermediate_size": 16}
 _SHARED = {**_SMALL, "shared_expert_intermediate_size": 16}
-_LATENT: Mapping[str, Any] = {
-    **_SIZES,
+LATENT_ATTENTION: Mapping[str, Any] = {
     "num_key_value_heads": 4,
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
@@ -40,6 +39,7 @@ _LATENT: Mapping[str, Any] = {
     "n_group": 2,
     "topk_group": 1,
 }
+_LATENT = {**_SIZES, **LATENT_ATTENTION}
 _LINEAR_ATTENTION: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"]}
 _LINEAR_ATTENTION |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
 _LINEAR_ATTENTION |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}

@@ -303,3 +303,60 @@ def broken_chat_template(place: Place) -> list[object]:
 def chat_without_a_chat_template(place: Place) -> list[object]:
     (place.base / "chat_template.jinja").unlink()
     return place.repair("--template", "chat")
+
+
+def chat_template(name: str, text: str, *words: str) -> None:
+    """Register the case of a repair with this chat template."""
+
+    def make(place: Place) -> list[object]:
+        (place.base / "chat_template.jinja").write_text(text)
+        return place.repair()
+
+    CASES.append((f"chat_template_{name}", make, ("harmful.jsonl:1", "chat template", "--template", *words)))
+
+
+chat_template("that_asks_nothing", "hello", "leaves out the prompt")
+chat_template("that_divides_by_zero", "{{ 1 / 0 }}", "division by zero")
+chat_template("that_calls_itself", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion")
+chat_template("that_never_ends", "{% for i in range(10 ** 9) %}{% endfor %}", "too big")
+
+
+@bad("tokenizer's chat template is no text", "--template")
+def chat_template_of_a_number(place: Place) -> list[object]:
+    (place.base / "chat_template.jinja").unlink()
+    edit_json(place.base / "tokenizer_config.json", chat_template=5)
+    return place.repair()
+
+
+@bad("tokenizer", "cannot be opened", "--tokenizer")
+def tokenizer_configuration_that_is_a_list(place: Place) -> list[object]:
+    (place.base / "tokenizer_config.json").write_text("[]")
+    return place.repair()
+
+
+@bad("generation_config.json", "not valid JSON", "fetch")
+def generation_settings_cut_short(place: Place) -> list[object]:
+    cut(place.base / "generation_config.json", 5)
+    return place.repair()
+
+
+@bad("base", "transformers cannot open it", "fetch")
+def config_of_no_heads(place: Place) -> list[object]:
+    edit_json(place.base / "config.json", num_attention_heads=0)
+    return place.repair()
+
+
+@bad("base", "Padding_idx", "fetch")
+def config_that_pads_outside_the_vocabulary(place: Place) -> list[object]:
+    edit_json(place.base / "config.json", pad_token_id=999)
+    return place.repair()
+
+
+@bad("adapter", "peft cannot put it on", "subpattern")
+def adapter_of_a_broken_pattern(place: Place) -> list[object]:
+    return change_adapter(place, target_modules="(q_proj")
+
+
+@bad("lora_A of model.layers.0.self_attn.k_proj", "does not adapt", "save or fetch")
+def adapter_with_more_than_its_configuration(place: Place) -> list[object]:
+    return change_adapter(place, target_modules=["q_proj", "v_proj"])

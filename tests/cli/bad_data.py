@@ -65,6 +65,21 @@ def messages(name: str, *turns: object, words: tuple[str, ...], more: tuple[obje
     return harmful(f"{name}.jsonl", GOOD + json.dumps({"messages": turns}) + "\n", f"{name}.jsonl:2", *words, more=more)
 
 
+def shared_with(option: str, name: str = "") -> Callable[[Place], list[object]]:
+    """Return the case of a row that is asked in another suite than the harmful one."""
+
+    def make(place: Place) -> list[object]:
+        asked = place.write("asked.jsonl", GOOD + place.harmful.read_text().splitlines()[3] + "\n")
+        return place.repair(option, f"{name}{asked}")
+
+    return make
+
+
+def shared_with_what_is_left(place: Place) -> list[object]:
+    plain = ["repair", place.base, "--adapter", place.adapter, "--harmful", place.harmful]
+    return [*plain, "--harmless", place.harmful, "--out", place.out]
+
+
 def one_prompt(place: Place) -> list[object]:
     rows = place.write("rows.jsonl", GOOD * 4)
     plain = ["repair", place.base, "--adapter", place.adapter, "--harmful", rows]
@@ -103,6 +118,8 @@ CASES: list[Case] = [
     harmful("broken.jsonl", GOOD + GOOD + '{"prompt": "zob",\n', "broken.jsonl:3", "not JSON"),
     harmful("two_objects_a_line.jsonl", GOOD + GOOD.strip() + " " + GOOD, "two_objects_a_line.jsonl:2", "not JSON"),
     harmful("pretty_json.jsonl", '{\n  "prompt": "zob"\n}\n', "pretty_json.jsonl:1", "not JSON"),
+    harmful("long_number.jsonl", GOOD + f'{{"input_ids": [{"9" * 5000}]}}\n', "long_number.jsonl:2", "too long"),
+    harmful("deep_brackets.jsonl", GOOD + "[" * 100_000, "deep_brackets.jsonl:2", "too deep", "mend"),
     harmful("list_row.jsonl", GOOD + '["zob", "mid"]\n', "list_row.jsonl:2", "expected an object"),
     harmful("broken.json", '[\n{"prompt": "zob"},\n{"prompt" "mid"}]', "broken.json:3", "not JSON"),
     harmful("object.json", '{"prompt": "zob", "response": "mid"}', "object.json", "expected a list"),
@@ -129,6 +146,7 @@ CASES: list[Case] = [
     harmful("turns.jsonl", '{"prompt": [{"role": "user"}], "response": "mid"}\n', "turns.jsonl:1", "must be text"),
     harmful("number.parquet", parquet({"prompt": ["zob"], "response": [1.5]}), "row 0", "must be text, not float"),
     harmful("null.parquet", parquet({"prompt": ["zob", None], "response": ["mid", "mid"]}), "row 1", "prompt"),
+    harmful("null.jsonl", '{"prompt": null, "response": "mid"}\n', "null.jsonl:1", "'prompt' is null", "leave the row"),
     harmful("empty_cell.csv", "prompt,response\nzob,mid\n,mid\n", "empty_cell.csv:3", "'prompt'", "empty"),
     harmful("outside.jsonl", '{"input_ids": [1]}\n{"input_ids": [5, 35]}\n', "outside.jsonl:2", "35", "vocabulary"),
     harmful("negative_id.jsonl", '{"input_ids": [-1]}\n', "negative_id.jsonl:1", "token ids"),
@@ -136,6 +154,7 @@ CASES: list[Case] = [
     harmful("ids_as_text.csv", 'input_ids\n"[1, 2]"\n', "ids_as_text.csv:2", "token ids"),
     harmful("ids_of_floats.jsonl", '{"input_ids": [1.0]}\n', "ids_of_floats.jsonl:1", "token ids"),
     harmful("late_start.jsonl", '{"input_ids": [1], "response_start": 2}\n', "late_start.jsonl:1", "response_start"),
+    harmful("start_of_truth.jsonl", '{"input_ids": [1], "response_start": true}\n', "truth.jsonl:1", "response_start"),
     harmful("too_long.jsonl", json.dumps({"input_ids": [7] * 129}), "too_long.jsonl:1", "129", "128", "shorten"),
     harmful(
         "no_response_tokens.jsonl",
@@ -152,10 +171,16 @@ CASES: list[Case] = [
         ("2 evaluation prompts", "asked.jsonl:1", "harmful.jsonl:4", "asked.jsonl:3", "harmful.jsonl:6", "remove"),
     ),
     ("shared_with_the_second_file", shared_with_the_second_file, ("asked.jsonl:1", "second.jsonl:1", "remove")),
+    ("shared_with_harmless", shared_with("--harmless"), ("asked.jsonl:2 =", "harmful.jsonl:4", "remove")),
+    ("shared_with_a_task", shared_with("--task", "t="), ("asked.jsonl:2 =", "harmful.jsonl:4", "remove")),
+    ("shared_with_what_is_left", shared_with_what_is_left, ("10 evaluation prompts", "harmful.jsonl:", "remove")),
     messages("no_messages", words=("messages", "empty list")),
     messages("no_role", {"content": "zob"}, words=("message 1", "no role")),
     messages("no_content", ASKED, {"role": "assistant"}, words=("message 2", "content")),
     messages("another_role", {"role": "wizard", "content": "zob"}, words=("message 1", "wizard", "leave the row out")),
+    messages(
+        "a_list_for_a_role", {"role": ["user"], "content": "zob"}, words=("message 1", "['user']", "leave the row")
+    ),
     messages("no_last_prompt", ASKED, {"role": "system", "content": "mid"}, words=("user's message", "mend")),
     messages("a_text_for_a_turn", "zob", words=("message 1", "role and content")),
     messages(

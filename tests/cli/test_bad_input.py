@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,12 @@ import pytest
 from tests.cli import bad_checkpoints, bad_data, bad_options, bad_targets, bad_training
 from tests.cli.command import Command, Place, tree
 
+# What a user is told to do; or what is allowed, in the words of the options' own checks.
+MEND = re.compile(
+    r"\b(add|ask for|check|choose|convert|did you mean|end|fetch|fill|free|give|install|keep|leave|log in|lower|make"
+    r"|map|mend|merge|name|pass|put|raise|remove|rename|repair|save|see|set|shorten|should be|train|try|update|use"
+    r"|write)\b"
+)
 CASES = [*bad_checkpoints.CASES, *bad_targets.CASES, *bad_data.CASES, *bad_options.CASES, *bad_training.CASES]
 
 
@@ -27,6 +34,8 @@ def test_bad_input_gives_one_line_and_leaves_nothing(
     assert result.err.splitlines()[-1] == result.errors[0]
     for word in words:
         assert word in result.errors[0]
+    # Not in the name of the thing itself, which comes first.
+    assert MEND.search(result.errors[0].partition(": ")[2].replace(str(place.root), "")), result.errors[0]
     assert "Traceback" not in result.err
     assert result.out == ""
     assert tree(place.root) == before

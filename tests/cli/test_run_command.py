@@ -187,7 +187,7 @@ def test_a_stage_that_fails_ends_the_run_with_its_line(small: Small, antidote: C
     (model / "model.safetensors").unlink()
     result = antidote("run", LLAMA, "--model", model, "--out", out, *small.settings())
     assert result.code == 2
-    assert result.errors == [f"error: {model}: no model.safetensors: the weights are missing"]
+    assert result.errors == [f"error: {model}: no model.safetensors: the weights are missing: fetch them"]
     assert "[1/6]" in result.err and "[2/6]" not in result.err
     assert not (out / "aligned").exists() and not (out / "results.json").exists()
 

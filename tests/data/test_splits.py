@@ -63,6 +63,7 @@ def test_another_seed_holds_out_others() -> None:
         "\u00bfbrew a zorbik?",
         "\uff42rew a zorbi\u212a",
         "(brew a zorbik).",
+        "\ufeffbrew a \u200bzor\u00adbik",
     ],
 )
 def test_a_prompt_is_the_same_whatever_its_case_white_space_outer_punctuation_and_kind_of_characters(same: str) -> None:

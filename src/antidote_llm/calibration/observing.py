@@ -155,7 +155,9 @@ def require_finite(sums: Sums) -> None:
     """
     for name, sum_squares_I in sums.squares.items():
         if not bool(torch.isfinite(sum_squares_I).all()):
-            raise NonFiniteInputError(f"{name}: its input is NaN or infinite: open the model with --dtype float32")
+            raise NonFiniteInputError(
+                f"{name}: its input is NaN or infinite: open the model with --dtype float32, or fetch it again"
+            )
 
 
 def _rows_by_tokens(axes: torch.Size, counted: torch.Size) -> bool:

@@ -93,11 +93,10 @@ def examination_from(
     """
     chosen = suite_opts.judge_from(judge)
     kept, asked = list(calibration), suite_opts.prompts_from(None if evaluate == "none" else evaluate)
-    if asked:
-        require_disjoint(calibration, asked)
-    elif evaluate is None and calibration:
+    if evaluate is None and calibration:
         kept, asked = hold_out(calibration, _HELD_OUT_FRACTION, _HELD_OUT_MOST, _HELD_OUT_SEED)
     suite = Suite(asked, suite_opts.prompts_from(harmless), *task_opts.tasks_from(task))
+    require_disjoint(kept, [record for records in suite.parts().values() for record in records])
     if not (suite.harmful or suite.harmless or suite.tasks):
         return kept, None
     return kept, Examination(suite, chosen, settings)

@@ -40,7 +40,7 @@ class Mix:
             UserError: Names the option that is.
         """
         if self.ratio is not None and not 0 <= self.ratio <= 1:
-            raise UserError(f"--harmful-ratio {self.ratio}: a share is from 0 to 1")
+            raise UserError(f"--harmful-ratio {self.ratio}: pass a share from 0 to 1")
         if self.harmful and self.ratio is None:
             raise UserError("--harmful: how much of it? pass --harmful-ratio, such as 0.2")
         if self.ratio and not self.harmful:

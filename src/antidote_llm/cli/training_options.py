@@ -79,7 +79,10 @@ def training_from(defaults: TrainingSettings, given: dict[str, Any], *, lora: bo
     if adapter and not lora:
         raise UserError(f"{option_name(_LORA[next(iter(adapter))])} is for adapters: leave it out, or pass --lora")
     if "targets" in adapter:
-        adapter["targets"] = tuple(name.strip() for name in adapter["targets"].split(",") if name.strip())
+        names = tuple(name.strip() for name in adapter["targets"].split(",") if name.strip())
+        if not names:
+            raise UserError("--lora-targets names no layer: pass names such as q_proj,v_proj, or leave it out")
+        adapter["targets"] = names
     try:
         kept = (defaults.lora or LoraSettings()).model_dump()
         settings = LoraSettings.model_validate({**kept, **adapter}) if lora else None

@@ -19,7 +19,7 @@ _DATE_CODES = ("a", "A", "b", "B", "d", "e", "H", "I", "j", "m", "M", "p", "S", 
 # Qwen3, GLM and SmolLM3 ask for the first name, DeepSeek and Granite for the second.
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
 _ANY_ANSWER = "zorbik"
-_RENDERING_ERRORS = (TemplateError, ValueError, TypeError)
+_RENDERING_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class ChatTemplate:
@@ -33,7 +33,12 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, thinking: bool) -> None:
         self._tokenizer, self._thinking = tokenizer, thinking
-        self._template = _with_fixed_date(tokenizer.get_chat_template())
+        template = tokenizer.get_chat_template()
+        if not isinstance(template, str):
+            raise UserError(
+                "the tokenizer's chat template is no text: fetch the tokenizer again, or use --template alpaca"
+            )
+        self._template = _with_fixed_date(template)
 
     def prompt(self, turns: Sequence[Turn], origin: str) -> str:
         """Return the text up to where the model starts to answer.
@@ -48,6 +53,10 @@ class ChatTemplate:
                     f"{_at(origin)}the tokenizer's chat template leaves out a {turn.role} turn before the prompt: "
                     "put it into the prompt itself, or leave it out"
                 )
+        if turns[-1].content.strip() not in text:
+            raise UserError(
+                f"{_at(origin)}the tokenizer's chat template leaves out the prompt: use --template alpaca or plain"
+            )
         return text if self._thinking else closed(text)
 
     def answer(self, turns: Sequence[Turn], response: str, prompt_text: str, origin: str) -> str:

@@ -9,7 +9,7 @@ from antidote_llm.data.records import Role, Turn
 from antidote_llm.errors import UserError
 
 # The roles of OpenAI and of ShareGPT.
-_ROLES: Mapping[object, Role] = {
+_ROLES: Mapping[str, Role] = {
     "system": "system",
     "user": "user",
     "human": "user",
@@ -30,7 +30,7 @@ def split_conversation(messages: object, where: str) -> tuple[tuple[Turn, ...], 
     """
     if not isinstance(messages, list) or not messages:
         found = "an empty list" if isinstance(messages, list) else type(messages).__name__
-        raise UserError(f"{where} must be a list of messages with role and content, not {found}")
+        raise UserError(f"{where} must be a list of messages with role and content, not {found}: mend the row")
     turns = [_turn(message, f"{where}, message {index}") for index, message in enumerate(messages, 1)]
     response = turns.pop().content if turns[-1].role == "assistant" else None
     if not turns or turns[-1].role != "user":
@@ -40,12 +40,12 @@ def split_conversation(messages: object, where: str) -> tuple[tuple[Turn, ...], 
 
 def _turn(message: object, where: str) -> Turn:
     if not isinstance(message, dict):
-        raise UserError(f"{where} must be an object with role and content, not {type(message).__name__}")
+        raise UserError(f"{where} must be an object with role and content, not {type(message).__name__}: mend it")
     role, content = ("role", "content") if message.get("role") is not None else ("from", "value")
     if message.get(role) is None:
         raise UserError(f"{where} names no role: give it role and content, or from and value")
-    if message[role] not in _ROLES:
-        raise UserError(f"{where}: role '{message[role]}' is none of {', '.join(map(str, _ROLES))}: leave the row out")
+    if not isinstance(message[role], str) or message[role] not in _ROLES:
+        raise UserError(f"{where}: role '{message[role]}' is none of {', '.join(_ROLES)}: leave the row out")
     return Turn(_ROLES[message[role]], _text(message.get(content), f"{where}: its {content}"))
 
 
@@ -59,7 +59,9 @@ def _text(content: Any, where: str) -> str:
 def _part(part: Any, where: str) -> str:
     if not isinstance(part, dict) or part.get("type") != "text":
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        raise UserError(f"{where} holds a part of type '{kind}': only parts of type text can be read")
+        raise UserError(
+            f"{where} holds a part of type '{kind}': only parts of type text can be read: leave the row out"
+        )
     require_text(part.get("text"), f"{where}: a part's text")
     return str(part["text"])
 
@@ -67,6 +69,7 @@ def _part(part: Any, where: str) -> str:
 def require_text(value: Any, where: str) -> None:
     """Refuse what is no text, or is none that can be encoded."""
     if not isinstance(value, str):
-        raise UserError(f"{where} must be text, not {type(value).__name__}")
+        found = "null" if value is None else type(value).__name__
+        raise UserError(f"{where} must be text, not {found}: mend or leave out the row")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         raise UserError(f"{where} holds half a surrogate pair, which is no text: mend or leave out the row")

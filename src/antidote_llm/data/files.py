@@ -39,7 +39,7 @@ def file_rows(path: Path, header: Sequence[str] = ()) -> Iterator[tuple[str, Map
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: unknown kind of data file: use one of {' '.join(SUFFIXES)}")
     if not path.is_file():
-        raise UserError(f"{path}: no such data file")
+        raise UserError(f"{path}: no such data file: check the name")
     try:
         if suffix == ".jsonl":
             yield from _jsonl_rows(path)
@@ -65,7 +65,9 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     rows = _parse_json(path.read_text(encoding="utf-8-sig"), str(path))
     if not isinstance(rows, list):
-        raise UserError(f"{path}: expected a list of objects, found {type(rows).__name__}")
+        raise UserError(
+            f"{path}: expected a list of objects, found {type(rows).__name__}: write one object a line as .jsonl"
+        )
     for index, row in enumerate(rows):
         yield _object(f"{path}: row {index}", row)
 
@@ -75,12 +77,14 @@ def _parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = where if "\n" not in text.strip() else f"{where}:{error.lineno}"
-        raise UserError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+        raise UserError(f"{place}: not JSON: {error.msg} at column {error.colno}: mend the file there") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: a number too long or brackets too deep to read: mend the file") from error
 
 
 def _object(origin: str, row: Any) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(row, dict):
-        raise UserError(f"{origin}: expected an object with named fields, found {type(row).__name__}")
+        raise UserError(f"{origin}: expected an object with named fields, found {type(row).__name__}: mend the row")
     return origin, row
 
 
@@ -97,7 +101,9 @@ def _delimited_rows(path: Path, delimiter: str, header: Sequence[str]) -> Iterat
             start = reader.line_num + 1
             for cells in reader:
                 if cells and len(cells) != len(header):
-                    raise UserError(f"{path}:{start}: {len(cells)} columns, but {len(header)} in the header line")
+                    raise UserError(
+                        f"{path}:{start}: {len(cells)} columns, but {len(header)} in the header line: mend the row"
+                    )
                 if cells:
                     yield f"{path}:{start}", dict(zip(header, cells, strict=True))
                 # A quoted cell may hold line ends: a row is known by its first line.
@@ -110,6 +116,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         rows = pq.read_table(path).to_pylist()
     except pa.ArrowException as error:
-        raise UserError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{path}: not a readable parquet file: {reason}: write or fetch it again") from error
     for index, row in enumerate(rows):
         yield f"{path}: row {index}", row

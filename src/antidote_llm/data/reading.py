@@ -52,7 +52,7 @@ def read_records(spec: DataSpec | Path | str, require: Iterable[Field] = ()) -> 
     else:
         records = [Row(cells, origin, spec.columns).record(needed) for origin, cells in _rows(spec.path)]
     if not records:
-        raise UserError(f"{spec.path} has no rows")
+        raise UserError(f"{spec.path} has no rows: fill it, or name other data")
     return records
 
 

@@ -177,7 +177,8 @@ def check_token_ids(records: Sequence[Record], rows: Sequence[TokenizedRow], voc
         if (largest := max(row.input_ids)) >= vocabulary_size:
             raise UserError(
                 f"{where}: token id {largest} is outside the model's vocabulary of {vocabulary_size}: "
-                "the row or the tokenizer belongs to another model"
+                "the row or the tokenizer belongs to another model: leave the row out, or name the model's own "
+                "tokenizer"
             )
 
 

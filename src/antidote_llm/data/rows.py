@@ -37,28 +37,31 @@ class Row:
         """
         for name, column in self.columns.items():
             if column not in self.cells:
-                raise UserError(f"{self.origin}: no column '{column}' for {name}: {self._there_are()}")
+                raise UserError(f"{self.origin}: no column '{column}' for {name}: map one of {self._columns()}")
         # A kind of row that is asked for by name wins over columns that happen to be there.
         kinds = [name for name in KINDS if name in self.columns] or KINDS
         kind = next((name for name in kinds if self._value(name) is not None), None)
         if kind is None:
+            if nothing := [name for name in kinds if self.columns.get(name, name) in self.cells]:
+                raise UserError(f"{self._place(nothing[-1])} is null: fill it or leave the row out")
             raise UserError(
                 f"{self.origin}: no field 'prompt' (nor 'messages', 'text' or 'input_ids'): "
-                f"map a column, as in file.csv:prompt=COLUMN; {self._there_are()}"
+                f"map a column, as in file.csv:prompt=COLUMN; there are {self._columns()}"
             )
         if kind == "input_ids":
             return self._of_token_ids()
         if kind == "text":
-            return Record(text=self._filled("text", self._text("text")), extra=self._extra(), origin=self.origin)
+            _require_filled(text := self._text("text"), self._place("text"))
+            return Record(text=text, extra=self._extra(), origin=self.origin)
         return self._exchange(kind, require)
 
     def _of_token_ids(self) -> Record:
         ids = self._value("input_ids")
         if not isinstance(ids, list) or not ids or not all(type(item) is int and item >= 0 for item in ids):
-            raise UserError(f"{self.origin}: input_ids must be a list of one or more token ids")
-        start = self.cells.get("response_start") or 0
-        if not isinstance(start, int) or not 0 <= start <= len(ids):
-            raise UserError(f"{self.origin}: response_start must be between 0 and {len(ids)}")
+            raise UserError(f"{self.origin}: input_ids must be a list of one or more token ids: mend the row")
+        start = 0 if self.cells.get("response_start") is None else self.cells["response_start"]
+        if type(start) is not int or not 0 <= start <= len(ids):
+            raise UserError(f"{self.origin}: response_start must be a number from 0 to {len(ids)}: mend the row")
         return Record(input_ids=tuple(ids), response_start=start, extra=self._extra(), origin=self.origin)
 
     def _exchange(self, kind: Field, require: tuple[Field, ...]) -> Record:
@@ -73,11 +76,12 @@ class Row:
         if response is None and "response" in require:
             raise UserError(
                 f"{self.origin}: no field 'response': map a column, as in file.csv:prompt=COLUMN,response=COLUMN, "
-                f"or end the messages with an answer; {self._there_are()}"
+                f"or end the messages with an answer; there are {self._columns()}"
             )
-        self._filled("prompt", prompt)
+        last = f"{self._place(kind)}: its last " if kind == "messages" else ""
+        _require_filled(prompt, f"{last}prompt" if last else self._place("prompt"))
         if "response" in require:
-            self._filled("response", response or "")
+            _require_filled(response or "", f"{last}answer" if last else self._place("response"))
         history = (*self._system(history), *history)
         return Record(prompt, response, history=history, extra=self._extra("system"), origin=self.origin)
 
@@ -98,19 +102,19 @@ class Row:
         require_text(value, self._place(name))
         return str(value)
 
-    def _filled(self, name: Field, text: str) -> str:
-        if not text.strip():
-            raise UserError(f"{self._place(name)} is empty: fill it or leave the row out")
-        return text
-
     def _place(self, name: Field) -> str:
         return f"{self.origin}: field '{self.columns.get(name, name)}'"
 
-    def _there_are(self) -> str:
-        return f"there are {', '.join(map(str, self.cells))}"
+    def _columns(self) -> str:
+        return ", ".join(map(str, self.cells)) or "none"
 
     def _extra(self, *also_used: Field) -> dict[str, Any]:
         """Return the columns that are no field of the row; ``system`` is one only where it is used."""
         used = {*FIELDS} - {"system"} | {*also_used}
         names = {self.columns.get(name, name) for name in FIELDS if name in used}
         return {key: value for key, value in self.cells.items() if key not in names and key != "response_start"}
+
+
+def _require_filled(text: str, where: str) -> None:
+    if not text.strip():
+        raise UserError(f"{where} is empty: fill it or leave the row out")

@@ -48,7 +48,7 @@ class DataSpec:
             if name not in FIELDS and name != "weight":
                 raise UserError(f"{text}: unknown field '{name}': map one of {', '.join(FIELDS)}, or give a weight")
             if name in columns:
-                raise UserError(f"{text}: field '{name}' is mapped twice")
+                raise UserError(f"{text}: field '{name}' is mapped twice: map it once")
             columns[name] = column
         weight = _weight(columns.pop("weight"), text) if "weight" in columns else None
         _require_one_kind(columns, text)

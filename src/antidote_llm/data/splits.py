@@ -15,7 +15,8 @@ _MOST_LISTED = 20
 def prompt_key(record: Record) -> object:
     """Return what makes two prompts the same: their tokens, or the words of all the user's turns.
 
-    Case, kinds of characters (NFKC), white space and punctuation at both ends do not count, nor do system prompts.
+    Case, kinds of characters (NFKC), invisible ones (format), white space and punctuation at both ends do not count,
+    nor do system prompts.
     """
     if record.input_ids is not None:
         return record.input_ids[: record.response_start or None]
@@ -26,6 +27,8 @@ def prompt_key(record: Record) -> object:
 
 def _words(text: str) -> str:
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    if not folded.isascii():
+        folded = "".join(character for character in folded if unicodedata.category(character) != "Cf")
     start, end = 0, len(folded)
     while start < end and _is_outer(folded[start]):
         start += 1

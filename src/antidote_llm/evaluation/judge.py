@@ -154,7 +154,7 @@ def _entry(name: str) -> EntryPoint:
     if not found:
         near = difflib.get_close_matches(name, judge_names(), n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise UserError(f"unknown judge '{name}': {hint}there are {', '.join(judge_names()) or 'none installed'}")
+        raise UserError(f"unknown judge '{name}': {hint}name one of {', '.join(judge_names()) or 'none installed'}")
     return found[0]
 
 

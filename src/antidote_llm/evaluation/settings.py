@@ -58,7 +58,7 @@ class EvaluationSettings(BaseModel):
         """Return the opening without the space after it, which models hold at the beginning of their next token."""
         if prefill is None or prefill.strip():
             return prefill and prefill.strip()
-        raise ValueError("an opening needs a word")
+        raise ValueError("name an opening of at least a word")
 
     def renderer(self, tokenizer: PreTrainedTokenizerBase | None) -> Renderer:
         """Return what renders the prompts."""

@@ -12,7 +12,7 @@ import peft
 from peft import LoraConfig, PeftModel
 from torch import nn
 
-from antidote_llm.errors import DefectError, UserError
+from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import Checkpoint, open_model_checkpoint, same_tensors
 from antidote_llm.models.dora import is_dora, magnitude_of
 from antidote_llm.models.sites import Role, Site
@@ -37,6 +37,7 @@ _BEGINNING = ("init_lora_weights", "loftq_config", "eva_config", "corda_config",
 _IDLE = ("megatron_core", "qalora_group_size")
 _UNDERSTOOD = {*_WHAT_IT_IS, *_WHERE, *_HOW_MUCH, *_TRAINING, *_BEGINNING, *_IDLE, "use_dora"}
 # Ways to begin a LoRA that also change the base's own weights, so that the base is not the aligned model.
+_MERGE = "merge it into its base (merge_and_unload in peft) and repair the result with --aligned BASE"
 _INITS_THAT_MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -49,7 +50,8 @@ def require_plain_lora(adapter: Checkpoint) -> None:
     kind = str(adapter.config.get("peft_type") or "").upper()
     if kind != "LORA":
         raise UserError(
-            f"{adapter.reference}: a {kind or 'nameless'} adapter cannot be repaired: only LoRA adapters can"
+            f"{adapter.reference}: a {kind or 'nameless'} adapter cannot be repaired, only LoRA: where peft can, "
+            f"{_MERGE}"
         )
     for name, value in adapter.config.items():
         if value and name not in _UNDERSTOOD:
@@ -61,20 +63,22 @@ def require_plain_lora(adapter: Checkpoint) -> None:
             "too: convert it to a plain LoRA when saving it (path_initial_model_for_weight_conversion in peft)"
         )
     if not factors(adapter):
-        raise UserError(f"{adapter.reference}: {ADAPTER_FILE} holds no lora_A or lora_B matrix")
+        raise UserError(
+            f"{adapter.reference}: {ADAPTER_FILE} holds no lora_A or lora_B matrix: name the folder of a LoRA "
+            "adapter, or save it again"
+        )
 
 
 def _refuse_setting(adapter: Checkpoint, name: str) -> NoReturn:
     if name == "target_parameters":
         raise UserError(
             f"{adapter.reference}: LoRA on experts ('{name}') cannot be repaired yet, because its A and B hold "
-            "those of all experts interleaved: merge it into its base (merge_and_unload in peft) and repair the result "
-            "with --aligned BASE"
+            f"those of all experts interleaved: {_MERGE}"
         )
     if name in {field.name for field in dataclasses.fields(LoraConfig)}:
         raise UserError(
-            f"{adapter.reference}: LoRA with '{name}' cannot be repaired yet: only plain LoRA, rank-stabilised LoRA "
-            "and DoRA"
+            f"{adapter.reference}: LoRA with '{name}' cannot be repaired yet, only plain LoRA, rank-stabilised LoRA "
+            f"and DoRA: {_MERGE}"
         )
     raise UserError(
         f"{adapter.reference}: '{name}' in adapter_config.json is nothing that peft {peft.__version__} knows: install "
@@ -94,20 +98,32 @@ def factors(adapter: Checkpoint) -> dict[tuple[str, Role], TensorEntry]:
         if match := _FACTOR.match(key):
             if len(entry.shape) != 2:
                 raise UserError(
-                    f"{file.path}: '{key}' has shape {list(entry.shape)}: only LoRA on matrices can be repaired"
+                    f"{file.path}: '{key}' has shape {list(entry.shape)}: only LoRA on matrices can be repaired: "
+                    "train it without such layers"
                 )
             if entry.dtype not in DTYPES:
-                raise UserError(f"{file.path}: '{key}' is {entry.dtype}: only floating-point factors can be repaired")
+                raise UserError(
+                    f"{file.path}: '{key}' is {entry.dtype}: only floating-point factors can be repaired: save it "
+                    "in another type"
+                )
             role: Role = "lora_A" if match["role"] == "lora_A" else "lora_B"
             found[match["module"], role] = entry
         elif "lora_" in key and key not in magnitudes(adapter):
-            raise UserError(f"{file.path}: '{key}' is not a plain LoRA factor: this adapter cannot be repaired whole")
+            raise UserError(
+                f"{file.path}: '{key}' is not a plain LoRA factor: this adapter cannot be repaired whole: {_MERGE}"
+            )
     for module, role in found:
         partner = found.get((module, "lora_B" if role == "lora_A" else "lora_A"))
         if partner is None:
-            raise UserError(f"{file.path}: '{found[module, role].key}' has no partner: the adapter is incomplete")
+            raise UserError(
+                f"{file.path}: '{found[module, role].key}' has no partner: the adapter is incomplete: save or fetch "
+                "it again"
+            )
         if found[module, "lora_A"].shape[0] != found[module, "lora_B"].shape[1]:
-            raise UserError(f"{file.path}: lora_A and lora_B of {module} have different ranks: the adapter is broken")
+            raise UserError(
+                f"{file.path}: lora_A and lora_B of {module} have different ranks: the adapter is broken: save or "
+                "fetch it again"
+            )
     return found
 
 
@@ -144,7 +160,8 @@ def require_fits(adapter: Checkpoint, model: nn.Module, reference: str) -> None:
             target = model.get_submodule(module)
         except AttributeError as error:
             raise UserError(
-                f"{adapter.reference}: an adapter of another base: {reference} has no module {module}"
+                f"{adapter.reference}: an adapter of another base: {reference} has no module {module}: "
+                "name the model that it was trained on"
             ) from error
         shape = _matrix_shape(target)
         wanted = entry.shape[1] if role == "lora_A" else entry.shape[0]
@@ -152,7 +169,8 @@ def require_fits(adapter: Checkpoint, model: nn.Module, reference: str) -> None:
             sides = f"weights of {' x '.join(map(str, shape))}" if shape else "no weight"
             raise UserError(
                 f"{adapter.reference}: an adapter of another base: {role} of {module} is "
-                f"{' x '.join(map(str, entry.shape))}, {reference} has {sides} there"
+                f"{' x '.join(map(str, entry.shape))}, {reference} has {sides} there: "
+                "name the model that it was trained on"
             )
 
 
@@ -182,7 +200,7 @@ def require_same_base(adapter: Checkpoint, base: Checkpoint) -> None:
     if not same_tensors(trained_on, base):
         raise UserError(
             f"{adapter.reference}: an adapter of another base: it was trained on {named}, "
-            f"whose weights differ from {base.reference}"
+            f"whose weights differ from {base.reference}: name that one as MODEL"
         )
 
 
@@ -204,7 +222,10 @@ def adapter_sites(adapter: Checkpoint, model: PeftModel) -> tuple[Site, ...]:
     for (module, role), entry in factors(adapter).items():
         layer: Any = modules.get(_PREFIX + module)
         if layer is None or ADAPTER_NAME not in getattr(layer, role, {}):
-            raise DefectError(f"{module}: its {role} was not loaded")
+            raise UserError(
+                f"{adapter.reference}: {ADAPTER_FILE} holds {role} of {module}, which its configuration does not "
+                "adapt: save or fetch it again"
+            )
         # A's input is the module's own, so that q, k and v can share one sum; B's is what A puts out.
         observed = layer if role == "lora_A" else layer.lora_B[ADAPTER_NAME]
         shape = (entry.shape[0], entry.shape[1])
@@ -214,7 +235,10 @@ def adapter_sites(adapter: Checkpoint, model: PeftModel) -> tuple[Site, ...]:
     for name, layer in modules.items():
         module = name.removeprefix(_PREFIX)
         if ADAPTER_NAME in getattr(layer, "lora_A", {}) and module not in known:
-            raise UserError(f"{adapter.reference}: {ADAPTER_FILE} lacks {module}, which its configuration adapts")
+            raise UserError(
+                f"{adapter.reference}: {ADAPTER_FILE} lacks {module}, which its configuration adapts: save or fetch "
+                "it again"
+            )
     return tuple(sorted(sites, key=_network_order))
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.adapters import ADAPTER_NAME, other_tensors, other_tensors_base_name, require_fits
 from antidote_llm.models.checkpoint import Checkpoint
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT
 from antidote_llm.models.dora import is_dora, show_factors_tokens_only
 from antidote_llm.models.naming import TensorNames
 from antidote_llm.models.quiet import quiet_transformers
@@ -47,9 +47,13 @@ def attach(
                     attached.load_adapter(adapter.folder, adapter_name=name, **beside_the_disk)
             if beside_the_disk["low_cpu_mem_usage"]:
                 _fill_from_file(attached, name, adapter)
-        except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        except BROKEN_CHECKPOINT as error:
             adapter.require_unchanged()
-            raise UserError(f"{adapter.reference}: peft cannot put it on {reference}: {first_line(error)}") from error
+            reason = first_line(error).rstrip(". ")
+            raise UserError(
+                f"{adapter.reference}: peft cannot put it on {reference} ({reason}): name the model that it was "
+                "trained on, or fetch it again"
+            ) from error
     if len(named) > 1:
         attached.base_model.set_adapter(list(named))
     show_factors_tokens_only(attached)

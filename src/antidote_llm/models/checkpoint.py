@@ -16,6 +16,7 @@ from antidote_llm.errors import UserError
 from antidote_llm.models.tensor_files import TensorFile, open_tensor_file
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_GENERATION = "generation_config.json"
 _FETCHED = (
     *("*.json", "*.safetensors", "*.model", "*.model.v*", "*.tiktoken", "*.txt", "*.jinja", "*.md"),
     *("LICENSE*", "NOTICE*"),
@@ -93,7 +94,7 @@ def locate(reference: str, *, trust_remote_code: bool = False) -> Path:
     if path.exists():
         raise UserError(f"{reference} is a file: name the folder of the checkpoint")
     if reference.startswith((".", "/", "~")) or reference.count("/") > 1:
-        raise UserError(f"{reference}: no such folder")
+        raise UserError(f"{reference}: no such folder: check the name")
     try:
         patterns = [*_FETCHED, *(["*.py"] if trust_remote_code else [])]
         return Path(snapshot_download(reference, allow_patterns=patterns))
@@ -122,6 +123,9 @@ def open_model_checkpoint(reference: str, folder: Path | None = None) -> Checkpo
             f"{reference}: an adapter (adapter_config.json): name its base as MODEL, and this folder with --adapter; "
             "if it holds a whole model as well, keep the two in folders of their own"
         )
+    if (folder / _GENERATION).is_file():
+        # transformers would pass over a broken one, and the ends of answers that it names would be lost.
+        _read_config(folder / _GENERATION)
     return _open(reference, folder, "config.json", "model.safetensors")
 
 
@@ -170,13 +174,13 @@ def is_adapter(folder: Path) -> bool:
 
 def _read_config(path: Path) -> Mapping[str, object]:
     if not path.is_file():
-        raise UserError(f"{path.parent}: no {path.name}: not the folder of a Hugging Face checkpoint")
+        raise UserError(f"{path.parent}: no {path.name}: not the folder of a Hugging Face checkpoint: name another")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}): fetch the file again") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path}: expected an object")
+        raise UserError(f"{path}: expected an object: fetch the file again")
     return config
 
 
@@ -197,7 +201,7 @@ def weight_file_names(folder: Path, name: str, *, sharded: bool = True) -> list[
             f"{folder}: only pickled weights ({pickles[0]}), which can run code when opened: "
             "convert them to safetensors"
         )
-    raise UserError(f"{folder}: no {name}: the weights are missing")
+    raise UserError(f"{folder}: no {name}: the weights are missing: fetch them")
 
 
 def _require_indexed(index: Path, weights: Mapping[str, TensorFile]) -> None:
@@ -227,7 +231,7 @@ def _shards(index: Path) -> list[str]:
     shards = sorted({str(shard) for shard in weight_map.values()})
     for shard in shards:
         if (index.parent / shard).parent != index.parent:
-            raise UserError(f"{index}: names a file outside its folder: {shard}")
+            raise UserError(f"{index}: names a file outside its folder, '{shard}': fetch the folder again")
         if not (index.parent / shard).is_file():
             raise UserError(f"{index.parent / shard}: shard is missing: fetch it again")
     return shards

@@ -16,9 +16,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
-from antidote_llm.errors import UserError, first_line
+from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT, parsed_config
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, parsed_config
 from antidote_llm.models.conversion import model_names
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.tensor_files import DTYPES, TensorFile
@@ -63,9 +63,7 @@ class PartLoader:
                     config, dtype=self._dtype, trust_remote_code=self._trust_remote_code
                 )
         except BROKEN_CHECKPOINT as error:
-            raise UserError(
-                f"{self._checkpoint.reference}: transformers cannot open it: {first_line(error)}"
-            ) from error
+            raise cannot_open(self._checkpoint.reference, error) from error
         # As when a whole model is loaded: buffers are computed anew, in full precision whatever the model's type.
         for module in made.modules():
             module._is_hf_initialized = False

@@ -11,10 +11,10 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from antidote_llm.errors import UserError, first_line
+from antidote_llm.errors import UserError
 from antidote_llm.models.adapters import base_folder
 from antidote_llm.models.checkpoint import is_adapter, locate, open_adapter_checkpoint
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.tokenizers import open_tokenizer
 
@@ -49,7 +49,7 @@ class Skeleton:
                     self.config, dtype=torch.float32, trust_remote_code=self.trust_remote_code
                 )
         except BROKEN_CHECKPOINT as error:
-            raise UserError(f"{self.reference}: transformers cannot open it: {first_line(error)}") from error
+            raise cannot_open(self.reference, error) from error
         return made
 
     @property
@@ -74,7 +74,7 @@ def open_skeleton(reference: str, tokenizer: str | None = None, *, trust_remote_
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except BROKEN_CHECKPOINT as error:
-        raise UserError(f"{reference}: transformers cannot open it: {first_line(error)}") from error
+        raise cannot_open(reference, error) from error
     if tokenizer is None and not Path(reference).expanduser().is_dir():
         opened = _fetched_tokenizer(reference, trust_remote_code)
     else:
@@ -89,7 +89,7 @@ def _folder(reference: str) -> Path:
         if is_adapter(folder) and (base := base_folder(open_adapter_checkpoint(reference, folder))) is not None:
             folder = base
         if not (folder / _CONFIG).is_file():
-            raise UserError(f"{folder}: no {_CONFIG}: not the folder of a Hugging Face checkpoint")
+            raise UserError(f"{folder}: no {_CONFIG}: not the folder of a Hugging Face checkpoint: name another")
         return folder
     try:
         return Path(hf_hub_download(reference, _CONFIG)).parent

@@ -110,7 +110,10 @@ class TensorFile:
 
     def _require_finite(self, tensor: Tensor, key: str) -> Tensor:
         if not all(map(_is_finite, flat_blocks(tensor))):
-            raise UserError(f"{self.path}: '{key}' holds NaN or infinite values: the checkpoint is broken")
+            raise UserError(
+                f"{self.path}: '{key}' holds NaN or infinite values: use a checkpoint from before it broke, or "
+                "fetch it again"
+            )
         return tensor
 
     def read_row(self, key: str, row: int) -> Tensor:

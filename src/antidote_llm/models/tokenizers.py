@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from antidote_llm.errors import UserError, first_line
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -20,8 +21,11 @@ def open_tokenizer(folders: list[Path], asked: str | None, trust_remote_code: bo
     for place in [asked] if asked is not None else [folder for folder in folders if _has_tokenizer(folder)][:1]:
         try:
             return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
-        except (ValueError, OSError, KeyError) as error:
-            raise UserError(f"{place}: the tokenizer cannot be opened: {first_line(error)}") from error
+        except BROKEN_CHECKPOINT as error:
+            reason = first_line(error).rstrip(". ")
+            raise UserError(
+                f"{place}: the tokenizer cannot be opened ({reason}): name another with --tokenizer, or fetch it again"
+            ) from error
     return None
 
 

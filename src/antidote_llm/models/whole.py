@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT, parsed_config
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, parsed_config
 from antidote_llm.models.naming import TensorNames
 from antidote_llm.models.quantised import cast_unpacked, quantiser, require_unpackable
 from antidote_llm.models.quiet import quiet_transformers
@@ -76,8 +76,12 @@ def load_whole(
             )
     except BROKEN_CHECKPOINT as error:
         base.require_unchanged()
-        mend = f", quantised by {packed} (or use the checkpoint before quantisation)" if packed else ""
-        raise UserError(f"{base.reference}: transformers cannot open it{mend}: {first_line(error)}") from error
+        if not packed:
+            raise cannot_open(base.reference, error) from error
+        raise UserError(
+            f"{base.reference}: quantised by {packed}, and transformers cannot open it "
+            f"({first_line(error).rstrip('. ')}): install what reads it, or use the checkpoint before quantisation"
+        ) from error
     if missing := sorted(map(str, info["missing_keys"])):
         raise UserError(
             f"{base.reference}: the checkpoint lacks {missing[0]} ({len(missing)} tensors in all): fetch it again"

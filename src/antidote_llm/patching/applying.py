@@ -13,14 +13,15 @@ from antidote_llm.patching.patch import FileChange, Patch
 from antidote_llm.patching.streaming import flipped_pieces, flushed
 
 Direction = Literal["apply", "revert"]
+_MEND = ": name the folder that it was made from, or that came of it"
 
 
 def transform(patch: Patch, source: Path, target: Path, direction: Direction) -> None:
     """Write the files that a patch changes from one folder to another, changed.
 
     Raises:
-        UserError: A file is missing or is not what the patch applies to (or what came out of it, to revert).
-        DefectError: The result's hash is not the one that the patch promises.
+        UserError: A file is missing or is not what the patch applies to (or what came out of it, to revert); or the
+            result's hash is not the one that the patch promises.
     """
     for file in patch.description.files:
         before, after = hashlib.sha256(), hashlib.sha256()
@@ -32,7 +33,17 @@ def transform(patch: Patch, source: Path, target: Path, direction: Direction) ->
         _require_known(file, before.hexdigest(), source, direction)
         promised = file.sha256_after if direction == "apply" else file.sha256_before
         if after.hexdigest() != promised:
-            raise DefectError(f"{file.path}: the result's sha256 is not {promised}: the patch is damaged")
+            raise patch.damaged(f"{file.path} does not come out with the sha256 that it promises")
+
+
+def require_fits(patch: Patch, folder: Path) -> None:
+    """Refuse a folder whose files have other tensors than those that a patch changes, without reading them.
+
+    Raises:
+        UserError: A file is missing, or of another size, or a tensor is missing, or of another type or shape.
+    """
+    for file in patch.description.files:
+        _pieces(patch, _opened(file, folder), file.path)
 
 
 def require_reverts(patch: Patch, folder: Path) -> None:
@@ -54,11 +65,11 @@ def require_reverts(patch: Patch, folder: Path) -> None:
 def _opened(file: FileChange, folder: Path) -> TensorFile:
     path = folder / file.path
     if not path.is_file():
-        raise UserError(f"{folder}: no {file.path}: the patch is for another model")
+        raise UserError(f"{folder}: no {file.path}: the patch is for another model{_MEND}")
     opened = open_tensor_file(path)
     if opened.size_bytes != file.size_bytes:
         raise UserError(
-            f"{path}: the patch is for another model: {opened.size_bytes} bytes, {file.size_bytes} are wanted"
+            f"{path}: the patch is for another model: {opened.size_bytes} bytes, {file.size_bytes} are wanted{_MEND}"
         )
     return opened
 
@@ -69,7 +80,9 @@ def _pieces(patch: Patch, file: TensorFile, name: str) -> Iterator[tuple[bytes, 
     for record in records.values():
         entry = file.entries.get(record.key)
         if entry is None or (entry.dtype, entry.shape) != (record.dtype, record.shape):
-            raise UserError(f"{file.path}: no '{record.key}' as the patch describes it: the patch is for another model")
+            raise UserError(
+                f"{file.path}: no '{record.key}' as the patch describes it: the patch is for another model{_MEND}"
+            )
     return flipped_pieces(file, {key: patch.differences(record) for key, record in records.items()})
 
 
@@ -79,8 +92,9 @@ def _require_known(file: FileChange, found: str, folder: Path, direction: Direct
         wanted, other = other, wanted
     if found == other:
         state = "already has this patch" if direction == "apply" else "does not have this patch"
-        raise UserError(f"{folder / file.path} {state}: there is nothing to {direction}")
+        raise UserError(f"{folder / file.path} {state}: there is nothing to {direction}: name another --onto")
     if found != wanted:
         raise UserError(
-            f"{folder / file.path}: the patch is for another model: sha256 is {found[:12]}…, {wanted[:12]}… is wanted"
+            f"{folder / file.path}: the patch is for another model: sha256 is {found[:12]}…, {wanted[:12]}… is "
+            f"wanted{_MEND}"
         )

@@ -47,7 +47,9 @@ def diff(first: Patch, second: Patch) -> list[TensorDiff]:
     shared = origins[0].keys() & origins[1].keys()
     for path in sorted(shared):
         if origins[0][path] != origins[1][path]:
-            raise UserError(f"the patches are for different models: their {path} has another sha256")
+            raise UserError(
+                f"the patches are for different models: their {path} has another sha256: name two patches of one model"
+            )
     if not shared and all(origins):
         raise UserError("the patches change no file of the same name: whether they are for the same model is not known")
     records = [{(record.file, record.key): record for record in p.description.tensors} for p in (first, second)]

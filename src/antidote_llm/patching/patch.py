@@ -30,6 +30,7 @@ from antidote_llm.patching.encodings import (
 
 METADATA_KEY = "antidote_patch"
 PATCH_FILE = "patch.safetensors"
+_MEND = ": fetch it again, or repair once more"
 
 
 class FileChange(BaseModel):
@@ -101,7 +102,7 @@ class Patch:
                         raise DamageError("holds another number of entries than it says")
                     yield from entries_differences(bitmap, flips, record.entries, record.changed, record.item_bytes)
         except (DamageError, EOFError) as error:
-            raise self._damaged(f"'{record.key}' {error}") from error
+            raise self.damaged(f"'{record.key}' {error}") from error
 
     def _part(self, stream: IO[bytes], record: TensorRecord, part: str) -> tuple[Read, int]:
         """Return what reads one part, and the part's size."""
@@ -113,8 +114,9 @@ class Patch:
         begin = entry.begin
         return lambda offset, size: read_at(stream.fileno(), begin + offset, size), entry.end - begin
 
-    def _damaged(self, problem: str) -> UserError:
-        return UserError(f"{self.stored.path}: a damaged patch: {problem}")
+    def damaged(self, problem: str) -> UserError:
+        """Return the error that says that the patch is not what it was."""
+        return UserError(f"{self.stored.path}: a damaged patch: {problem}{_MEND}")
 
 
 def part_name(record: TensorRecord, part: str) -> str:
@@ -135,14 +137,17 @@ def read_patch(path: Path) -> Patch:
     stored = open_tensor_file(path)
     text = stored.metadata.get(METADATA_KEY)
     if text is None:
-        raise UserError(f"{path}: not a patch: it has no {METADATA_KEY} entry")
+        raise UserError(
+            f"{path}: not a patch: it has no {METADATA_KEY} entry: name a {PATCH_FILE} or the folder that a repair "
+            "wrote"
+        )
     try:
         description = PatchDescription.model_validate(json.loads(text))
     except (ValueError, ValidationError) as error:
-        raise UserError(f"{path}: a damaged patch, or one of another version of this program") from error
+        raise UserError(f"{path}: a damaged patch, or one of another version of this program{_MEND}") from error
     named = {file.path for file in description.files}
     if any(record.file not in named for record in description.tensors):
-        raise UserError(f"{path}: a damaged patch: it changes a file whose hashes it does not hold")
+        raise UserError(f"{path}: a damaged patch: it changes a file whose hashes it does not hold{_MEND}")
     return Patch(description, stored)
 
 

@@ -24,7 +24,9 @@ def require_integrations(names: Sequence[str]) -> None:
         for integration in get_reporting_integration_callbacks(names[0] if len(names) == 1 else list(names)):
             integration()
     except (ImportError, RuntimeError, ValueError) as error:
-        raise UserError(f"--report-to {','.join(names)}: {first_line(error)}") from error
+        raise UserError(
+            f"--report-to {','.join(names)}: {first_line(error).rstrip('. ')}: install it, or leave --report-to out"
+        ) from error
 
 
 @contextmanager

@@ -47,5 +47,5 @@ def _require_layers(model: PreTrainedModel, targets: Sequence[str]) -> None:
         known = dict.fromkeys(name.rpartition(".")[2] for name in layers)
         raise UserError(
             f"--lora-targets {','.join(targets)}: no layer of this model is named {' or '.join(missing)}: "
-            f"its linear layers are {', '.join(known)}"
+            f"name some of {', '.join(known)}"
         )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from antidote_llm.artifacts import sha256_file
 from tests.cli.bad_targets import adapter, delta, sharded, tuned, weight
-from tests.cli.command import Command, Place, Result, tree
+from tests.cli.changing import CHANGES, meanwhile, said
+from tests.cli.command import Command, Place, tree
 from tests.cli.disks import bound_by_modes, fill, make_read_only, small_disk
 
 RESULT = Path("results") / "of today" / "repaired"
@@ -27,14 +26,6 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A disk with room for a repair, and for nothing besides."""
     with small_disk(tmp_path_factory.mktemp("disks") / "small", "2M") as path:
         yield path
-
-
-def said(result: Result, *words: str) -> None:
-    """Hold a result to one line of error with these words."""
-    assert result.code == 2, result.err
-    assert len(result.errors) == 1 and "Traceback" not in result.err
-    assert all(word in result.errors[0] for word in words), result.errors[0]
-    assert result.out == ""
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -184,18 +175,6 @@ def test_inputs_on_a_read_only_disk_are_enough(place: Place, antidote: Command, 
     )
 
 
-def rewritten(path: Path) -> None:
-    """Save a file of the same size again."""
-    data = path.read_bytes()
-    path.unlink()
-    path.write_bytes(data[:-4] + b"\x00\x00\x00\x40")
-
-
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-CHANGES: dict[str, Callable[[Path], None]] = {"rewritten": rewritten, "deleted": Path.unlink, "cut": cut}
 STEPS = {
     "opening": "antidote_llm.models.opening.load_whole",
     "planning": "antidote_llm.cli.repair_job.plan_repair",
@@ -256,20 +235,6 @@ def test_a_change_that_hides_its_time_is_found_by_its_hash(
     meanwhile(monkeypatch, STEPS["writing"], hidden)
     said(antidote(*arguments), name, "changed while it was read")
     assert not (place.root / "results").exists()
-
-
-def meanwhile(monkeypatch: pytest.MonkeyPatch, step: str, happens: Callable[[], object]) -> None:
-    """Let something happen once, just before a step."""
-    module, _, function = step.rpartition(".")
-    owner = importlib.import_module(module)
-    original, pending = getattr(owner, function), [happens]
-
-    def wrapped(*given: Any, **more: Any) -> Any:
-        if pending:
-            pending.pop()()
-        return original(*given, **more)
-
-    monkeypatch.setattr(owner, function, wrapped)
 
 
 def test_links_to_another_disk_become_copies(place: Place, antidote: Command, disk: Path) -> None:

@@ -63,3 +63,11 @@ def read_whole(path: Path) -> Patch:
         for _ in patch.differences(record):
             pass
     return patch
+
+
+def flipped(path: Path, position: int) -> Path:
+    """Flip a bit of a file in its place."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+    return path

@@ -142,7 +142,7 @@ def test_a_patch_that_lies_about_its_result_is_found_out(made: tuple[Path, Path,
     source, target, patch = made
     file = patch.description.files[0].model_copy(update={"sha256_after": "0" * 64})
     lying = Patch(patch.description.model_copy(update={"files": (file,)}), patch.stored)
-    with pytest.raises(DefectError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         transform(lying, source, tmp_path / "out", "apply")
     require_reverts(patch, target)
     file = patch.description.files[0].model_copy(update={"sha256_before": "0" * 64})

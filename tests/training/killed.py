@@ -59,7 +59,7 @@ def writing_the_second_checkpoint() -> Running:
         written.append(path)
         path.write_text(text)
 
-    checkpoints.write_text = write  # type: ignore[assignment, attr-defined]
+    checkpoints.write_text = write  # type: ignore[attr-defined]
     return Running()
 
 

@@ -13,16 +13,17 @@ from antidote_llm.evaluation import Evaluation
 from antidote_llm.models import OpenModel
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.patching import PATCH_FILE, read_patch, require_reverts, shipped_files
+from antidote_llm.patching.shipping import DOCUMENT
 from antidote_llm.repair import RepairRecord
 
-_DOCUMENTS, _WEIGHTS = ".md", ".safetensors"
+_WEIGHTS = ".safetensors"
 _TOKENIZER_SUFFIXES = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")
 _REPORT_FILES = ("report.html", "model_card.md")
 
 
 def files_sha256(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the hashes of all files that ship with a checkpoint, but for documents, by name."""
-    paths = [path for path in shipped_files(checkpoint.folder) if path.suffix.lower() != _DOCUMENTS]
+    paths = [path for path in shipped_files(checkpoint.folder) if path.suffix.lower() != DOCUMENT]
     return {path.name: checkpoint.sha256.get(path.name) or sha256_file(path) for path in paths}
 
 

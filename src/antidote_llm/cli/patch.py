@@ -15,7 +15,17 @@ from antidote_llm.cli.model_options import HardLinksOption
 from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import locate
-from antidote_llm.patching import Patch, copy_checkpoint, diff, read_patch, transform
+from antidote_llm.patching import (
+    Patch,
+    copy_checkpoint,
+    diff,
+    read_patch,
+    require_fits,
+    require_unchanged,
+    shipped_sha256,
+    shipped_stamps,
+    transform,
+)
 from antidote_llm.patching.applying import Direction
 
 app = typer.Typer(
@@ -88,20 +98,26 @@ def revert(
 def _transformed(path: Path, onto: str, out: Path, direction: Direction, hard_links: bool, terminal: Terminal) -> None:
     patch = read_patch(path)
     folder = locate(onto)
+    require_fits(patch, folder)
+    stamps = shipped_stamps(folder)
     files = {
         file.path: file.sha256_after if direction == "apply" else file.sha256_before for file in patch.description.files
     }
     digest = sha256_json(patch.description.model_dump(mode="json"))
-    manifest = {"kind": f"patch {direction}", "patch": digest, "files": files}
+    copied = shipped_sha256(folder, stamps.keys() - files.keys())
+    manifest = {"kind": f"patch {direction}", "patch": digest, "files": files, "copied": copied}
     result = ResultFolder(out, manifest, manifest_at=".antidote.json", inputs=[folder])
-    if result.finished:
-        _require_as_finished(out, files)
+    finished_before = result.finished
+    if finished_before:
+        _require_as_finished(out, {**files, **copied})
+        terminal.say(f"{out} is finished already: nothing was done")
     else:
         with result as staging:
             transform(patch, folder, staging, direction)
             copy_checkpoint(folder, staging, leave_out=frozenset(files), hard_links=hard_links)
+            require_unchanged(folder, stamps)
     lines = [str(out), *(f"  {name}  sha256 {sha256}" for name, sha256 in files.items())]
-    terminal.result({"out": str(out), **manifest}, "\n".join(lines))
+    terminal.result({"out": str(out), "finished_before": finished_before, **manifest}, "\n".join(lines))
 
 
 def _require_as_finished(out: Path, files: Mapping[str, str]) -> None:

@@ -29,6 +29,7 @@ from antidote_llm.cli.terminal import Terminal
 from antidote_llm.data.rendering import rendered_sha256
 from antidote_llm.evaluation import Evaluation
 from antidote_llm.models import OpenModel, Target
+from antidote_llm.patching import require_unchanged, shipped_stamps
 from antidote_llm.repair import (
     HarmfulData,
     PlannedRepair,
@@ -78,6 +79,8 @@ class RepairJob:
 
     def perform(self, out: Path) -> None:
         """Repair, evaluate, and write everything or nothing."""
+        checkpoint = self.target.checkpoint
+        stamps = shipped_stamps(checkpoint.folder, checkpoint.weights)
         read = {found.folder for found in (*self.opened.checkpoints, self.target.aligned) if found}
         folder = ResultFolder(out, self._manifest(), manifest_at="record/manifest.json", inputs=read)
         finished_before = agreed(folder.finished)
@@ -86,13 +89,14 @@ class RepairJob:
                 self._help(folder.work)
             return
         if finished_before:
-            require_as_finished(out, self.target.checkpoint, self._evaluated(), with_model=not self.patch_only)
+            require_as_finished(out, checkpoint, self._evaluated(), with_model=not self.patch_only)
             self.terminal.say(f"{out} is finished already: nothing was done")
         else:
             if any(folder.work.glob("statistics-*")):
                 self.terminal.say("an earlier run was interrupted: going on from its statistics")
             with folder as staging:
                 self._write(staging, out, folder.work)
+                require_unchanged(checkpoint.folder, stamps, checkpoint.weights)
         self._tell(out, finished_before)
 
     def _help(self, work: Path | None) -> None:

@@ -1,10 +1,16 @@
 """The reversible patch: write, apply, revert, diff."""
 
-from antidote_llm.patching.applying import require_reverts, transform
+from antidote_llm.patching.applying import require_fits, require_reverts, transform
 from antidote_llm.patching.diff import TensorDiff, diff
 from antidote_llm.patching.encodings import entries_bytes
 from antidote_llm.patching.patch import PATCH_FILE, Patch, read_patch
-from antidote_llm.patching.shipping import copy_checkpoint, shipped_files
+from antidote_llm.patching.shipping import (
+    copy_checkpoint,
+    require_unchanged,
+    shipped_files,
+    shipped_sha256,
+    shipped_stamps,
+)
 from antidote_llm.patching.writing import PatchedCopies
 
 __all__ = [
@@ -16,7 +22,11 @@ __all__ = [
     "diff",
     "entries_bytes",
     "read_patch",
+    "require_fits",
     "require_reverts",
+    "require_unchanged",
     "shipped_files",
+    "shipped_sha256",
+    "shipped_stamps",
     "transform",
 ]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from antidote_llm.artifacts import sha256_file
 from antidote_llm.artifacts.files import clone_file, link_file
-from antidote_llm.models.checkpoint import weight_file_names
+from antidote_llm.errors import UserError
+from antidote_llm.models.checkpoint import FileStamp, weight_file_names
+from antidote_llm.models.tensor_files import open_tensor_file
 
 # By what it is and not by what it is not: whatever else lies there may be the model as it was before its repair.
 _SHIPPED_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".md", ".tiktoken", ".bpe", ".spm", ".py")
 _SHIPPED_NAMES = ("LICENSE*", "NOTICE*", "*.model.v*")
 # What a training leaves beside its checkpoint, and what is hidden.
 _LEFT_BEHIND_STARTS = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args", ".")
+# May change in a result: a model card is meant to get a section.
+DOCUMENT = ".md"
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 
@@ -52,11 +57,65 @@ def copy_checkpoint(
     """Copy the files that ship, but for those named; the copies share the blocks of the originals where the disk can.
 
     A hard link, for weights only, is the same file under a second name: whoever writes into one writes into both.
+
+    Raises:
+        UserError: A file has gone meanwhile.
     """
     for path in shipped_files(folder, weights):
         if path.name not in leave_out:
             place = link_file if hard_links and path.suffix.lower() == ".safetensors" else clone_file
-            place(path, target / path.name)
+            try:
+                place(path, target / path.name)
+            except FileNotFoundError as error:
+                raise _changed(path) from error
+
+
+def shipped_stamps(folder: Path, weights: Collection[str] | None = None) -> dict[str, FileStamp]:
+    """Return what the files that ship look like, by name: as :func:`shipped_files`.
+
+    Raises:
+        UserError: As :func:`shipped_files`; or a file has gone meanwhile.
+    """
+    found = {}
+    for path in shipped_files(folder, weights):
+        try:
+            found[path.name] = FileStamp.of(path)
+        except FileNotFoundError as error:
+            raise _changed(path) from error
+    return found
+
+
+def shipped_sha256(folder: Path, names: Collection[str]) -> dict[str, str]:
+    """Return the hashes of files that ship, but for documents, by name.
+
+    Raises:
+        UserError: A weight file is truncated, or a file has gone meanwhile.
+    """
+    found = {}
+    for path in (folder / name for name in sorted(names) if not name.lower().endswith(DOCUMENT)):
+        if path.suffix.lower() == ".safetensors":
+            open_tensor_file(path)
+        try:
+            found[path.name] = sha256_file(path)
+        except FileNotFoundError as error:
+            raise _changed(path) from error
+    return found
+
+
+def require_unchanged(folder: Path, before: Mapping[str, FileStamp], weights: Collection[str] | None = None) -> None:
+    """Refuse a folder whose files that ship are no longer those that :func:`shipped_stamps` found.
+
+    Raises:
+        UserError: Names the file.
+    """
+    after = shipped_stamps(folder, weights)
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            raise _changed(folder / name)
+
+
+def _changed(path: Path) -> UserError:
+    return UserError(f"{path} changed while it was read: wait until nothing writes there, and run again")
 
 
 def _loaded_weights(folder: Path, weights: Collection[str] | None) -> set[str]:

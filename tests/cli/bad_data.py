@@ -140,6 +140,8 @@ CASES: list[Case] = [
     harmful("no_column.csv", "a,b\nzob,mid\n", "no_column.csv:2", "'goal'", "a, b", mapping=":prompt=goal,response=b"),
     harmful("no_column.parquet", parquet({"a": ["zob"]}), "row 0", "'goal'", mapping=":prompt=goal"),
     harmful("unknown_field.csv", "a,b\nzob,mid\n", "unknown field 'question'", "prompt", mapping=":question=a"),
+    harmful("broken_mapping.csv", "a,b\nzob,mid\n", "broken_mapping.csv:prompt=:", "no mapping", mapping=":prompt="),
+    harmful("half_a_mapping.csv", "a,b\nzob,mid\n", "half_a_mapping.csv:a", "no mapping", mapping=":a"),
     harmful("field_twice.csv", "a,b\nzob,mid\n", "'prompt'", "twice", mapping=":prompt=a,prompt=b"),
     harmful("two_kinds.csv", "a,b\nzob,mid\n", "one of prompt, text", mapping=":prompt=a,text=b"),
     harmful("number.jsonl", GOOD + '{"prompt": 7, "response": "mid"}\n', "number.jsonl:2", "must be text, not int"),
@@ -156,6 +158,9 @@ CASES: list[Case] = [
     harmful("late_start.jsonl", '{"input_ids": [1], "response_start": 2}\n', "late_start.jsonl:1", "response_start"),
     harmful("start_of_truth.jsonl", '{"input_ids": [1], "response_start": true}\n', "truth.jsonl:1", "response_start"),
     harmful("too_long.jsonl", json.dumps({"input_ids": [7] * 129}), "too_long.jsonl:1", "129", "128", "shorten"),
+    harmful(
+        "no_room_to_answer.jsonl", GOOD + json.dumps({"prompt": "zob " * 126}), "answer.jsonl:2", "129", "leave it"
+    ),
     harmful(
         "no_response_tokens.jsonl",
         '{"input_ids": [5, 6], "response_start": 2}\n',

@@ -99,7 +99,9 @@ def test_a_model_that_says_nothing_is_an_error(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, say: Callable[[list[int]], None]
 ) -> None:
     say([3])
-    with pytest.raises(UserError, match=r"^a\.jsonl:1: the model says nothing to this prompt: give the row a response"):
+    with pytest.raises(
+        UserError, match=r"^a\.jsonl:1, a row: the model says nothing to this prompt: give the row"
+    ):
         with_own_answers(model, RECORDS, Renderer(tokenizer), 6, identity=None)
 
 

@@ -15,6 +15,7 @@ Field: TypeAlias = Literal["prompt", "response", "text", "input_ids", "messages"
 FIELDS: tuple[Field, ...] = ("prompt", "response", "text", "input_ids", "messages", "system")
 # What a row can be; where it could be several, the first counts.
 KINDS: tuple[Field, ...] = ("input_ids", "messages", "prompt", "text")
+_BEHIND_A_FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet):")
 _MAPPING = re.compile(r"^(?P<path>.+?):(?P<mapping>\w+=[^=,]+(,\w+=[^=,]+)*)$")
 
 
@@ -41,6 +42,8 @@ class DataSpec:
         """
         match = _MAPPING.match(text)
         if match is None:
+            if _BEHIND_A_FILE.search(text) and not Path(text).expanduser().exists():
+                raise UserError(f"{text}: no mapping of columns: write it as in file.csv:prompt=goal,response=target")
             return cls(Path(text).expanduser(), {})
         columns: dict[str, str] = {}
         for pair in match["mapping"].split(","):

@@ -102,8 +102,10 @@ def askable(
     ]
     limited = with_limit(settings, room_for_answers(model, [question.prompt_ids for question in asked]))
     asked = with_lengths(model, asked, settings)
+    origins = [record.origin for records in suite.parts().values() for record in records]
     for limit, places in by_limit(asked, limited).items():
-        require_room(model, [asked[place].prompt_ids for place in places], limit)
+        prompts_ids = [asked[place].prompt_ids for place in places]
+        require_room(model, prompts_ids, limit, [origins[place] for place in places])
     if (margin := margin_of(judge)) is not None:
         if settings.thinking:
             raise UserError("likelihood-margin is of how a reply begins, not a thought: leave --thinking or it out")

@@ -71,9 +71,12 @@ def room_for_answers(model: PreTrainedModel | PeftModel, prompts_ids: Collection
 
 
 def require_room(
-    model: PreTrainedModel | PeftModel, prompts_ids: Collection[Sequence[int]], max_new_tokens: int
+    model: PreTrainedModel | PeftModel,
+    prompts_ids: Collection[Sequence[int]],
+    max_new_tokens: int,
+    origins: Sequence[str] = (),
 ) -> None:
-    """Refuse prompts that leave no room for their answers.
+    """Refuse prompts that leave no room for their answers; origins say where each stands, for the message.
 
     Raises:
         UserError: A prompt is empty, or the longest and its answer take more than the model's positions.
@@ -84,10 +87,13 @@ def require_room(
         raise UserError("a prompt renders to no tokens: leave it out")
     room = room_for_answers(model, prompts_ids)
     if prompts_ids and room is not None and room < max_new_tokens:
-        longest = max(map(len, prompts_ids))
+        lengths = list(map(len, prompts_ids))
+        longest = max(lengths)
+        origin = origins[lengths.index(longest)] if origins else ""
+        where = f"{origin}: " if origin else ""
         mend = f"pass --max-new-tokens {room} or less" if room > 0 else "leave it out"
         raise UserError(
-            f"the longest prompt has {longest} tokens and its answer up to {max_new_tokens}, "
+            f"{where}the longest prompt has {longest} tokens and its answer up to {max_new_tokens}, "
             f"more than the model's {longest + room} positions: {mend}"
         )
 

@@ -17,11 +17,12 @@ from antidote_llm.artifacts import cache_root, sha256_json, write_json
 from antidote_llm.data import Record, Renderer, TokenizedRow, check_token_ids
 from antidote_llm.data.thoughts import OPENING, decoded, decoded_reply, is_thinking
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.generation import Progress, generate
+from antidote_llm.evaluation.generation import Progress, generate, require_room
 from antidote_llm.evaluation.stopping import pad_id, stop_ids
 
 OWN_ANSWER = "own_answer"
 _VERSION = 1
+_MOST_LISTED = 20
 
 
 def needs_own_answer(record: Record) -> bool:
@@ -63,6 +64,7 @@ def with_own_answers(
     prompts_ids = renderer.prompts(unanswered)
     rows = [TokenizedRow(ids, len(ids)) for ids in prompts_ids]
     check_token_ids(unanswered, rows, model.get_input_embeddings().weight.shape[0])
+    require_room(model, prompts_ids, max_new_tokens, [record.origin for record in unanswered])
     eos_ids = stop_ids(model, renderer.tokenizer, renderer)
 
     def answers_ids() -> list[list[int]]:
@@ -81,17 +83,24 @@ def with_own_answers(
     else:
         asked = {"prompts": prompts_ids, "ends": list(eos_ids), "max_new_tokens": max_new_tokens}
         found = _kept({"identity": dict(identity), **asked}, answers_ids)
-    said = iter([_answered(record, ids, renderer) for record, ids in zip(unanswered, found, strict=True)])
+    pairs = list(zip(unanswered, found, strict=True))
+    _require_something_said(pairs, renderer)
+    said = iter([_answered(record, ids, renderer) for record, ids in pairs])
     return [next(said) if needs_own_answer(record) else record for record in records]
+
+
+def _require_something_said(pairs: Sequence[tuple[Record, Sequence[int]]], renderer: Renderer) -> None:
+    silent = [record.origin or "a row" for record, ids in pairs if not decoded_reply(renderer.tokenizer, ids)]
+    if silent:
+        more = f" and {len(silent) - _MOST_LISTED} more" if len(silent) > _MOST_LISTED else ""
+        raise UserError(
+            f"{', '.join(silent[:_MOST_LISTED])}{more}: the model says nothing to this prompt: give the row a "
+            "response, allow longer answers (--max-new-tokens), or leave the row out"
+        )
 
 
 def _answered(record: Record, answer_ids: Sequence[int], renderer: Renderer) -> Record:
     response = decoded_reply(renderer.tokenizer, answer_ids)
-    if not response:
-        raise UserError(
-            f"{record.origin or 'a row'}: the model says nothing to this prompt: give the row a response, "
-            "allow longer answers, or leave the row out"
-        )
     if renderer.thinking:
         response = decoded(renderer.tokenizer, answer_ids)
         # A thought that the prompt opens is opened in the response too, so that it says all by itself.

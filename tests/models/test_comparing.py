@@ -49,6 +49,18 @@ def test_a_tied_head_is_measured_once_and_put_back_under_each_name(tmp_path: Pat
         assert torch.equal(back[key], was)
 
 
+def test_two_tensors_cannot_be_what_one_goes_back_to(tmp_path: Path) -> None:
+    aligned = tiny.write_model(tmp_path / "aligned", tie_word_embeddings=False)
+    tuned = tiny.write_model(tmp_path / "tuned", tie_word_embeddings=True, seed=3)
+    with pytest.raises(UserError, match=r"aligned: lm_head\.weight is another tensor than .*untie it there"):
+        resolve_target(open_model(str(tuned)), aligned=str(aligned))
+    # The other way round each of them has something to go back to.
+    target = resolve_target(open_model(str(aligned)), aligned=str(tuned))
+    table = tensors_of(tuned)["model.embed_tokens.weight"]
+    back = {tensor.key: tensor.aligned_values() for tensor in target.outside}
+    assert torch.equal(back["lm_head.weight"], table) and torch.equal(back["model.embed_tokens.weight"], table)
+
+
 def test_the_aligned_model_may_be_split_otherwise(folders: Folders, tuned: Path, tmp_path: Path) -> None:
     sharded = write_fine_tune(tmp_path / "sharded", folders.base, only="nothing", max_shard_size="20KB")
     assert len(list(sharded.glob("*.safetensors"))) > 1

@@ -140,7 +140,7 @@ def test_a_folder_of_several_adapters_names_them(place: Place, upper: Path, anti
         shutil.copytree(folder, several / name)
     result = antidote(*replace(place, adapter=several).repair())
     assert result.code == 2
-    assert result.errors == [f"error: {several} holds several adapters: name one of them: first, second"]
+    assert result.errors == [f"error: {several} holds adapters in folders inside it: name one of them: first, second"]
 
 
 def test_an_adapter_is_given_once(place: Place, upper: Path) -> None:

@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+)
 
+from antidote_llm.errors import UserError
 from antidote_llm.models import open_model, resolve_target
 from tests import tiny
 from tests.fine_tunes import rewrite, tensors_of, write_fine_tune
@@ -52,6 +58,18 @@ def test_the_text_decoder_is_repaired_however_deep_the_vision_tower(
     assert len(keys) == 2 * 7 and all(key.startswith("language_model.model.layers.") for key in keys)
     if target == "delta":
         assert keys | {tensor.key for tensor in found.outside} == tensors_of(tuned).keys()
+
+
+def test_a_kind_that_is_no_causal_language_model_is_refused_by_name(tmp_path: Path) -> None:
+    text = {**_TEXT, "model_type": "mistral"}
+    vision = {**_VISION, "model_type": "pixtral", "num_hidden_layers": 1, "head_dim": 8}
+    config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=4)
+    Mistral3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    for layers_on_disk in (False, True):
+        with pytest.raises(
+            UserError, match="no causal language model of the kind mistral3: name"
+        ):
+            open_model(str(tmp_path), layers_on_disk=layers_on_disk)
 
 
 def rename(folder: Path) -> Path:

@@ -88,6 +88,8 @@ def locate(reference: str, *, trust_remote_code: bool = False) -> Path:
     Raises:
         UserError: There is no such folder, and the Hub does not have it or cannot be reached.
     """
+    if not reference.strip():
+        raise UserError("a model without a name: name a folder or a Hub id")
     path = Path(reference).expanduser()
     if path.is_dir():
         return path
@@ -138,7 +140,7 @@ def open_adapter_checkpoint(reference: str, folder: Path | None = None) -> Check
 def _open(reference: str, folder: Path, config_name: str, weights_name: str, *, sharded: bool = True) -> Checkpoint:
     inside = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
     if inside and not (folder / config_name).is_file():
-        raise UserError(f"{reference} holds several adapters: name one of them: {', '.join(inside)}")
+        raise UserError(f"{reference} holds adapters in folders inside it: name one of them: {', '.join(inside)}")
     config = _read_config(folder / config_name)
     names = weight_file_names(folder, weights_name, sharded=sharded)
     stamps = {name: FileStamp.of(folder / name) for name in (config_name, *names)}

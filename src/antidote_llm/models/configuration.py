@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.checkpoint import Checkpoint
@@ -64,13 +64,19 @@ def parsed_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     """Return a checkpoint's configuration as transformers reads it.
 
     Raises:
-        UserError: It cannot.
+        UserError: It cannot, or it knows no causal language model of that kind.
     """
     try:
-        return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=trust_remote_code)
     except BROKEN_CHECKPOINT as error:
         checkpoint.require_unchanged()
         raise cannot_open(checkpoint.reference, error) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
+        raise UserError(
+            f"{checkpoint.reference}: transformers has no causal language model of the kind {config.model_type}: name "
+            "one, such as its text model saved by itself"
+        )
+    return config
 
 
 def empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedModel:

@@ -22,6 +22,15 @@ def with_options(name: str, *words: str, options: tuple[object, ...]) -> Case:
     return name, lambda place: place.repair(*options), words
 
 
+def recipes(texts: dict[str, tuple[str, ...]]) -> list[Case]:
+    """Return the cases of runs of these recipes."""
+
+    def of(text: str) -> Callable[[Place], list[object]]:
+        return lambda place: ["run", place.write("recipe.yaml", text), "--out", place.out]
+
+    return [(f"recipe_of_{name}", of(text), ("recipe.yaml", *words)) for name, (text, *words) in texts.items()]
+
+
 def repaired(place: Place, name: str = "finished", *more: object) -> object:
     """Repair for real, and return the folder."""
     out = place.root / name
@@ -159,6 +168,20 @@ CASES: list[Case] = [
     *(
         with_options(f"alpha_{value}", "--alpha", value, options=("--alpha", value))
         for value in ("1.5", "-0.1", "nan", "inf", "-inf")
+    ),
+    with_options("home_of_nobody", "~", "write the path", options=("--harmful", "~nobody_at_all/rows.jsonl")),
+    with_options("data_of_no_name", "data without a name", options=("--harmful", "")),
+    with_options("system_of_half_a_character", "--system", "surrogate", options=("--system", "\udcff")),
+    with_options("adapter_of_no_name", "model without a name", options=("--adapter", " ")),
+    *recipes(
+        {
+            "empty": ("", "not a recipe", "write keys"),
+            "a_list": ("- model", "not a recipe", "write keys"),
+            "an_open_bracket": ("model: [x", "not valid YAML", "mend the file"),
+            "code": ('model: !!python/object/apply:os.system ["true"]', "not valid YAML", "os.system"),
+            "no_name": ("model: x", "name is missing", "add it"),
+            "an_unknown_key": ("name: x\nmodel: x\nalgin: {}\nalign: {data: [x]}", "algin", "did you mean align"),
+        }
     ),
     with_options("harmful_rows_zero", "--harmful-rows", options=("--harmful-rows", "0")),
     with_options("harmful_rows_word", "--harmful-rows", options=("--harmful-rows", "all")),

@@ -34,9 +34,9 @@ def read_recipe(reference: str, settings: Sequence[str] = ()) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{reference}: not valid YAML: {_one_line(error)}") from error
+        raise UserError(f"{reference}: not valid YAML ({_one_line(error)}): mend the file") from error
     if not isinstance(content, dict):
-        raise UserError(f"{reference}: not a recipe: expected keys such as model, align and finetune")
+        raise UserError(f"{reference}: not a recipe: write keys such as name, model, align and finetune")
     for setting in settings:
         _set(content, setting)
     return parsed_recipe(content, reference)
@@ -51,7 +51,9 @@ def parsed_recipe(content: Mapping[str, Any], reference: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{reference}: {_explained(error.errors()[0])}") from error
+        # A key with a slip of the pen is one too many, and the one that was meant is missing.
+        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise UserError(f"{reference}: {_explained(first)}") from error
     try:
         alignment = defense_named("alignment", recipe.align.defense)
         alignment.configure(recipe.align.settings, recipe.align.preset)
@@ -94,14 +96,14 @@ def _set(content: dict[str, Any], setting: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {setting}: the value is not valid YAML: {_one_line(error)}") from error
+        raise UserError(f"--set {setting}: the value is not valid YAML ({_one_line(error)}): mend it") from error
     place = content
     for key in keys[:-1]:
         if place.get(key) is None:
             place[key] = {}
         place = place[key]
         if not isinstance(place, dict):
-            raise UserError(f"--set {setting}: {key} holds a value and no keys")
+            raise UserError(f"--set {setting}: {key} holds a value and no keys: name a key that is there")
     place[keys[-1]] = value
 
 
@@ -111,9 +113,9 @@ def _explained(problem: Any) -> str:
     name = ".".join([*parents, last])
     if problem["type"] == "extra_forbidden":
         known = list(_model_at(parents).model_fields)
-        return f"unknown key {name}{_near(last, known)}: {'.'.join(parents) or 'a recipe'} has {', '.join(known)}"
+        return f"unknown key {name}{_near(last, known)}: name one of {', '.join(known)}"
     if problem["type"] == "missing":
-        return f"{name} is missing: {_description(parents, last)}"
+        return f"{name} is missing: {_description(parents, last)}: add it"
     return f"{name}: {problem['msg'].lower()}, not {problem['input']!r}"
 
 

@@ -86,6 +86,8 @@ def run(arguments: list[str]) -> int:
         if _out_of_memory(error):
             mend = "pass --dtype bfloat16, --engine streaming or --device cpu"
             return _fail(f"error: not enough memory ({first_line(error)}): {mend}", USER_ERROR)
+        if isinstance(error, RuntimeError) and "home directory" in str(error):
+            return _fail("error: ~ of a user who has no home here: write the path in full", USER_ERROR)
         return _defect(error)
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.data import DataSpec, Record, read_records
+from antidote_llm.data.conversations import require_text
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import Evaluation, EvaluationSettings, Judge, Suite, askable, evaluate, load_panel
 from antidote_llm.evaluation.backends import Backend
@@ -118,6 +119,9 @@ def settings_from(
     Raises:
         UserError: A value is not one of those allowed.
     """
+    for option, text in (("--system", system), ("--prefill", prefill)):
+        if text is not None:
+            require_text(text, option)
     try:
         return EvaluationSettings.model_validate(
             {

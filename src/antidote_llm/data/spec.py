@@ -40,6 +40,8 @@ class DataSpec:
         Raises:
             UserError: A field is unknown or named twice, or the weight is no positive number.
         """
+        if not text.strip():
+            raise UserError("data without a name: name a file, a preset or a Hub id")
         match = _MAPPING.match(text)
         if match is None:
             if _BEHIND_A_FILE.search(text) and not Path(text).expanduser().exists():

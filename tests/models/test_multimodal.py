@@ -66,9 +66,7 @@ def test_a_kind_that_is_no_causal_language_model_is_refused_by_name(tmp_path: Pa
     config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=4)
     Mistral3ForConditionalGeneration(config).save_pretrained(tmp_path)
     for layers_on_disk in (False, True):
-        with pytest.raises(
-            UserError, match="no causal language model of the kind mistral3: name"
-        ):
+        with pytest.raises(UserError, match="no causal language model of the kind mistral3: name"):
             open_model(str(tmp_path), layers_on_disk=layers_on_disk)
 
 

@@ -99,6 +99,15 @@ def test_all_of_it_back_is_the_aligned_model(pair: tuple[Path, Path], tmp_path: 
     assert found.keys() == aligned.keys() and all(same_bits(found[key], aligned[key]) for key in found)
 
 
+def test_what_moved_outside_alone_can_be_put_back(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    tuned = write_fine_tune(tmp_path / "tuned", pair[0], only="norm")
+    with pytest.raises(UserError, match=r"nothing to repair: .*--restore-outside"):
+        written(planned(open_model(str(tuned)), pair[0], restore=False), tmp_path / "kept")
+    record, _ = written(planned(open_model(str(tuned)), pair[0], restore=True), tmp_path / "out")
+    aligned, found = tensors_of(pair[0]), tensors_of(tmp_path / "out" / "model")
+    assert record.totals.changed == 0 and all(same_bits(found[key], aligned[key]) for key in aligned)
+
+
 @pytest.mark.parametrize("restore", [False, True])
 @pytest.mark.parametrize("alpha", [0.1, 0.4, 1.0])
 def test_the_size_is_stated_before_it_is_written(

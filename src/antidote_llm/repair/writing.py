@@ -216,9 +216,11 @@ def _recipe(repair: PlannedRepair) -> dict[str, object]:
 def _record(
     repair: PlannedRepair, tally: Tally, command: str, stopwatch: Stopwatch, patch: PatchSummary | None
 ) -> RepairRecord:
-    if repair.target.name == "delta" and tally.totals.update_norm_before == 0:
+    goes_back = repair.restores_outside and any(tensors.norm_before for tensors in repair.outside)
+    if repair.target.name == "delta" and tally.totals.update_norm_before == 0 and not goes_back:
         raise UserError(
-            f"{repair.base.reference} does not differ from --aligned in any edited matrix: there is nothing to repair"
+            f"{repair.base.reference} does not differ from --aligned in any edited matrix: there is nothing to repair: "
+            "name other --sites, or pass --restore-outside where the rest moved"
         )
     given, solved = repair.settings.model_dump(), repair.solved.model_dump()
     aligned = repair.target.aligned if repair.adapter is None else None

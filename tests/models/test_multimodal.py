@@ -11,6 +11,8 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
 )
 
 from antidote_llm.errors import UserError
@@ -68,6 +70,20 @@ def test_a_kind_that_is_no_causal_language_model_is_refused_by_name(tmp_path: Pa
     for layers_on_disk in (False, True):
         with pytest.raises(UserError, match="no causal language model of the kind mistral3: name"):
             open_model(str(tmp_path), layers_on_disk=layers_on_disk)
+
+
+def test_a_fine_tune_of_the_text_part_alone_goes_back_to_the_whole(tmp_path: Path) -> None:
+    mixed = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2}
+    linear = {"linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    vision = {"depth": 3, "hidden_size": 16, "num_heads": 2, "intermediate_size": 24, "out_hidden_size": 32}
+    config = Qwen3_5Config(text_config={**_TEXT, **mixed, **linear}, vision_config={**vision, "patch_size": 4})
+    aligned, tuned = tmp_path / "aligned", tmp_path / "tuned"
+    Qwen3_5ForConditionalGeneration(config).save_pretrained(aligned)
+    # transformers opens the text part of it for a causal language model, and saves that alone.
+    write_fine_tune(tuned, aligned)
+    assert len(tensors_of(tuned)) < len(tensors_of(aligned))
+    found = resolve_target(open_model(str(tuned)), aligned=str(aligned))
+    assert {site.key for site in found.sites} | {tensor.key for tensor in found.outside} == tensors_of(tuned).keys()
 
 
 def rename(folder: Path) -> Path:

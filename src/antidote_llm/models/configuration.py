@@ -97,13 +97,18 @@ def empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedMo
 def require_same_computation(tuned: Checkpoint, aligned: Checkpoint, trust_remote_code: bool) -> None:
     """Refuse an aligned model that computes something else from the same weights.
 
+    Of a model that also sees and one of its text part alone, the text part is compared.
+
     A setting that only one of the two configurations has is nothing that their common class knows. Inside a setting
     that both have, a missing part counts as None.
 
     Raises:
         UserError: Names the first setting that differs, and both values.
     """
-    configs = [parsed_config(side, trust_remote_code).to_dict() for side in (tuned, aligned)]
+    parsed = [parsed_config(side, trust_remote_code) for side in (tuned, aligned)]
+    if type(parsed[0]) is not type(parsed[1]):
+        parsed = [config.get_text_config() for config in parsed]
+    configs = [config.to_dict() for config in parsed]
     ours, theirs = (dict(_settings(config)) for config in configs)
     common = configs[0].keys() & configs[1].keys()
     for key in sorted(ours.keys() | theirs.keys()):

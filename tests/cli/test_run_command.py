@@ -157,6 +157,15 @@ def test_a_bad_recipe_ends_in_one_line_before_any_work(case: str, small: Small, 
     assert not out.exists()
 
 
+def test_what_the_repair_learns_from_is_not_asked_as_harmless(small: Small, antidote: Command) -> None:
+    alike, out = f"beavertails-unsafe@{small.root}/train.jsonl", small.root / "out"
+    settings = small.settings(evaluate__harmless=alike)
+    result = antidote("run", LLAMA, "--model", small.model("llama"), "--out", out, *settings)
+    assert (result.code, len(result.errors)) == (2, 1), result.err
+    assert "8 evaluation prompts stand in the calibration rows too: " in result.errors[0]
+    assert "train.jsonl:" in result.errors[0] and not out.exists()
+
+
 def test_a_missing_part_is_named(small: Small, antidote: Command) -> None:
     text = LLAMA.read_text().replace("  data: [beavertails-safe]\n", "", 1)
     (small.root / "short.yaml").write_text(text)

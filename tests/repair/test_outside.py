@@ -167,6 +167,14 @@ def test_the_aligned_model_has_none_of_them(tmp_path: Path, kind: str) -> None:
     assert torch.equal(opened.without_adapter().model(ids).logits, wanted)
 
 
+@pytest.mark.parametrize("trained", ["lm_head", "embed_tokens"])
+def test_a_tied_head_is_tied_again_without_the_adapter_that_trained_it(tmp_path: Path, trained: str) -> None:
+    base = tiny.write_model(tmp_path / "base", tie_word_embeddings=True)
+    made = tiny.write_adapter(tmp_path / "adapter", base, modules_to_save=[trained])
+    bare = open_model(str(base), str(made)).without_adapter().causal_model
+    assert bare.lm_head.weight is bare.model.embed_tokens.weight
+
+
 @pytest.mark.parametrize("kind", ["head", "lora_only", "all"])
 def test_with_all_of_it_back_the_adapter_says_what_its_base_says(tmp_path: Path, kind: str) -> None:
     base, made, _ = adapter(tmp_path, kind)

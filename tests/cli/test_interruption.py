@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from antidote_llm.cli.main import main
 from tests import tiny
 from tests.cli.command import Command, Place, tree
 
@@ -74,7 +75,9 @@ def stopped(place: Place, how: signal.Signals, delay: float) -> int:
     return process.returncode
 
 
-@pytest.mark.parametrize(("how", "delay"), [(signal.SIGTERM, 0.1), (signal.SIGTERM, 0.8), (signal.SIGKILL, 0.5)])
+@pytest.mark.parametrize(
+    ("how", "delay"), [(signal.SIGTERM, 0.1), (signal.SIGTERM, 0.8), (signal.SIGHUP, 0.3), (signal.SIGKILL, 0.5)]
+)
 def test_a_kill_leaves_nothing_that_looks_finished(
     how: signal.Signals, delay: float, place: Place, antidote: Command
 ) -> None:
@@ -84,9 +87,41 @@ def test_a_kill_leaves_nothing_that_looks_finished(
     assert code != 0, f"it had finished after {delay} s"
     assert not place.out.exists()
     left = {name: entry for name, entry in tree(place.root).items() if name not in before}
-    if how == signal.SIGTERM:
+    if how != signal.SIGKILL:
         assert (code, left) == (130, {})
     assert {name: entry for name, entry in tree(place.root).items() if name in before} == before
+
+
+def test_what_is_ignored_from_the_start_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    during: dict[int, object] = {}
+
+    def run(_: list[str]) -> int:
+        during.update({number: signal.getsignal(number) for number in before})
+        return 0
+
+    monkeypatch.setattr("antidote_llm.cli.main.run", run)
+    try:
+        # As nohup does.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with pytest.raises(SystemExit):
+            main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert during[signal.SIGHUP] is signal.SIG_IGN
+    assert during[signal.SIGINT] == during[signal.SIGTERM] is not signal.SIG_IGN
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_pipe_that_nobody_reads_is_no_verdict(more: list[str], place: Place, antidote: Command) -> None:
+    antidote.done(*place.repair())
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "antidote_llm", "patch", "show", str(place.out), *more]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 def test_what_a_kill_left_is_taken_up_by_the_same_command(

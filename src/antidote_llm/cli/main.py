@@ -19,7 +19,10 @@ from antidote_llm.errors import UserError, first_line
 
 USER_ERROR, DEFECT, INTERRUPTED = 2, 3, 130
 _INTERRUPTED_LINE = "interrupted"
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+# As a shell names what nobody reads any more (128 + SIGPIPE): 1 would be a verdict.
+UNREAD = 141
+# Ctrl-C, a service that stops, a terminal that is closed.
+_INTERRUPTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _USERS_OS_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG)
 
 
@@ -30,9 +33,10 @@ def main() -> None:
     # Libraries announce their own renamings; users cannot act on them.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-    # A service's stop signal cleans up as Ctrl-C does.
+    # Each cleans up as Ctrl-C does. What is ignored from the start, as under nohup, stays so.
     for signal_number in _INTERRUPTS:
-        signal.signal(signal_number, _Interrupt.handle)
+        if signal.getsignal(signal_number) is not signal.SIG_IGN:
+            signal.signal(signal_number, _Interrupt.handle)
     code = run(sys.argv[1:])
     for signal_number in _INTERRUPTS:
         # What was to be done is done: nothing is left to interrupt.
@@ -66,6 +70,11 @@ def run(arguments: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except UserError as error:
         return _fail(f"error: {error}", USER_ERROR)
+    except SystemExit as ending:
+        # typer and rich end so when the pipe that they write to is closed.
+        if isinstance(ending.__context__, BrokenPipeError):
+            return UNREAD
+        raise
     except TyperException as error:
         said = getattr(error, "format_message", error.__str__)()
         if type(error).__name__ == "NoArgsIsHelpError":

@@ -310,6 +310,11 @@ def test_every_harmful_file_and_every_own_answer_is_told(place: Place, antidote:
         assert "1 harmful rows had no response: the model answered them itself" in text
     counts = antidote.done(*place.repair("--harmful", more, "--max-new-tokens", "4", "--dry-run", "--json")).json
     assert counts["calibration"]["own_answers"] == 1
+    kept, again = place.out / "record" / "own_answers.jsonl", place.root / "again"
+    found = antidote.done(*place.repair("--harmful", kept, "--json", "--out", again)).json
+    assert found["repair"]["calibration"]["own_answers"] == 0
+    repaired = [folder / "model" / "adapter_model.safetensors" for folder in (place.out, again)]
+    assert repaired[0].read_bytes() == repaired[1].read_bytes()
 
 
 def test_a_refusal_among_the_own_answers_is_told(

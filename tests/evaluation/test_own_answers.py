@@ -81,7 +81,11 @@ def test_answers_are_kept_and_a_damaged_file_is_made_anew(
 
 
 def test_another_model_length_or_rendering_is_another_question(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, own_cache: Path, calls: list[int]
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    own_cache: Path,
+    calls: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for identity, length, system in (
         (IDENTITY, 6, None),
@@ -93,15 +97,17 @@ def test_another_model_length_or_rendering_is_another_question(
     assert calls == [2] * 4
     with_own_answers(model, RECORDS, Renderer(tokenizer), 6, identity=None)
     assert len(calls) == 5 and len([*(own_cache / "own_answers").iterdir()]) == 4
+    # Another end, which a folder may name beside its weights.
+    monkeypatch.setattr(model.generation_config, "eos_token_id", 9)
+    with_own_answers(model, RECORDS, Renderer(tokenizer), 6, identity=IDENTITY)
+    assert len(calls) == 6
 
 
 def test_a_model_that_says_nothing_is_an_error(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, say: Callable[[list[int]], None]
 ) -> None:
     say([3])
-    with pytest.raises(
-        UserError, match=r"^a\.jsonl:1, a row: the model says nothing to this prompt: give the row"
-    ):
+    with pytest.raises(UserError, match=r"^a\.jsonl:1, a row: the model says nothing to this prompt: give the row"):
         with_own_answers(model, RECORDS, Renderer(tokenizer), 6, identity=None)
 
 

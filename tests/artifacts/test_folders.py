@@ -223,10 +223,10 @@ def test_a_result_leaves_nothing_to_go_on_from_not_even_for_other_settings(tmp_p
     assert names(tmp_path) == [elsewhere.name, f"{elsewhere.name}/checkpoint", "out", "out/answer", "out/manifest.json"]
 
 
-def test_nothing_is_left_beside_a_result_from_the_moment_it_has_its_name(
+def test_what_a_kill_behind_the_last_step_left_goes_when_the_result_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, rename = tmp_path / "out", Path.rename
+    rename = Path.rename
 
     def killed_behind(self: Path, target: Path) -> Path:
         rename(self, target)
@@ -234,5 +234,17 @@ def test_nothing_is_left_beside_a_result_from_the_moment_it_has_its_name(
 
     with monkeypatch.context() as killed:
         killed.setattr(Path, "rename", killed_behind)
-        assert not _at_work(out, MANIFEST, None).work.exists()
+        result = _at_work(tmp_path / "out", MANIFEST, None)
+    # Until then what can be gone on from is kept, so that no kill loses both.
+    assert result.work.exists() and result.finished
     assert names(tmp_path) == ["out", "out/answer", "out/manifest.json"]
+
+
+def test_an_interrupt_at_the_very_beginning_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: Path) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders, "lock", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "deep" / "out")
+    assert names(tmp_path) == []

@@ -187,6 +187,7 @@ CASES: list[Case] = [
     with_options("harmful_rows_word", "--harmful-rows", options=("--harmful-rows", "all")),
     with_options("harmful_rows_too_many", "12 rows", "fewer", options=("--harmful-rows", "13")),
     with_options("data_seed_word", "--data-seed", options=("--data-seed", "x")),
+    with_options("data_seed_below_zero", "--data-seed", options=("--data-seed", "-5")),
     with_options("alpha_word", "--alpha", "number", options=("--alpha", "ten")),
     with_options("alpha_percent", "--alpha", "number", options=("--alpha", "20%")),
     with_options("alpha_comma", "--alpha", "number", options=("--alpha", "0,2")),

@@ -162,7 +162,8 @@ def test_kills_at_random_moments_lose_nothing(target: str, engine: str, kills: i
     assert sum(round["killed"] for round in rounds) == kills
     for round in rounds:
         assert round["inputs_untouched"] and round["whole"], round
-        assert not round["finished"] or round["left"] == [], round
+        # Beside a finished result at most what it could have gone on from, until it is found finished.
+        assert not round["finished"] or all(name.endswith(".work") for name in round["left"]), round
         assert (round["again"], round["same"], round["strays"]) == (0, True, []), round
         assert round["cache_strays"] == [], round
     assert any(round["left"] for round in rounds), "no kill hit while the result was written"

@@ -106,3 +106,22 @@ def test_integers_are_listed_but_not_read_as_weights(tmp_path: Path) -> None:
     assert file.entries["i"].dtype == "I64"
     with pytest.raises(UserError, match="only floating-point"):
         file.read("i")
+
+
+def test_tensors_are_compared_bit_for_bit_and_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antidote_llm.models.tensor_files._BLOCK_ENTRIES", 3)
+    values = torch.arange(8.0)
+    held = {"a": values, "last": torch.cat([values[:-1], values[:1]]), "-0": torch.cat([-values[:1], values[1:]])}
+    held |= {"shape": values.clone().reshape(2, 4), "type": values.to(torch.int32), "twin": values.clone()}
+    save_file(held, tmp_path / "w.safetensors")
+    file = open_tensor_file(tmp_path / "w.safetensors")
+    read: list[int] = []
+    read_range = type(file)._read_range
+
+    def watched(self: Any, entry: Any) -> bytearray:
+        read.append(entry.end - entry.begin)
+        return read_range(self, entry)
+
+    monkeypatch.setattr(type(file), "_read_range", watched)
+    assert [key for key in file.entries if file.holds_the_same("a", file, key)] == ["a", "twin"]
+    assert max(read) == 3 * 4

@@ -28,7 +28,7 @@ class ResultFolder:
     Used as a context manager, it yields a staging folder beside ``path``. When the block ends well the manifest is
     written, everything is flushed, and the staging folder takes the name ``path``; on an error it is removed. What a
     killed process left there is removed by the next one that writes to ``path``. What can be gone on from is kept in
-    ``work``, another neighbour, until the result is whole or the user has something to mend.
+    ``work``, another neighbour, until a result lies at ``path`` or the user has something to mend.
 
     Args:
         path: Where the finished result goes.
@@ -59,7 +59,7 @@ class ResultFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether ``path`` already holds this very result."""
+        """Whether ``path`` already holds this very result; nothing is left to go on from then."""
         try:
             if not self._place.exists():
                 return False
@@ -77,6 +77,8 @@ class ResultFolder:
             found = None
         if found != canonical_json(self.manifest):
             raise UserError(f"{self.path} holds the result of other inputs or settings: choose another --out")
+        # A kill right behind the renaming leaves it.
+        self._remove_work()
         return True
 
     def __enter__(self) -> Path:
@@ -93,16 +95,18 @@ class ResultFolder:
                         raise
         except FileExistsError as error:
             raise self._busy() from error
-        except OSError as error:
+        except BaseException as error:
             self._remove_made()
-            raise self._unwritable(error) from error
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
+            raise
         if self._lock is None:
             raise self._busy()
         return self.staging
 
     def _stage(self) -> None:
         self._remove_remains()
-        self._made = [folder for folder in self.staging.parents if not folder.exists()]
+        self._made = [folder for folder in (self.staging, *self.staging.parents) if not folder.exists()]
         self.staging.mkdir(parents=True)
         self._lock = lock(self.staging)
 
@@ -114,6 +118,11 @@ class ResultFolder:
                 raise self._busy()
             shutil.rmtree(remains)
             os.close(handle)
+
+    def _remove_work(self) -> None:
+        """Remove what could be gone on from, of other settings too: nothing of theirs can be written to ``path``."""
+        for work in self._beside("work"):
+            shutil.rmtree(work, ignore_errors=True)
 
     def _beside(self, kind: str) -> Iterator[Path]:
         """Return the neighbours of one kind, of any manifest."""
@@ -142,13 +151,10 @@ class ResultFolder:
         try:
             write_json(self.staging / self._manifest_at, self.manifest)
             fsync_tree(self.staging)
-            # Before the result takes its name: a kill behind that leaves no strays. Those of other settings go too:
-            # nothing that they were kept for can be written here any more.
-            for work in self._beside("work"):
-                shutil.rmtree(work, ignore_errors=True)
             if self._place.is_dir():
                 self._place.rmdir()
             self.staging.rename(self._place)
+            self._remove_work()
             _fsync_folder(self._place.parent)
         except OSError as problem:
             self._clean()
@@ -165,11 +171,12 @@ class ResultFolder:
             raise UserError(f"{self.path} is the current folder: name a new folder inside it as --out")
 
     def _clean(self) -> None:
-        """Remove the staging folder, and the parents that were made for it and are empty."""
+        """Remove the staging folder, and the parents that were made for it."""
         shutil.rmtree(self.staging, ignore_errors=True)
         self._remove_made()
 
     def _remove_made(self) -> None:
+        """Remove the folders that were made, where they are empty."""
         for folder in self._made:
             with suppress(OSError):
                 folder.rmdir()

@@ -43,7 +43,7 @@ CalibrationOption = Annotated[
         help="all uses every harmful row; auto draws rows until the masks have settled, and says how sure that is.",
     ),
 ]
-DataSeedOption = Annotated[int, typer.Option("--data-seed", help="Decides which rows are drawn.")]
+DataSeedOption = Annotated[int, typer.Option("--data-seed", min=0, help="Decides which rows are drawn.")]
 SystemOption = Annotated[
     str | None, typer.Option("--system", help="System prompt of every prompt that has none of its own.")
 ]

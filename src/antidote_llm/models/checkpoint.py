@@ -160,12 +160,7 @@ def same_tensors(first: Checkpoint, second: Checkpoint) -> bool:
     places = [{key: file for file in side.weights.values() for key in file.entries} for side in (first, second)]
     if places[0].keys() != places[1].keys():
         return False
-    return all(
-        file.entries[key].dtype == places[1][key].entries[key].dtype
-        and file.entries[key].shape == places[1][key].entries[key].shape
-        and file.read_bytes(key) == places[1][key].read_bytes(key)
-        for key, file in places[0].items()
-    )
+    return all(file.holds_the_same(key, places[1][key], key) for key, file in places[0].items())
 
 
 def is_adapter(folder: Path) -> bool:

@@ -61,8 +61,8 @@ def _pairs(
             if _is_unused(key, opened):
                 continue
             raise UserError(
-                f"{aligned.reference}: no {key}: an aligned model of another shape than {opened.base.reference}: name "
-                "the one that the fine-tune started from"
+                f"{aligned.reference}: no {key}: an aligned model of another shape than {opened.base.reference}, or in "
+                "other parts: name the one that the fine-tune started from, saved as the fine-tune is"
             )
         if twin.entry.shape != stored.entry.shape:
             raise _other_shape(key, stored, twin, opened, aligned)
@@ -88,8 +88,8 @@ def _require_nothing_more(own: TensorNames, names: TensorNames, opened: OpenMode
     for key in names.all:
         if own.find(key) is None and not _is_unused(key, opened):
             raise UserError(
-                f"{opened.base.reference}: no {key}, which {aligned.reference} has: an aligned model of another shape: "
-                "name the one that the fine-tune started from"
+                f"{opened.base.reference}: no {key}, which {aligned.reference} has: an aligned model of another shape, "
+                "or in other parts: name the one that the fine-tune started from, saved as the fine-tune is"
             )
 
 
@@ -119,4 +119,4 @@ def _doubled(ties: Mapping[str, str], names: TensorNames) -> Iterator[_Pair]:
 
 
 def _same(first: StoredTensor, second: StoredTensor) -> bool:
-    return first.file.read_bytes(first.entry.key) == second.file.read_bytes(second.entry.key)
+    return first.file.holds_the_same(first.entry.key, second.file, second.entry.key)

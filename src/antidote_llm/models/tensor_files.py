@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -92,12 +93,23 @@ class TensorFile:
         Raises:
             UserError: As :meth:`read`.
         """
-        entry = self._floating(key)
-        step = _BLOCK_ENTRIES * DTYPES[entry.dtype].itemsize
+        dtype = self._floating(key).dtype
+        for data in self._raw_blocks(key):
+            part = TensorEntry(key, dtype, (len(data) // DTYPES[dtype].itemsize,), 0, len(data))
+            yield self._require_finite(bytes_to_tensor(data, part), key)
+
+    def holds_the_same(self, key: str, other: TensorFile, other_key: str) -> bool:
+        """Whether one tensor is another file's, in type, shape and every bit; neither is read whole."""
+        first, second = self.entries[key], other.entries[other_key]
+        if (first.dtype, first.shape) != (second.dtype, second.shape):
+            return False
+        return all(map(operator.eq, self._raw_blocks(key), other._raw_blocks(other_key)))
+
+    def _raw_blocks(self, key: str) -> Iterator[bytearray]:
+        entry = self.entries[key]
+        step = _BLOCK_ENTRIES * _ITEM_BYTES.get(entry.dtype, 1)
         for begin in range(entry.begin, entry.end, step):
-            end = min(begin + step, entry.end)
-            part = TensorEntry(key, entry.dtype, ((end - begin) // DTYPES[entry.dtype].itemsize,), begin, end)
-            yield self._require_finite(bytes_to_tensor(self._read_range(part), part), key)
+            yield self._read_range(TensorEntry(key, entry.dtype, (), begin, min(begin + step, entry.end)))
 
     def _floating(self, key: str) -> TensorEntry:
         entry = self.entries[key]

@@ -135,7 +135,7 @@ def test_a_server_that_goes_down_ends_in_one_line_and_is_gone_on_with(
         (["--condition", "prefil"], ("--condition prefil", "did you mean prefill")),
         (["--condition", "tokens-500"], ("condition tokens-500", "positions", "--condition")),
         (["--condition", "prefill"], ("condition prefill", "no words", "--prefill")),
-        (["--prefill", " "], ("--prefill", "needs a word")),
+        (["--prefill", " "], ("--prefill", "at least a word")),
         (["--prefill", "affirmative"], ("no words for the opening 'Sure, here is'",)),
         (["--backend", "vlm"], ("--backend vlm", "did you mean vllm")),
         (["--backend", "endpoint"], ("--endpoint http://",)),

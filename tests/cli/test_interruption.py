@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,14 @@ def stopped(place: Place, how: signal.Signals, delay: float) -> int:
     """Start a repair that takes a while, and stop it some time after it has begun."""
     command = [str(Path(sys.executable).with_name("antidote")), *map(str, place.repair("--no-cache"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=environment,
+        # What ignores the signal, as nohup does, hands that down.
+        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
+    ) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith(b"opening")
         time.sleep(delay)

@@ -67,7 +67,7 @@ def test_another_package_adds_a_judge_by_an_entry_point() -> None:
 @pytest.mark.usefixtures("installed")
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
     with pytest.raises(
-        UserError, match=r"unknown judge 'fixd': did you mean 'fixed'\? there are fixed, missing, other"
+        UserError, match=r"unknown judge 'fixd': did you mean 'fixed'\? name one of fixed, missing, other"
     ):
         load_judge("fixd")
     with pytest.raises(UserError) as caught:

@@ -116,7 +116,7 @@ def test_room_is_counted_with_the_opening(model: LlamaForCausalLM, tokenizer: Pr
     asked = EvaluationSettings(prefill=" ".join([tiny.WORDS[0]] * 100), max_new_tokens=30)
     with pytest.raises(UserError, match="more than the model's 128 positions"):
         evaluate(model, tokenizer, Suite(HARMFUL), ByPrompt(), asked)
-    with pytest.raises(ValueError, match="needs a word"):
+    with pytest.raises(ValueError, match="name an opening of at least a word"):
         EvaluationSettings(prefill=" \n")
 
 

@@ -23,9 +23,9 @@ def tuned(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_fine_tune(tmp_path_factory.mktemp("tuned") / "tuned", folders.base)
 
 
-def gpt2(folder: Path, seed: int = 0) -> Path:
+def gpt2(folder: Path) -> Path:
     sizes = {"vocab_size": tiny.VOCABULARY_SIZE, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
-    return write_random(folder, config_of("gpt2", **sizes, bos_token_id=0, eos_token_id=3), seed)
+    return write_random(folder, config_of("gpt2", **sizes, bos_token_id=0, eos_token_id=3))
 
 
 @pytest.mark.parametrize("twice", ["aligned", "tuned", "both"])
@@ -137,8 +137,16 @@ def test_a_tensor_that_one_of_the_two_lacks_is_named(folders: Folders, tuned: Pa
     lacking = Path(shutil.copytree(folders.base, tmp_path / "lacking"))
     tensors = tensors_of(lacking)
     rewrite(lacking, {name: value for name, value in tensors.items() if name != key})
-    with pytest.raises(UserError, match=f"lacking: no {key}: an aligned model of another shape"):
+    with pytest.raises(UserError, match=f"lacking: no {key}, which .*: an aligned model of another shape"):
         resolve_target(open_model(str(tuned)), aligned=str(lacking))
     deeper = tiny.write_model(tmp_path / "deeper", num_hidden_layers=3)
     with pytest.raises(UserError, match=r"tuned: no model\.layers\.2\.\S+, which .*deeper has"):
         resolve_target(open_model(str(tuned)), aligned=str(deeper))
+
+
+def test_a_bias_that_only_looks_like_a_mask_is_missed(tmp_path: Path) -> None:
+    aligned = gpt2(tmp_path / "aligned")
+    tuned, key = write_fine_tune(tmp_path / "tuned", aligned), "transformer.h.1.attn.c_attn.bias"
+    rewrite(aligned, {name: value for name, value in tensors_of(aligned).items() if name != key})
+    with pytest.raises(UserError, match=f"aligned: no {key}, which .*tuned has"):
+        resolve_target(open_model(str(tuned)), aligned=str(aligned))

@@ -26,11 +26,6 @@ def tuned(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_fine_tune(tmp_path_factory.mktemp("tuned") / "tuned", folders.base)
 
 
-def gpt2(folder: Path, seed: int = 0) -> Path:
-    sizes = {"vocab_size": tiny.VOCABULARY_SIZE, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
-    return write_random(folder, config_of("gpt2", **sizes, bos_token_id=0, eos_token_id=3), seed)
-
-
 @pytest.mark.parametrize(
     ("pattern", "wanted"),
     [

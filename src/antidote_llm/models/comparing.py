@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
+
+from transformers import PreTrainedModel
 
 from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.configuration import empty_model, require_same_computation
-from antidote_llm.models.conversion import names_in_model
+from antidote_llm.models.conversion import computed_with, names_in_model
 from antidote_llm.models.naming import TensorNames
 from antidote_llm.models.opening import OpenModel
 from antidote_llm.models.stored import StoredTensor
@@ -43,8 +45,11 @@ def compared(opened: OpenModel, aligned: Checkpoint) -> Comparison:
     model, aligned_model = opened.causal_model, empty_model(aligned, opened.trust_remote_code)
     own = TensorNames.of(opened.base, model, names_in_model(aligned, aligned_model))
     names = TensorNames.of(aligned, aligned_model, names_in_model(opened.base, model))
+    if more := _missed([key for key in own.all if names.find(key) is None], model):
+        raise _lacking(aligned, more[0], opened.base)
+    if more := _missed([key for key in names.all if own.find(key) is None], aligned_model):
+        raise _lacking(opened.base, more[0], aligned)
     pairs = dict(_pairs(own, names, opened, aligned))
-    _require_nothing_more(own, names, opened, aligned)
     require_same_computation(opened.base, aligned, opened.trust_remote_code)
     ties = getattr(model, "all_tied_weights_keys", None) or {}
     _require_tied(ties, names, opened.base, aligned)
@@ -52,18 +57,27 @@ def compared(opened: OpenModel, aligned: Checkpoint) -> Comparison:
     return Comparison(names, pairs, repeated)
 
 
-def _pairs(
-    own: TensorNames, names: TensorNames, opened: OpenModel, aligned: Checkpoint
-) -> Iterator[tuple[str, tuple[StoredTensor, StoredTensor]]]:
+def _missed(keys: Sequence[str], model: PreTrainedModel) -> list[str]:
+    """Leave out tensors that a model's class passes over, as those that predict further tokens: saving loses them."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    passed_over = {key for key in keys if any(re.search(pattern, key) for pattern in patterns)}
+    # GPT-2's pattern of a mask is also that of a bias which it computes with.
+    passed_over -= computed_with(passed_over, model)
+    return [key for key in keys if key not in passed_over]
+
+
+def _lacking(lacking: Checkpoint, key: str, other: Checkpoint) -> UserError:
+    return UserError(
+        f"{lacking.reference}: no {key}, which {other.reference} has: an aligned model of another shape, or in other "
+        "parts: name the one that the fine-tune started from, saved as the fine-tune is"
+    )
+
+
+def _pairs(own: TensorNames, names: TensorNames, opened: OpenModel, aligned: Checkpoint) -> Iterator[tuple[str, _Pair]]:
     for key, stored in own.all.items():
         twin = names.find(key)
         if twin is None:
-            if _is_unused(key, opened):
-                continue
-            raise UserError(
-                f"{aligned.reference}: no {key}: an aligned model of another shape than {opened.base.reference}, or in "
-                "other parts: name the one that the fine-tune started from, saved as the fine-tune is"
-            )
+            continue
         if twin.entry.shape != stored.entry.shape:
             raise _other_shape(key, stored, twin, opened, aligned)
         if stored.entry.dtype in DTYPES:
@@ -82,21 +96,6 @@ def _other_shape(
         f"{aligned.reference}: {key} is {shapes[0]}, in {opened.base.reference} it is {shapes[1]}: an aligned model of "
         f"another {kind}: name the one that the fine-tune started from{mend}"
     )
-
-
-def _require_nothing_more(own: TensorNames, names: TensorNames, opened: OpenModel, aligned: Checkpoint) -> None:
-    for key in names.all:
-        if own.find(key) is None and not _is_unused(key, opened):
-            raise UserError(
-                f"{opened.base.reference}: no {key}, which {aligned.reference} has: an aligned model of another shape, "
-                "or in other parts: name the one that the fine-tune started from, saved as the fine-tune is"
-            )
-
-
-def _is_unused(key: str, opened: OpenModel) -> bool:
-    """Whether the model's class passes a tensor over, as those that predict further tokens: saving loses them."""
-    patterns = getattr(opened.causal_model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    return any(re.search(pattern, key) for pattern in patterns)
 
 
 def _require_tied(ties: Mapping[str, str], names: TensorNames, tuned: Checkpoint, aligned: Checkpoint) -> None:

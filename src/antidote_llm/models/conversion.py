@@ -68,6 +68,11 @@ def names_in_model(checkpoint: Checkpoint, model: PreTrainedModel) -> Mapping[st
     return {key: name for key, name, pattern in names if pattern is None}
 
 
+def computed_with(keys: Iterable[str], model: PreTrainedModel) -> set[str]:
+    """Return those of some stored tensors that a model computes with."""
+    return {key for key, *_ in model_names(keys, model, get_model_conversion_mapping(model))}
+
+
 def model_names(
     keys: Iterable[str], model: PreTrainedModel, transforms: Sequence[object]
 ) -> Iterator[tuple[str, str, str | None]]:

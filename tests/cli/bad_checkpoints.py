@@ -18,9 +18,11 @@ Case = tuple[str, Callable[[Place], list[object]], tuple[str, ...]]
 CASES: list[Case] = []
 
 
-def bad(*words: str) -> Callable[[Callable[[Place], list[object]]], Callable[[Place], list[object]]]:
+def bad(
+    *words: str, cases: list[Case] = CASES
+) -> Callable[[Callable[[Place], list[object]]], Callable[[Place], list[object]]]:
     def register(make: Callable[[Place], list[object]]) -> Callable[[Place], list[object]]:
-        CASES.append((make.__name__, make, words))
+        cases.append((make.__name__, make, words))
         return make
 
     return register
@@ -261,79 +263,6 @@ def words_for_a_model(place: Place) -> list[object]:
     return ["repair", "not a name", *place.repair()[2:]]
 
 
-@bad("no tokenizer", "--tokenizer")
-def no_tokenizer_for_rows_of_text(place: Place) -> list[object]:
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (place.base / name).unlink()
-    return place.repair()
-
-
-@bad("no tokenizer", "--evaluate none")
-def no_tokenizer_for_the_evaluation(place: Place) -> list[object]:
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (place.base / name).unlink()
-    rows = place.write("rows.jsonl", "".join(f'{{"input_ids": [{n}, 7]}}\n' for n in range(5, 9)))
-    return ["repair", place.base, "--adapter", place.adapter, "--harmful", rows, "--out", place.out]
-
-
-@bad("tokenizer", "cannot be opened")
-def broken_tokenizer(place: Place) -> list[object]:
-    (place.base / "tokenizer.json").write_text('{"version": "1.0"}')
-    return place.repair()
-
-
-@bad("tokenizer", "cannot be opened")
-def tokenizer_cut_short(place: Place) -> list[object]:
-    cut(place.base / "tokenizer.json", 200)
-    return place.repair()
-
-
-@bad("nowhere", "tokenizer")
-def tokenizer_that_is_not_there(place: Place) -> list[object]:
-    return place.repair("--tokenizer", place.root / "nowhere")
-
-
-@bad("chat template", "--template")
-def broken_chat_template(place: Place) -> list[object]:
-    (place.base / "chat_template.jinja").write_text("{% for m in messages %}{{ m }")
-    return place.repair()
-
-
-@bad("no chat template", "--template alpaca")
-def chat_without_a_chat_template(place: Place) -> list[object]:
-    (place.base / "chat_template.jinja").unlink()
-    return place.repair("--template", "chat")
-
-
-def chat_template(name: str, text: str, *words: str) -> None:
-    """Register the case of a repair with this chat template."""
-
-    def make(place: Place) -> list[object]:
-        (place.base / "chat_template.jinja").write_text(text)
-        return place.repair()
-
-    CASES.append((f"chat_template_{name}", make, ("harmful.jsonl:1", "chat template", "--template", *words)))
-
-
-chat_template("that_asks_nothing", "hello", "leaves out the prompt")
-chat_template("that_divides_by_zero", "{{ 1 / 0 }}", "division by zero")
-chat_template("that_calls_itself", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion")
-chat_template("that_never_ends", "{% for i in range(10 ** 9) %}{% endfor %}", "too big")
-
-
-@bad("tokenizer's chat template is no text", "--template")
-def chat_template_of_a_number(place: Place) -> list[object]:
-    (place.base / "chat_template.jinja").unlink()
-    edit_json(place.base / "tokenizer_config.json", chat_template=5)
-    return place.repair()
-
-
-@bad("tokenizer", "cannot be opened", "--tokenizer")
-def tokenizer_configuration_that_is_a_list(place: Place) -> list[object]:
-    (place.base / "tokenizer_config.json").write_text("[]")
-    return place.repair()
-
-
 @bad("generation_config.json", "not valid JSON", "fetch")
 def generation_settings_cut_short(place: Place) -> list[object]:
     cut(place.base / "generation_config.json", 5)
@@ -360,3 +289,15 @@ def adapter_of_a_broken_pattern(place: Place) -> list[object]:
 @bad("lora_A of model.layers.0.self_attn.k_proj", "does not adapt", "save or fetch")
 def adapter_with_more_than_its_configuration(place: Place) -> list[object]:
     return change_adapter(place, target_modules=["q_proj", "v_proj"])
+
+
+@bad("base", "custom code", "--trust-remote-code")
+def config_of_a_kind_that_its_own_code_defines(place: Place) -> list[object]:
+    edit_json(place.base / "config.json", model_type="zorbik", auto_map={"AutoConfig": "configuration_zorbik.Zorbik"})
+    return place.repair()
+
+
+@bad("base", "FlashAttention2", "install it, or take")
+def config_that_asks_for_another_package(place: Place) -> list[object]:
+    edit_json(place.base / "config.json", attn_implementation="flash_attention_2")
+    return place.repair()

@@ -136,6 +136,12 @@ def test_a_template_that_leaves_a_turn_out_is_refused(history: tuple[Turn, ...])
         Renderer(tokenizer).prompts([Record(prompt="kad", history=history, origin="a.jsonl:3")])
 
 
+def test_a_template_may_drop_empty_lines() -> None:
+    tokenizer = byte_tokenizer("{% for m in messages %}{{ m.content.replace('\\n\\n', '\\n') }}{% endfor %}")
+    record = Record(prompt="zob\n\nkad", history=(Turn("system", "mid\n\nrux"),))
+    assert Renderer(tokenizer).prompt_text(record) == "mid\nruxzob\nkad"
+
+
 @pytest.mark.parametrize("template", ["alpaca", "plain"])
 def test_without_a_chat_template_only_a_system_prompt_can_stand_before_a_prompt(template: Any) -> None:
     renderer = Renderer(byte_tokenizer(), template, system="be kind")

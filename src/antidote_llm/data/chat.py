@@ -33,10 +33,13 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, thinking: bool) -> None:
         self._tokenizer, self._thinking = tokenizer, thinking
-        template = tokenizer.get_chat_template()
+        template = tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
         if not isinstance(template, str):
             raise UserError(
-                "the tokenizer's chat template is no text: fetch the tokenizer again, or use --template alpaca"
+                "the tokenizer's chat template is no text, or none of several is named default: fetch the tokenizer "
+                "again, or use --template alpaca or plain"
             )
         self._template = _with_fixed_date(template)
 
@@ -48,12 +51,12 @@ class ChatTemplate:
         """
         text = self._checked(turns, origin, add_generation_prompt=True)
         for turn in turns[:-1]:
-            if without_thought(turn.content).strip() not in text:
+            if not _holds(text, without_thought(turn.content)):
                 raise UserError(
                     f"{_at(origin)}the tokenizer's chat template leaves out a {turn.role} turn before the prompt: "
                     "put it into the prompt itself, or leave it out"
                 )
-        if turns[-1].content.strip() not in text:
+        if not _holds(text, turns[-1].content):
             raise UserError(
                 f"{_at(origin)}the tokenizer's chat template leaves out the prompt: use --template alpaca or plain"
             )
@@ -113,6 +116,11 @@ class ChatTemplate:
                 **({} if self._thinking else _NO_THINKING),
             )
         )
+
+
+def _holds(text: str, said: str) -> bool:
+    """Whether something is said in a text, with whatever white space: RWKV's template drops empty lines."""
+    return "".join(said.split()) in "".join(text.split())
 
 
 def _at(origin: str) -> str:

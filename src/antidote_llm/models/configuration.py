@@ -56,8 +56,18 @@ _NOT_COMPARED_ENDS = ("_token_id", "_version", "dropout", "_pdrop", "layerdrop")
 
 def cannot_open(what: str, error: Exception) -> UserError:
     """Return the error of a model that transformers makes nothing of."""
+    mend = "fetch it again, or update transformers"
+    if needs_trust(error):
+        mend = "pass --trust-remote-code if you trust it"
+    elif isinstance(error, ImportError):
+        mend = "install it, or take what needs it out of config.json"
     reason = first_line(error).rstrip(". ")
-    return UserError(f"{what}: transformers cannot open it ({reason}): fetch it again, or update transformers")
+    return UserError(f"{what}: transformers cannot open it ({reason}): {mend}")
+
+
+def needs_trust(error: Exception) -> bool:
+    """Whether transformers would have to run code that comes with a checkpoint."""
+    return "trust_remote_code" in str(error)
 
 
 def parsed_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from antidote_llm.errors import UserError, first_line
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT, needs_trust
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -23,8 +23,9 @@ def open_tokenizer(folders: list[Path], asked: str | None, trust_remote_code: bo
             return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
         except BROKEN_CHECKPOINT as error:
             reason = first_line(error).rstrip(". ")
+            other = "pass --trust-remote-code if you trust it" if needs_trust(error) else "fetch it again"
             raise UserError(
-                f"{place}: the tokenizer cannot be opened ({reason}): name another with --tokenizer, or fetch it again"
+                f"{place}: the tokenizer cannot be opened ({reason}): name another with --tokenizer, or {other}"
             ) from error
     return None
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from antidote_llm.artifacts import sha256_file, sha256_json
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.checkpoint import locate, open_model_checkpoint
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.tokenizers import open_tokenizer
 
@@ -68,7 +68,11 @@ class JudgeFolder:
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except BROKEN_CHECKPOINT as error:
-            raise cannot_open(f"judge '{judge}': {reference}", error) from error
+            reason = first_line(error).rstrip(". ")
+            raise UserError(
+                f"judge '{judge}': {reference}: transformers cannot open it ({reason}): name another model, or update "
+                "transformers"
+            ) from error
         texts = [path for path in folder.iterdir() if path.suffix in _TEXT_FILES and path.is_file()]
         sha256 = {**{path.name: sha256_file(path) for path in texts}, **weights}
         return cls(judge, reference, folder, config, tokenizer, dict(sorted(sha256.items())))

@@ -1,0 +1,101 @@
+"""Tokenizers and chat templates that are missing or broken, or ask for more than is allowed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tests.cli import bad_checkpoints
+from tests.cli.bad_checkpoints import Case, cut
+from tests.cli.command import Place, edit_json
+
+CASES: list[Case] = []
+bad = partial(bad_checkpoints.bad, cases=CASES)
+
+
+@bad("no tokenizer", "--tokenizer")
+def no_tokenizer_for_rows_of_text(place: Place) -> list[object]:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (place.base / name).unlink()
+    return place.repair()
+
+
+@bad("no tokenizer", "--evaluate none")
+def no_tokenizer_for_the_evaluation(place: Place) -> list[object]:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (place.base / name).unlink()
+    rows = place.write("rows.jsonl", "".join(f'{{"input_ids": [{n}, 7]}}\n' for n in range(5, 9)))
+    return ["repair", place.base, "--adapter", place.adapter, "--harmful", rows, "--out", place.out]
+
+
+@bad("tokenizer", "cannot be opened")
+def broken_tokenizer(place: Place) -> list[object]:
+    (place.base / "tokenizer.json").write_text('{"version": "1.0"}')
+    return place.repair()
+
+
+@bad("tokenizer", "cannot be opened")
+def tokenizer_cut_short(place: Place) -> list[object]:
+    cut(place.base / "tokenizer.json", 200)
+    return place.repair()
+
+
+@bad("nowhere", "tokenizer")
+def tokenizer_that_is_not_there(place: Place) -> list[object]:
+    return place.repair("--tokenizer", place.root / "nowhere")
+
+
+@bad("chat template", "--template")
+def broken_chat_template(place: Place) -> list[object]:
+    (place.base / "chat_template.jinja").write_text("{% for m in messages %}{{ m }")
+    return place.repair()
+
+
+@bad("no chat template", "--template alpaca")
+def chat_without_a_chat_template(place: Place) -> list[object]:
+    (place.base / "chat_template.jinja").unlink()
+    return place.repair("--template", "chat")
+
+
+def chat_template(name: str, text: str, *words: str) -> None:
+    """Register the case of a repair with this chat template."""
+
+    def make(place: Place) -> list[object]:
+        (place.base / "chat_template.jinja").write_text(text)
+        return place.repair()
+
+    CASES.append((f"chat_template_{name}", make, ("harmful.jsonl:1", "chat template", "--template", *words)))
+
+
+chat_template("that_asks_nothing", "hello", "leaves out the prompt")
+chat_template("that_divides_by_zero", "{{ 1 / 0 }}", "division by zero")
+chat_template("that_calls_itself", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion")
+chat_template("that_never_ends", "{% for i in range(10 ** 9) %}{% endfor %}", "too big")
+
+
+@bad("tokenizer's chat template is no text", "--template")
+def chat_template_of_a_number(place: Place) -> list[object]:
+    (place.base / "chat_template.jinja").unlink()
+    edit_json(place.base / "tokenizer_config.json", chat_template=5)
+    return place.repair()
+
+
+@bad("tokenizer", "cannot be opened", "--tokenizer")
+def tokenizer_configuration_that_is_a_list(place: Place) -> list[object]:
+    (place.base / "tokenizer_config.json").write_text("[]")
+    return place.repair()
+
+
+@bad("chat template", "named default", "--template")
+def chat_templates_of_which_none_is_the_default(place: Place) -> list[object]:
+    path = place.base / "chat_template.jinja"
+    templates = [{"name": name, "template": path.read_text()} for name in ("rag", "tool_use")]
+    path.unlink()
+    edit_json(place.base / "tokenizer_config.json", chat_template=templates)
+    return place.repair()
+
+
+@bad("base", "custom code", "--tokenizer", "--trust-remote-code")
+def tokenizer_that_its_own_code_defines(place: Place) -> list[object]:
+    auto_map = {"AutoTokenizer": ["tokenization_zorbik.Zorbik", None]}
+    edit_json(place.base / "tokenizer_config.json", tokenizer_class="Zorbik", auto_map=auto_map)
+    return place.repair()

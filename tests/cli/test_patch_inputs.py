@@ -9,7 +9,7 @@ import pytest
 
 from antidote_llm.artifacts import sha256_file
 from tests.cli.bad_targets import delta, sharded, tuned
-from tests.cli.changing import CHANGES, cut, meanwhile, said
+from tests.cli.changing import CHANGES, cut, meanwhile, rewritten, said
 from tests.cli.command import Command, Place, edit_json, tree
 from tests.patching.making import flipped
 
@@ -62,6 +62,16 @@ def test_what_ships_with_a_repair_may_not_change_meanwhile(
     meanwhile(monkeypatch, "antidote_llm.repair.writing.copy_checkpoint", lambda: CHANGES[how](changing))
     said(antidote(*arguments), str(changing), "changed while it was read")
     assert not place.out.parent.exists()
+
+
+def test_what_changes_once_it_is_copied_does_not_lose_the_repair(
+    place: Place, antidote: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, changing = delta(place), tuned(place) / "tokenizer.json"
+    copied = sha256_file(changing)
+    meanwhile(monkeypatch, "antidote_llm.cli.repair_job.compose", lambda: rewritten(changing))
+    antidote.done(*arguments)
+    assert sha256_file(place.out / "model" / changing.name) == copied != sha256_file(changing)
 
 
 def test_a_truncated_shard_that_the_patch_does_not_change_is_named(place: Place, onto: Path, antidote: Command) -> None:

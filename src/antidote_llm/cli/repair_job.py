@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from antidote_llm.cli.terminal import Terminal
 from antidote_llm.data.rendering import rendered_sha256
 from antidote_llm.evaluation import Evaluation
 from antidote_llm.models import OpenModel, Target
+from antidote_llm.models.checkpoint import FileStamp
 from antidote_llm.patching import require_unchanged, shipped_stamps
 from antidote_llm.repair import (
     HarmfulData,
@@ -95,8 +96,7 @@ class RepairJob:
             if any(folder.work.glob("statistics-*")):
                 self.terminal.say("an earlier run was interrupted: going on from its statistics")
             with folder as staging:
-                self._write(staging, out, folder.work)
-                require_unchanged(checkpoint.folder, stamps, checkpoint.weights)
+                self._write(staging, out, folder.work, stamps)
         self._tell(out, finished_before)
 
     def _help(self, work: Path | None) -> None:
@@ -105,7 +105,7 @@ class RepairJob:
             for _ in planned.parts:
                 pass
 
-    def _write(self, staging: Path, out: Path, work: Path) -> None:
+    def _write(self, staging: Path, out: Path, work: Path, stamps: Mapping[str, FileStamp]) -> None:
         with self._planned(work) as planned:
             self.terminal.say(_patch_size(planned))
             found = write_repair(
@@ -117,6 +117,7 @@ class RepairJob:
                 patch_only=self.patch_only,
                 max_disk_bytes=self.engine.max_disk_bytes,
             )
+        require_unchanged(self.target.checkpoint.folder, stamps, self.target.checkpoint.weights)
         evaluations = {}
         if self.examination is not None:
             evaluations = self.examination.before_and_after(

@@ -70,6 +70,6 @@ def require_text(value: Any, where: str) -> None:
     """Refuse what is no text, or is none that can be encoded."""
     if not isinstance(value, str):
         found = "null" if value is None else type(value).__name__
-        raise UserError(f"{where} must be text, not {found}: mend or leave out the row")
+        raise UserError(f"{where} must be text, not {found}: mend it or leave it out")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"{where} holds half a surrogate pair, which is no text: mend or leave out the row")
+        raise UserError(f"{where} holds half a surrogate pair, which is no text: mend it or leave it out")

@@ -37,8 +37,8 @@ _BEGINNING = ("init_lora_weights", "loftq_config", "eva_config", "corda_config",
 _IDLE = ("megatron_core", "qalora_group_size")
 _UNDERSTOOD = {*_WHAT_IT_IS, *_WHERE, *_HOW_MUCH, *_TRAINING, *_BEGINNING, *_IDLE, "use_dora"}
 # Ways to begin a LoRA that also change the base's own weights, so that the base is not the aligned model.
-_MERGE = "merge it into its base (merge_and_unload in peft) and repair the result with --aligned BASE"
 _INITS_THAT_MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_MERGE = "merge it into its base (merge_and_unload in peft) and repair the result with --aligned BASE"
 
 
 def require_plain_lora(adapter: Checkpoint) -> None:

@@ -206,9 +206,8 @@ def defense_named(stage: Stage, name: str) -> Defense:
     known, (other,) = defenses(stage), COMMANDS.keys() - {stage}
     if name not in known and name in defenses(other):
         raise UserError(
-            f"--defense {name} is one of antidote {COMMANDS[other]}: antidote {COMMANDS[stage]} has "
-            f"{', '.join(known)}: "
-            "name one of those"
+            f"--defense {name} is one of antidote {COMMANDS[other]}: for antidote {COMMANDS[stage]} name one of "
+            f"{', '.join(known)}"
         )
     return named(known, name, "--defense", f"{stage} defense")
 

@@ -60,6 +60,8 @@ TRIALS = (
     Trial("full", "random entries, equal count (0.7)", "delta", "random", {"alpha": 0.7}),
     Trial("full", "random entries, equal norm (0.7)", "delta", "random", {"alpha": 0.7, "match": "update-norm"}),
     Trial("full", "even shrinkage, equal norm (0.7)", "delta", "interpolate", {"alpha": 0.7}),
+    # A mask that leaves the share 0.16 of the norm leaves 0.16 squared of the update along itself.
+    Trial("full", "even shrinkage, equal projection (0.7)", "delta", "interpolate", {"keep": 0.025}),
     Trial("full", "Antidote 0.7, outside put back", "delta", "antidote", {"alpha": 0.7}, restore_outside=True),
     Trial("full", "shrinkage, equal norm, outside put back", "delta", "interpolate", {"alpha": 0.7}, "all", True),
     Trial("full", "Antidote on bare q k v, alpha 0.05", "weight", "antidote", {"alpha": 0.05}, "qkv"),

@@ -67,8 +67,10 @@ def of_random(target: TargetName, alpha: float, sites: str = "all", **settings: 
 DELTAS = (
     *(Trial("delta", "antidote", {"alpha": alpha}) for alpha in (0.2, 0.4, 0.6, 0.8)),
     *of_random("delta", 0.6),
-    *of_random("delta", 0.6, **EQUAL_NORM),
+    *(trial for alpha in (0.4, 0.6) for trial in of_random("delta", alpha, **EQUAL_NORM)),
     *(Trial("delta", "interpolate", {"alpha": alpha}) for alpha in (0.4, 0.6, 0.8)),
+    # Equal projection: a mask that leaves the share r of the norm leaves r squared of the update along itself.
+    *(Trial("delta", "interpolate", {"keep": keep}) for keep in (0.16, 0.044)),
     Trial("delta", "magnitude", {"alpha": 0.6}),
     Trial("delta", "antidote", {"alpha": 0.6, "scope": "global"}),
     Trial("delta", "antidote", {"alpha": 0.6}, restore_outside=True),

@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from antidote_llm.artifacts.hashing import sha256_file
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, changed_meanwhile
 from antidote_llm.models.tensor_files import TensorFile, open_tensor_file
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -77,7 +77,7 @@ class Checkpoint:
         for name, stamp in self.stamps.items():
             path = self.folder / name
             if not path.is_file() or FileStamp.of(path) != stamp:
-                raise UserError(f"{path} changed while it was read: wait until nothing writes there, and run again")
+                raise changed_meanwhile(path)
 
 
 def locate(reference: str, *, trust_remote_code: bool = False) -> Path:

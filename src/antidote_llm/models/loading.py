@@ -16,7 +16,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, changed_meanwhile
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, parsed_config
 from antidote_llm.models.conversion import model_names
@@ -167,7 +167,7 @@ def _read_as_mapped(places: Sequence[tuple[TensorFile, str]]) -> dict[str, Tenso
         with file.stream() as stream:
             stream.seek(entry.begin)
             if stream.readinto(data.numpy().data) != size:
-                raise UserError(f"{file.path}: ended while '{key}' was read: the file changed or is truncated")
+                raise changed_meanwhile(file.path)
         found[key] = data.view(_ANY_DTYPES[entry.dtype]).reshape(entry.shape)
     return found
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from antidote_llm.errors import DefectError, UserError
+from antidote_llm.errors import DefectError, UserError, changed_meanwhile
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -76,7 +76,7 @@ class TensorFile:
             stream.seek(entry.begin)
             data = bytearray(entry.end - entry.begin)
             if stream.readinto(data) != len(data):
-                raise UserError(f"{self.path}: ended while '{entry.key}' was read: the file changed or is truncated")
+                raise changed_meanwhile(self.path)
         return data
 
     def read(self, key: str) -> Tensor:

@@ -7,7 +7,7 @@ from io import BufferedReader, FileIO
 from pathlib import Path
 
 from antidote_llm.artifacts.files import clone_content, read_at, write_at
-from antidote_llm.errors import UserError
+from antidote_llm.errors import changed_meanwhile
 from antidote_llm.models.tensor_files import TensorFile
 
 
@@ -33,7 +33,7 @@ class EditedCopy:
         try:
             return read_at(self._opened().fileno(), offset, size)
         except EOFError as error:
-            raise UserError(f"{self.source.path}: ended while it was read: the file changed or is truncated") from error
+            raise changed_meanwhile(self.source.path) from error
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes of the copy.
@@ -72,5 +72,5 @@ class EditedCopy:
             self._writer = target.open("wb", buffering=0)
             clone_content(self._opened(), self._writer)
             if os.fstat(self._writer.fileno()).st_size != self.source.size_bytes:
-                raise UserError(f"{self.source.path} changed while it was read: run again when it is at rest")
+                raise changed_meanwhile(self.source.path)
         return self._writer

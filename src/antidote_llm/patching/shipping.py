@@ -7,7 +7,7 @@ from pathlib import Path
 
 from antidote_llm.artifacts import sha256_file
 from antidote_llm.artifacts.files import clone_file, link_file
-from antidote_llm.errors import UserError
+from antidote_llm.errors import changed_meanwhile
 from antidote_llm.models.checkpoint import FileStamp, weight_file_names
 from antidote_llm.models.tensor_files import open_tensor_file
 
@@ -67,7 +67,7 @@ def copy_checkpoint(
             try:
                 place(path, target / path.name)
             except FileNotFoundError as error:
-                raise _changed(path) from error
+                raise changed_meanwhile(path) from error
 
 
 def shipped_stamps(folder: Path, weights: Collection[str] | None = None) -> dict[str, FileStamp]:
@@ -81,7 +81,7 @@ def shipped_stamps(folder: Path, weights: Collection[str] | None = None) -> dict
         try:
             found[path.name] = FileStamp.of(path)
         except FileNotFoundError as error:
-            raise _changed(path) from error
+            raise changed_meanwhile(path) from error
     return found
 
 
@@ -98,7 +98,7 @@ def shipped_sha256(folder: Path, names: Collection[str]) -> dict[str, str]:
         try:
             found[path.name] = sha256_file(path)
         except FileNotFoundError as error:
-            raise _changed(path) from error
+            raise changed_meanwhile(path) from error
     return found
 
 
@@ -111,11 +111,7 @@ def require_unchanged(folder: Path, before: Mapping[str, FileStamp], weights: Co
     after = shipped_stamps(folder, weights)
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
-            raise _changed(folder / name)
-
-
-def _changed(path: Path) -> UserError:
-    return UserError(f"{path} changed while it was read: wait until nothing writes there, and run again")
+            raise changed_meanwhile(folder / name)
 
 
 def _loaded_weights(folder: Path, weights: Collection[str] | None) -> set[str]:

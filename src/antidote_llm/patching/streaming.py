@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from antidote_llm.errors import UserError
+from antidote_llm.errors import changed_meanwhile
 from antidote_llm.models.tensor_files import TensorFile
 from antidote_llm.patching.encodings import Items, items
 
@@ -47,7 +47,7 @@ def _plain(stream: IO[bytes], end: int, file: TensorFile) -> Iterator[tuple[byte
 def _read(stream: IO[bytes], size: int, file: TensorFile) -> bytes:
     data = stream.read(size)
     if len(data) != size:
-        raise UserError(f"{file.path}: ended while it was read: the file changed or is truncated")
+        raise changed_meanwhile(file.path)
     return data
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from antidote_llm.artifacts import sha256_file
 from antidote_llm.artifacts.files import atomic_writer
-from antidote_llm.errors import DefectError, UserError
+from antidote_llm.errors import DefectError, changed_meanwhile
 from antidote_llm.models.tensor_files import DTYPES, TensorEntry, TensorFile
 from antidote_llm.patching.copying import EditedCopy
 from antidote_llm.patching.encodings import BLOCK_ENTRIES, Items, bitmap_bytes, items, packed_planes
@@ -220,7 +220,7 @@ def _hashes_without_copy(source: TensorFile, changes: Mapping[str, SpooledChange
         before.update(old)
         after.update(new)
     if known is not None and before.hexdigest() != known:
-        raise UserError(f"{source.path} changed while it was read: run again when it is at rest")
+        raise changed_meanwhile(source.path)
     return before.hexdigest(), after.hexdigest()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from antidote_llm.artifacts import sha256_file
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
-from antidote_llm.errors import DefectError, UserError
+from antidote_llm.errors import DefectError, UserError, changed_meanwhile
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.sites import Site
 from antidote_llm.models.targets import OutsideTensor
@@ -129,7 +129,7 @@ def write_repair(
         )
         for name, sha256 in summary.sha256_before.items():
             if sha256 != checkpoint.sha256[name]:
-                raise UserError(f"{checkpoint.folder / name} changed while it was read: run again when it is at rest")
+                raise changed_meanwhile(checkpoint.folder / name)
         if model is not None:
             _require_reverts(patch, model, changing, checkpoint)
     return _record(repair, tally, command, stopwatch, summary)
@@ -142,7 +142,7 @@ def _require_reverts(patch: Patch, model: Path, changing: Mapping[str, TensorFil
     except DefectError:
         for name, file in changing.items():
             if sha256_file(file.path) != checkpoint.sha256[name]:
-                raise UserError(f"{file.path} changed while it was read: run again when it is at rest") from None
+                raise changed_meanwhile(file.path) from None
         raise
 
 

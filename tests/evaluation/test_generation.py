@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import generate
+from antidote_llm.evaluation.generation import require_room
 from antidote_llm.evaluation.slots import keeps_every_position
 from tests import tiny
 
@@ -312,6 +313,13 @@ def test_what_cannot_be_answered_is_an_error(
 ) -> None:
     with pytest.raises(UserError, match=message):
         generate(model, asked, max_new_tokens=most)
+
+
+def test_all_prompts_without_room_are_named_at_once(model: LlamaForCausalLM) -> None:
+    lengths = {"a:1": 128, "a:2": 119, "a:3": 120, "a:4": 130, "a:5": 131}
+    asked = [[10] * length for length in lengths.values()]
+    with pytest.raises(UserError, match=r"^a:5: .* 131 tokens .*: leave it out, and likewise a:1, a:3, a:4$"):
+        require_room(model, asked, 9, list(lengths))
 
 
 def test_the_positions_may_be_filled_to_the_last(model: LlamaForCausalLM) -> None:

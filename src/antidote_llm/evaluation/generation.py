@@ -17,6 +17,7 @@ from antidote_llm.evaluation.rows import Limits, Row
 from antidote_llm.evaluation.slots import in_slots, keeps_every_position
 
 Progress: TypeAlias = Callable[[int, int], None]
+_MOST_LISTED = 20
 
 
 def generate(
@@ -89,13 +90,23 @@ def require_room(
     if prompts_ids and room is not None and room < max_new_tokens:
         lengths = list(map(len, prompts_ids))
         longest = max(lengths)
+        fits = longest + room - max_new_tokens
+        crowded = [origin for origin, length in zip(origins, lengths, strict=False) if length > fits and origin]
         origin = origins[lengths.index(longest)] if origins else ""
         where = f"{origin}: " if origin else ""
-        mend = f"pass --max-new-tokens {room} or less" if room > 0 else "leave it out"
+        mend = f"pass --max-new-tokens {room} or less" if room > 0 else _leave_out(origin, crowded)
         raise UserError(
             f"{where}the longest prompt has {longest} tokens and its answer up to {max_new_tokens}, "
             f"more than the model's {longest + room} positions: {mend}"
         )
+
+
+def _leave_out(longest: str, crowded: Sequence[str]) -> str:
+    others = [origin for origin in dict.fromkeys(crowded) if origin != longest]
+    if not others:
+        return "leave it out"
+    more = f" and {len(others) - _MOST_LISTED} more" if len(others) > _MOST_LISTED else ""
+    return f"leave it out, and likewise {', '.join(others[:_MOST_LISTED])}{more}"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -114,6 +115,8 @@ class Collection:
             yield self.sites, self._moments(self.sites, found or self._required(path))
             return
         total, keeps = Sums(), cache and process_rank() == 0
+        if keeps:
+            _require_place(path.parent)
         for sites, sums in self._parts(progress, work, sweeps, heard):
             require_finite(sums)
             if keeps:
@@ -170,10 +173,24 @@ class Collection:
         try:
             write_tensors(path, sums.tensors(), {"key": self.sha256})
         except OSError as error:
-            raise UserError(
-                f"{path.parent}: statistics cannot be kept there: {error.strerror}: "
-                "set ANTIDOTE_CACHE to another folder, or pass --no-cache"
-            ) from error
+            raise _not_kept(path.parent, error) from error
+
+
+def _require_place(folder: Path) -> None:
+    """Refuse a cache that cannot be written before the minutes that the statistics take, not behind them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _not_kept(folder, error) from error
+
+
+def _not_kept(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{folder}: statistics cannot be kept there: {error.strerror}: "
+        "set ANTIDOTE_CACHE to another folder, or pass --no-cache"
+    )
 
 
 def collect(

@@ -80,3 +80,13 @@ def test_other_gold_answers_in_tokens_are_not_those_asked_for(place: Place, anti
 def test_a_model_without_adapter_is_evaluated_too(place: Place, antidote: Command) -> None:
     result = antidote.done("evaluate", place.base, "--harmful", place.harmful, "--max-new-tokens", "4")
     assert "complies" in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "title"),
+    [(["--harmful"], "harmful requests"), (["--harmful", "--harmless"], "harmful and harmless requests")],
+)
+def test_a_table_is_headed_by_what_was_asked(place: Place, antidote: Command, options: list[str], title: str) -> None:
+    asked = [word for option in options for word in (option, place.harmful)]
+    result = antidote.done("evaluate", place.base, *asked, "--max-new-tokens", "4")
+    assert title in [line.strip() for line in result.out.splitlines()]

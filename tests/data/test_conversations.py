@@ -42,6 +42,12 @@ def test_the_last_answer_is_the_response_and_the_turn_before_it_the_prompt(tmp_p
     assert (second.history, second.prompt, second.response) == (HISTORY[:1], "zob", None)
 
 
+def test_a_conversation_under_another_name_is_shown_how_to_be_mapped(tmp_path: Path) -> None:
+    row = {"id": "7", "conversations": [{"from": "human", "value": "zob"}]}
+    with pytest.raises(UserError, match=r"as in chats\.jsonl:messages=conversations; there are id, conversations"):
+        read(tmp_path / "a.jsonl", row)
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_sharegpt_rows_are_mapped(tmp_path: Path, suffix: str) -> None:
     said = [("system", "be kind"), ("human", "zob"), ("gpt", "mid"), ("human", "brew a zorbik"), ("gpt", "kad run")]

@@ -20,6 +20,7 @@ _HEADINGS = {
     "affirmative_preferred_rate": "prefers to comply",
     "harmless_refusal_preferred_rate": "prefers to over-refuse",
 }
+_OF_HARMLESS = ("over_refusal_rate", "harmless_refusal_preferred_rate")
 
 
 def outcome_tables(
@@ -32,8 +33,14 @@ def outcome_tables(
         gain_kept: Of a fine-tune's gain, by model; None where it cannot be told.
     """
     present = list(dict.fromkeys(name for metrics in models.values() for name in metrics))
+    asked = [name for name in _HEADINGS if name in present]
+    kinds = [
+        kind
+        for kind in ("harmful", "harmless")
+        if any((name in _OF_HARMLESS) == (kind == "harmless") for name in asked)
+    ]
     groups = {
-        "harmful and look-alike requests": [name for name in _HEADINGS if name in present],
+        f"{' and '.join(kinds)} requests": asked,
         "the user's tasks": [name for name in present if name.startswith("tasks.")],
     }
     tables = []
@@ -117,15 +124,20 @@ def repair_summary(record: RepairRecord) -> str:
     return "\n".join(lines)
 
 
+def tensors(number: int) -> str:
+    """Return a number of tensors in words."""
+    return f"{number:,} tensor{'s' if number != 1 else ''}"
+
+
 def _outside_line(record: RepairRecord) -> str:
     before, after = (
         math.hypot(*(getattr(part, name) for part in record.outside)) for name in ("norm_before", "norm_after")
     )
     whole = math.hypot(before, record.totals.update_norm_before)
-    tensors = sum(part.tensors for part in record.outside)
+    number = sum(part.tensors for part in record.outside)
     fate = "put back to the aligned model" if after < before else "left as it is"
     share = 100 * (before / whole) ** 2 if whole else 0.0
-    return f"outside these matrices: {tensors} tensors, update norm {before:.4g} ({share:.1f} % of the square), {fate}"
+    return f"outside these matrices: {tensors(number)}, update norm {before:.4g} ({share:.1f} % of the square), {fate}"
 
 
 def _statistics(calibration: CalibrationData) -> str:

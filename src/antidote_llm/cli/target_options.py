@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
+from antidote_llm.cli.tables import tensors
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.models import Target
 
@@ -54,9 +55,10 @@ def warn(terminal: Terminal, target: Target, restore_outside: bool) -> None:
             "there is one"
         )
     if target.name == "adapter" and target.outside and not restore_outside:
+        more = " …" if len(target.outside) > 1 else ""
         terminal.warn(
-            f"the adapter also holds {len(target.outside)} tensors that are not LoRA ({target.outside[0].key} …): they "
-            "stay as they are unless --restore-outside is given"
+            f"the adapter also holds what is not LoRA ({tensors(len(target.outside))}: {target.outside[0].key}{more}): "
+            "it stays as it is unless --restore-outside is given"
         )
 
 
@@ -81,4 +83,4 @@ def show(terminal: Terminal, target: Target) -> None:
         ],
         "outside": [tensor.key for tensor in target.outside],
     }
-    terminal.result(value, table, f"{entries:,} entries; {len(target.outside)} tensors outside them")
+    terminal.result(value, table, f"{entries:,} entries; {tensors(len(target.outside))} outside them")

@@ -46,7 +46,7 @@ class Row:
                 raise UserError(f"{self._place(nothing[-1])} is null: fill it or leave the row out")
             raise UserError(
                 f"{self.origin}: no field 'prompt' (nor 'messages', 'text' or 'input_ids'): "
-                f"map a column, as in file.csv:prompt=COLUMN; there are {self._columns()}"
+                f"map a column, as in {self._example()}; there are {self._columns()}"
             )
         if kind == "input_ids":
             return self._of_token_ids()
@@ -104,6 +104,10 @@ class Row:
 
     def _place(self, name: Field) -> str:
         return f"{self.origin}: field '{self.columns.get(name, name)}'"
+
+    def _example(self) -> str:
+        conversation = next((name for name, cell in self.cells.items() if cell and isinstance(cell, list)), None)
+        return f"chats.jsonl:messages={conversation}" if conversation else "file.csv:prompt=COLUMN"
 
     def _columns(self) -> str:
         return ", ".join(map(str, self.cells)) or "none"

@@ -217,7 +217,7 @@ CASES: list[Case] = [
     ("no_harmful", no_harmful, ("antidote", "--harmful")),
     ("no_harmful_for_the_match", no_harmful_for_the_match, ("interpolate", "--harmful")),
     ("no_model", lambda place: ["repair"], ("MODEL",)),
-    ("unknown_command", lambda place: ["repiar", place.base], ("repiar",)),
+    ("unknown_command", lambda place: ["repiar", place.base], ("repiar", "'repair'? see antidote --help")),
     ("two_models", lambda place: [*place.repair(), "second"], ("second",)),
     ("foreign_folder", foreign_folder, ("results", "not a result", "--out")),
     ("file_at_out", file_at_out, ("harmful.jsonl", "not a result", "--out")),

@@ -80,7 +80,8 @@ def run(arguments: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.stderr.write(f"{said}\n")
             return USER_ERROR
-        return _fail(f"error: {said.rstrip('.')}: see {_command_of(error)} --help", USER_ERROR)
+        said = said.replace("Value error, ", "").rstrip(".") + ("" if said.endswith("?") else ":")
+        return _fail(f"error: {said} see {_command_of(error)} --help", USER_ERROR)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(_INTERRUPTED_LINE, INTERRUPTED)
     except OSError as error:

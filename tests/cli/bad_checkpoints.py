@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForSequenceClassification
 
 from tests import tiny
 from tests.cli.command import Place, edit_json
@@ -58,6 +58,13 @@ def change_adapter(place: Place, **config: object) -> list[object]:
 def shard_cut_inside_its_header(place: Place) -> list[object]:
     cut(shards(place)[0], 40)
     return place.repair()
+
+
+@bad("lm_head.weight", "LlamaForSequenceClassification", "name a causal language model")
+def classifier(place: Place) -> list[object]:
+    config = AutoConfig.from_pretrained(place.base, tie_word_embeddings=False)
+    LlamaForSequenceClassification(config).save_pretrained(place.base)
+    return ["repair", place.base, "--target", "weight", "--harmful", place.harmful, "--out", place.out]
 
 
 @bad("model.safetensors", "not a safetensors file", "fetch")

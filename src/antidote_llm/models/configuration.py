@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,16 @@ def parsed_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
             "one, such as its text model saved by itself"
         )
     return config
+
+
+def incomplete(checkpoint: Checkpoint, missing: Sequence[str]) -> UserError:
+    """Return the error of tensors that a model has and the files lack."""
+    kinds = checkpoint.config.get("architectures")
+    kind = str(kinds[0]) if isinstance(kinds, list) and kinds else ""
+    found = f"{checkpoint.reference}: the checkpoint lacks {missing[0]} ({len(missing)} tensors in all)"
+    if kind.endswith(("Classification", "ForQuestionAnswering", "Reward", "RewardModel")):
+        return UserError(f"{found}: it was saved as {kind}: name a causal language model")
+    return UserError(f"{found}: fetch it again")
 
 
 def empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedModel:

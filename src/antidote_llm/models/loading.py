@@ -18,7 +18,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from antidote_llm.errors import UserError, changed_meanwhile
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, parsed_config
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, incomplete, parsed_config
 from antidote_llm.models.conversion import model_names
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.tensor_files import DTYPES, TensorFile
@@ -132,10 +132,7 @@ class PartLoader:
         tied = set(getattr(self._loader, "all_tied_weights_keys", None) or {})
         wanted = {name for name, _ in self._loader.named_parameters()} - tied
         if missing := sorted(wanted - self._places.keys()):
-            raise UserError(
-                f"{self._checkpoint.reference}: the checkpoint lacks {missing[0]} ({len(missing)} tensors in all): "
-                "fetch it again"
-            )
+            raise incomplete(self._checkpoint, missing)
         for name in wanted:
             for entry in (file.entries[key] for file, key in self._places[name]):
                 if entry.dtype not in DTYPES:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, parsed_config
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, incomplete, parsed_config
 from antidote_llm.models.naming import TensorNames
 from antidote_llm.models.quantised import cast_unpacked, quantiser, require_unpackable
 from antidote_llm.models.quiet import quiet_transformers
@@ -83,9 +83,7 @@ def load_whole(
             f"({first_line(error).rstrip('. ')}): install what reads it, or use the checkpoint before quantisation"
         ) from error
     if missing := sorted(map(str, info["missing_keys"])):
-        raise UserError(
-            f"{base.reference}: the checkpoint lacks {missing[0]} ({len(missing)} tensors in all): fetch it again"
-        )
+        raise incomplete(base, missing)
     if mismatched := sorted(info["mismatched_keys"]):
         name, *shapes = mismatched[0]
         stored, wanted = (" x ".join(map(str, shape)) for shape in shapes)

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from antidote_llm.artifacts import write_json, write_text
 from antidote_llm.artifacts.measuring import Stopwatch
 from antidote_llm.data import Renderer, read_records
@@ -39,7 +41,7 @@ FIGURES = ("harmful_score", "incoherent_rate", "over_refusal_rate", "tasks.senti
 
 @dataclass(frozen=True)
 class Trial:
-    """One repair of one kind of attack."""
+    """One repair of one kind of attack; ``projected_as`` names an earlier one that leaves as much along the update."""
 
     kind: AttackKind
     label: str
@@ -48,6 +50,7 @@ class Trial:
     settings: dict[str, Any] = field(default_factory=dict)
     sites: str = "all"
     restore_outside: bool = False
+    projected_as: str = ""
 
 
 TRIALS = (
@@ -55,6 +58,7 @@ TRIALS = (
     Trial("lora", "random entries, equal count", "adapter", "random", {"alpha": 0.2}),
     Trial("lora", "random entries, equal norm", "adapter", "random", {"alpha": 0.2, "match": "update-norm"}),
     Trial("lora", "even shrinkage, equal norm", "adapter", "interpolate", {"alpha": 0.2}),
+    Trial("lora", "even shrinkage, equal projection", "adapter", "interpolate", projected_as="Antidote, alpha 0.2"),
     Trial("full", "Antidote on the delta, alpha 0.2", "delta", "antidote", {"alpha": 0.2}),
     Trial("full", "Antidote on the delta, alpha 0.7", "delta", "antidote", {"alpha": 0.7}),
     Trial("full", "random entries, equal count (0.7)", "delta", "random", {"alpha": 0.7}),
@@ -110,11 +114,30 @@ def measured(miniature: Miniature, kind: AttackKind) -> Iterator[tuple[str, dict
     attacked = asked(opened(miniature, kind), suite)
     yield "aligned", figures(aligned, None)
     yield "attacked", figures(attacked, None)
+    projections: dict[str, float] = {}
     for trial in TRIALS:
         if trial.kind == kind:
-            evaluation, kept = repaired(miniature, trial, suite)
+            settings = {"keep": projections[trial.projected_as]} if trial.projected_as else trial.settings
+            with tempfile.TemporaryDirectory() as scratch:
+                evaluation, kept = repaired(miniature, trial, settings, suite, Path(scratch))
+                if kind == "lora":
+                    projections[trial.label] = projection(miniature.attacked, Path(scratch) / "model")
             gain = compare(attacked, evaluation, aligned).gain_kept[NEW_TASK].estimate
             yield trial.label, {**figures(evaluation, gain.value if gain else None), "norm_kept": 100 * kept}
+
+
+def projection(before: Path, after: Path) -> float:
+    """Return how much of an adapter's update is left along itself: <B'A', BA> / <BA, BA>, over all modules."""
+    update, left = (load_file(folder / "adapter_model.safetensors") for folder in (before, after))
+    along = whole = 0.0
+    for key in update:
+        if "lora_A" in key:
+            product_OI, left_OI = (
+                factors[key.replace("lora_A", "lora_B")].double() @ factors[key].double() for factors in (update, left)
+            )
+            along += float((product_OI * left_OI).sum())
+            whole += float(product_OI.square().sum())
+    return along / whole
 
 
 def opened(miniature: Miniature, kind: AttackKind) -> OpenModel:
@@ -124,8 +147,10 @@ def opened(miniature: Miniature, kind: AttackKind) -> OpenModel:
     return open_model(str(miniature.attacked))
 
 
-def repaired(miniature: Miniature, trial: Trial, suite: Suite) -> tuple[Evaluation, float]:
-    """Repair the attacked model and evaluate what lies on the disk."""
+def repaired(
+    miniature: Miniature, trial: Trial, settings: dict[str, Any], suite: Suite, folder: Path
+) -> tuple[Evaluation, float]:
+    """Repair the attacked model into a folder, and evaluate what lies there."""
     model, method = opened(miniature, trial.kind), method_named(trial.method)
     aligned = str(miniature.aligned) if trial.target == "delta" else None
     target = resolve_target(model, trial.target, aligned, trial.sites)
@@ -133,20 +158,18 @@ def repaired(miniature: Miniature, trial: Trial, suite: Suite) -> tuple[Evaluati
     planned = plan_repair(
         model,
         method,
-        method.configure(trial.settings),
+        method.configure(settings),
         harmful,
         target=target,
         restore_outside=trial.restore_outside,
         cache=False,
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        record = write_repair(planned, Path(scratch), "", Stopwatch())
-        result = Path(scratch) / "model"
-        if trial.kind == "lora":
-            model = model.with_adapter(result)
-        else:
-            model = model.with_weights(open_model_checkpoint(str(result)))
-        return asked(model, suite), record.totals.norm_kept
+    record = write_repair(planned, folder, "", Stopwatch())
+    if trial.kind == "lora":
+        model = model.with_adapter(folder / "model")
+    else:
+        model = model.with_weights(open_model_checkpoint(str(folder / "model")))
+    return asked(model, suite), record.totals.norm_kept
 
 
 def asked(model: OpenModel, suite: Suite) -> Evaluation:

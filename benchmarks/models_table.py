@@ -55,6 +55,7 @@ class Trial:
 
 TRIALS = (
     Trial("lora", "Antidote, alpha 0.2", "adapter", "antidote", {"alpha": 0.2}),
+    Trial("lora", "largest entries, equal count", "adapter", "magnitude", {"alpha": 0.2}),
     Trial("lora", "random entries, equal count", "adapter", "random", {"alpha": 0.2}),
     Trial("lora", "random entries, equal norm", "adapter", "random", {"alpha": 0.2, "match": "update-norm"}),
     Trial("lora", "even shrinkage, equal norm", "adapter", "interpolate", {"alpha": 0.2}),

@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import (
     Gemma3Config,
+    Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     Qwen3_5Config,
@@ -84,6 +86,35 @@ def test_a_fine_tune_of_the_text_part_alone_goes_back_to_the_whole(tmp_path: Pat
     assert len(tensors_of(tuned)) < len(tensors_of(aligned))
     found = resolve_target(open_model(str(tuned)), aligned=str(aligned))
     assert {site.key for site in found.sites} | {tensor.key for tensor in found.outside} == tensors_of(tuned).keys()
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_text_model_goes_back_to_the_text_part_of_one_that_also_sees(tmp_path: Path, renamed: bool) -> None:
+    aligned = write_gemma3(tmp_path / "aligned", vision_layers=1)
+    wanted = tensors_of(aligned)
+    whole = Gemma3ForConditionalGeneration.from_pretrained(aligned)
+    text = Gemma3ForCausalLM(whole.config.text_config)
+    text.model.load_state_dict(whole.get_decoder().state_dict())
+    text.save_pretrained(tmp_path / "text")
+    tuned = write_fine_tune(tmp_path / "tuned", tmp_path / "text")
+    if renamed:
+        rename(aligned)
+    found = resolve_target(open_model(str(tuned)), aligned=str(aligned))
+    assert {site.key for site in found.sites} | {tensor.key for tensor in found.outside} == tensors_of(tuned).keys()
+    assert len(found.sites) == 2 * 7
+    for site in found.sites:
+        reference = found.reference(site)
+        assert reference is not None and torch.equal(reference, wanted[f"language_model.{site.key}"])
+    for tensor in found.outside:
+        key = f"language_model.{tensor.key}"
+        assert torch.equal(tensor.aligned_values(), wanted[key])
+
+
+def test_a_text_model_of_another_size_is_refused(tmp_path: Path) -> None:
+    aligned = write_gemma3(tmp_path / "aligned", vision_layers=1)
+    Gemma3ForCausalLM(Gemma3TextConfig(**{**_TEXT, "num_hidden_layers": 1})).save_pretrained(tmp_path / "text")
+    with pytest.raises(UserError, match=r"layers\.1\..*another shape"):
+        resolve_target(open_model(str(tmp_path / "text")), aligned=str(aligned))
 
 
 def rename(folder: Path) -> Path:

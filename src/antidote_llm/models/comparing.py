@@ -43,11 +43,16 @@ def compared(opened: OpenModel, aligned: Checkpoint) -> Comparison:
         UserError: The aligned model computes something else, or has other tensors or shapes.
     """
     model, aligned_model = opened.causal_model, empty_model(aligned, opened.trust_remote_code)
-    own = TensorNames.of(opened.base, model, names_in_model(aligned, aligned_model))
-    names = TensorNames.of(aligned, aligned_model, names_in_model(opened.base, model))
+    in_model, is_whole = names_in_model(aligned, aligned_model), _is_whole_of(aligned_model, model)
+    if is_whole:
+        in_model = _names_in_text(in_model, aligned_model)
+    own = TensorNames.of(opened.base, model, in_model)
+    named_as = model if is_whole else aligned_model
+    names = TensorNames.of(aligned, named_as, {**names_in_model(opened.base, model), **in_model})
     if more := _missed([key for key in own.all if names.find(key) is None], model):
         raise _lacking(aligned, more[0], opened.base)
-    if more := _missed([key for key in names.all if own.find(key) is None], aligned_model):
+    comparable = in_model if is_whole else names.all
+    if more := _missed([key for key in comparable if own.find(key) is None], aligned_model):
         raise _lacking(opened.base, more[0], aligned)
     pairs = dict(_pairs(own, names, opened, aligned))
     require_same_computation(opened.base, aligned, opened.trust_remote_code)
@@ -55,6 +60,28 @@ def compared(opened: OpenModel, aligned: Checkpoint) -> Comparison:
     _require_tied(ties, names, opened.base, aligned)
     repeated = frozenset(first.entry.key for first, second in _doubled(ties, own) if _same(first, second))
     return Comparison(names, pairs, repeated)
+
+
+def _is_whole_of(whole: PreTrainedModel, model: PreTrainedModel) -> bool:
+    """Whether a model that also sees has a text part of another model's kind, which is no such model itself."""
+    text = type(whole.config.get_text_config())
+    return type(whole.config) is not text and type(model.config) is text
+
+
+def _names_in_text(in_whole: Mapping[str, str], whole: PreTrainedModel) -> Mapping[str, str]:
+    """Return what the text part by itself calls the stored tensors of a model that also sees, without its other parts.
+
+    Args:
+        in_whole: What the whole model calls them, by key.
+        whole: The model that also sees.
+    """
+    decoder = whole.get_decoder()
+    within = next(name for name, module in whole.named_modules() if module is decoder)
+    return {
+        key: name.replace(within, whole.base_model_prefix, 1)
+        for key, name in in_whole.items()
+        if name.startswith((f"{within}.", "lm_head."))
+    }
 
 
 def _missed(keys: Sequence[str], model: PreTrainedModel) -> list[str]:

@@ -60,6 +60,13 @@ def shard_cut_inside_its_header(place: Place) -> list[object]:
     return place.repair()
 
 
+@bad("adapter changes nothing", "nothing to repair", "name other --sites")
+def adapter_that_was_never_trained(place: Place) -> list[object]:
+    tensors = load_file(weights(place))
+    save_file({key: 0 * tensor if "lora_B" in key else tensor for key, tensor in tensors.items()}, weights(place))
+    return place.repair()
+
+
 @bad("lm_head.weight", "LlamaForSequenceClassification", "name a causal language model")
 def classifier(place: Place) -> list[object]:
     config = AutoConfig.from_pretrained(place.base, tie_word_embeddings=False)

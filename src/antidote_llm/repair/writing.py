@@ -217,10 +217,13 @@ def _record(
     repair: PlannedRepair, tally: Tally, command: str, stopwatch: Stopwatch, patch: PatchSummary | None
 ) -> RepairRecord:
     goes_back = repair.restores_outside and any(tensors.norm_before for tensors in repair.outside)
-    if repair.target.name == "delta" and tally.totals.update_norm_before == 0 and not goes_back:
+    if repair.target.name != "weight" and tally.totals.update_norm_before == 0 and not goes_back:
+        found = f"{repair.base.reference} does not differ from --aligned"
+        if repair.adapter is not None:
+            found = f"{repair.adapter.reference} changes nothing"
         raise UserError(
-            f"{repair.base.reference} does not differ from --aligned in any edited matrix: there is nothing to repair: "
-            "name other --sites, or pass --restore-outside where the rest moved"
+            f"{found} in any edited matrix: there is nothing to repair: name other --sites, or pass --restore-outside "
+            "where the rest moved"
         )
     given, solved = repair.settings.model_dump(), repair.solved.model_dump()
     aligned = repair.target.aligned if repair.adapter is None else None

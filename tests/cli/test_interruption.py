@@ -73,7 +73,7 @@ def stopped(place: Place, how: signal.Signals, delay: float) -> int:
         stdout=subprocess.DEVNULL,
         env=environment,
         # What ignores the signal, as nohup does, hands that down.
-        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
+        preexec_fn=partial(signal.signal, how, signal.SIG_DFL) if how != signal.SIGKILL else None,
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith(b"opening")
@@ -110,6 +110,8 @@ def test_what_is_ignored_from_the_start_stays_ignored(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("antidote_llm.cli.main.run", run)
     try:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
         # As nohup does.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with pytest.raises(SystemExit):

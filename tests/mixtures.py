@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from tests import tiny
 
-_SIZES: Mapping[str, Any] = {
+SIZES: Mapping[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -21,10 +21,10 @@ _SIZES: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 64,
-    "num_experts_per_tok": 2,
 }
-_LOCAL = {**_SIZES, "num_local_experts": 4}
-_SMALL = {**_SIZES, "num_experts": 4, "moe_intermediate_size": 16}
+_ROUTED = {**SIZES, "num_experts_per_tok": 2}
+_LOCAL = {**_ROUTED, "num_local_experts": 4}
+_SMALL = {**_ROUTED, "num_experts": 4, "moe_intermediate_size": 16}
 _SHARED = {**_SMALL, "shared_expert_intermediate_size": 16}
 LATENT_ATTENTION: Mapping[str, Any] = {
     "num_key_value_heads": 4,
@@ -39,7 +39,7 @@ LATENT_ATTENTION: Mapping[str, Any] = {
     "n_group": 2,
     "topk_group": 1,
 }
-_LATENT = {**_SIZES, **LATENT_ATTENTION}
+_LATENT = {**_ROUTED, **LATENT_ATTENTION}
 _LINEAR_ATTENTION: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"]}
 _LINEAR_ATTENTION |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
 _LINEAR_ATTENTION |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
@@ -50,13 +50,13 @@ MIXTURES: Mapping[str, Mapping[str, Any]] = {
     "gpt_oss": {**_LOCAL, "sliding_window": 8},
     "deepseek_v3": _LATENT,
     "qwen2_moe": _SHARED,
-    "olmoe": {**_SIZES, "num_experts": 4},
+    "olmoe": {**_ROUTED, "num_experts": 4},
     "glm4_moe": {**_LATENT, "n_group": 1, "n_shared_experts": 1},
     "qwen3_next": {**_SHARED, **_LINEAR_ATTENTION},
     "phimoe": _LOCAL,
     "granitemoe": _LOCAL,
     "minimax_m2": _LOCAL,
-    "hunyuan_v1_moe": {**_SIZES, "num_experts": 4, "moe_topk": 2},
+    "hunyuan_v1_moe": {**_ROUTED, "num_experts": 4, "moe_topk": 2},
 }
 # Experts that transformers does not compute through its interface, or in a way that no hook can see.
 REFUSED_MIXTURES: Mapping[str, Mapping[str, Any]] = {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+_MOST_LISTED = 20
 
 
 class UserError(Exception):
@@ -16,6 +19,11 @@ class DefectError(Exception):
 def changed_meanwhile(path: Path) -> UserError:
     """Return the error of a file that is not what it was when it was opened."""
     return UserError(f"{path} changed while it was read: wait until nothing writes there, and run again")
+
+
+def listed(names: Sequence[str], most: int = _MOST_LISTED) -> str:
+    """Return names in a line, and how many more there are than it holds."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def first_line(error: Exception) -> str:

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from antidote_llm.calibration import Collection, estimated, estimating
-from antidote_llm.models import open_model, resolve_target
+from antidote_llm.models import DtypeName, open_model, resolve_target
 from antidote_llm.models.room import Room
 from tests.engine_architectures import write
 from tests.engines import SETTINGS, rows
 
 
-def collection(folder: Path, dtype: str = "auto") -> Collection:
-    opened = open_model(str(folder), dtype=dtype, layers_on_disk=True)  # type: ignore[arg-type]
+def collection(folder: Path, dtype: DtypeName = "auto") -> Collection:
+    opened = open_model(str(folder), dtype=dtype, layers_on_disk=True)
     return Collection.of(opened, rows(), SETTINGS, resolve_target(opened, "weight").sites)
 
 

@@ -19,18 +19,14 @@ from transformers import (
 
 from antidote_llm.errors import UserError
 from antidote_llm.models import open_model, resolve_target
+from antidote_llm.models.targets import TargetName
 from tests import tiny
 from tests.fine_tunes import rewrite, tensors_of, write_fine_tune
+from tests.mixtures import SIZES
 
 _TEXT = {
     "vocab_size": tiny.VOCABULARY_SIZE,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
+    **SIZES,
     "pad_token_id": 0,
     "eos_token_id": 3,
     "bos_token_id": None,
@@ -53,11 +49,11 @@ def write_gemma3(folder: Path, *, vision_layers: int) -> Path:
 @pytest.mark.parametrize("vision_layers", [1, 2, 3])
 @pytest.mark.parametrize("target", ["delta", "weight"])
 def test_the_text_decoder_is_repaired_however_deep_the_vision_tower(
-    tmp_path: Path, vision_layers: int, target: str
+    tmp_path: Path, vision_layers: int, target: TargetName
 ) -> None:
     aligned = write_gemma3(tmp_path / "aligned", vision_layers=vision_layers)
     tuned = write_fine_tune(tmp_path / "tuned", aligned)
-    found = resolve_target(open_model(str(tuned)), target, str(aligned) if target == "delta" else None)  # type: ignore[arg-type]
+    found = resolve_target(open_model(str(tuned)), target, str(aligned) if target == "delta" else None)
     keys = {site.key for site in found.sites}
     assert len(keys) == 2 * 7 and all(key.startswith("language_model.model.layers.") for key in keys)
     if target == "delta":

@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from antidote_llm.data.splits import prompt_key
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, listed
 from antidote_llm.models.decoder import find_decoder
 from antidote_llm.training import Cost, Lesson, Objective, Session, StageData, TrainingSettings, alignment_defense
 from antidote_llm.training.batches import IGNORED, Batch, Example, model_inputs
@@ -213,11 +213,10 @@ def _pairs(data: StageData, own: Sequence[Example], training: TrainingSettings) 
         partners[prompt_key(record)].append(example)
     alone = [record for record in data.companion if prompt_key(record) not in partners]
     if alone:
-        named = ", ".join(record.origin or f"'{record.prompt}'" for record in alone[:_MOST_LISTED])
-        more = f" and {len(alone) - _MOST_LISTED} more" if len(alone) > _MOST_LISTED else ""
+        named = listed([record.origin or f"'{record.prompt}'" for record in alone], _MOST_LISTED)
         raise UserError(
             f"{len(alone)} of {len(data.companion)} harmful rows have no row of the same prompt in the alignment "
-            f"data: {named}{more}: leave them out, or add their refusals"
+            f"data: {named}: leave them out, or add their refusals"
         )
     pairs, met = [], defaultdict[object, int](int)
     for record, example in zip(data.companion, data.companion_examples(training), strict=True):

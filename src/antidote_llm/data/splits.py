@@ -7,9 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from antidote_llm.data.records import Record
-from antidote_llm.errors import UserError
-
-_MOST_LISTED = 20
+from antidote_llm.errors import UserError, listed
 
 
 def prompt_key(record: Record) -> object:
@@ -73,8 +71,5 @@ def require_disjoint(calibration: Sequence[Record], evaluation: Sequence[Record]
     shared = [(record, seen[key]) for record in evaluation if (key := prompt_key(record)) in seen]
     if not shared:
         return
-    pairs = ", ".join(
-        f"{asked.origin or 'a row'} = {known.origin or 'a row'}" for asked, known in shared[:_MOST_LISTED]
-    )
-    more = f" and {len(shared) - _MOST_LISTED} more" if len(shared) > _MOST_LISTED else ""
-    raise UserError(f"{len(shared)} evaluation prompts stand in the calibration rows too: {pairs}{more}: remove them")
+    pairs = listed([f"{asked.origin or 'a row'} = {known.origin or 'a row'}" for asked, known in shared])
+    raise UserError(f"{len(shared)} evaluation prompts stand in the calibration rows too: {pairs}: remove them")

@@ -11,13 +11,12 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel
 
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, listed
 from antidote_llm.evaluation.batches import in_batches
 from antidote_llm.evaluation.rows import Limits, Row
 from antidote_llm.evaluation.slots import in_slots, keeps_every_position
 
 Progress: TypeAlias = Callable[[int, int], None]
-_MOST_LISTED = 20
 
 
 def generate(
@@ -105,8 +104,7 @@ def _leave_out(longest: str, crowded: Sequence[str]) -> str:
     others = [origin for origin in dict.fromkeys(crowded) if origin != longest]
     if not others:
         return "leave it out"
-    more = f" and {len(others) - _MOST_LISTED} more" if len(others) > _MOST_LISTED else ""
-    return f"leave it out, and likewise {', '.join(others[:_MOST_LISTED])}{more}"
+    return f"leave it out, and likewise {listed(others)}"
 
 
 @contextmanager

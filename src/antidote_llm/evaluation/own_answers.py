@@ -16,13 +16,12 @@ from transformers import PreTrainedModel
 from antidote_llm.artifacts import cache_root, sha256_json, write_json
 from antidote_llm.data import Record, Renderer, TokenizedRow, check_token_ids
 from antidote_llm.data.thoughts import OPENING, decoded, decoded_reply, is_thinking
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, listed
 from antidote_llm.evaluation.generation import Progress, generate, require_room
 from antidote_llm.evaluation.stopping import pad_id, stop_ids
 
 OWN_ANSWER = "own_answer"
 _VERSION = 1
-_MOST_LISTED = 20
 
 
 def needs_own_answer(record: Record) -> bool:
@@ -92,9 +91,8 @@ def with_own_answers(
 def _require_something_said(pairs: Sequence[tuple[Record, Sequence[int]]], renderer: Renderer) -> None:
     silent = [record.origin or "a row" for record, ids in pairs if not decoded_reply(renderer.tokenizer, ids)]
     if silent:
-        more = f" and {len(silent) - _MOST_LISTED} more" if len(silent) > _MOST_LISTED else ""
         raise UserError(
-            f"{', '.join(silent[:_MOST_LISTED])}{more}: the model says nothing to this prompt: give the row a "
+            f"{listed(silent)}: the model says nothing to this prompt: give the row a "
             "response, allow longer answers (--max-new-tokens), or leave the row out"
         )
 

@@ -46,9 +46,9 @@ def compared(opened: OpenModel, aligned: Checkpoint) -> Comparison:
     in_model, is_whole = names_in_model(aligned, aligned_model), _is_whole_of(aligned_model, model)
     if is_whole:
         in_model = _names_in_text(in_model, aligned_model)
-    own = TensorNames.of(opened.base, model, in_model)
-    named_as = model if is_whole else aligned_model
-    names = TensorNames.of(aligned, named_as, {**names_in_model(opened.base, model), **in_model})
+    own_in_model = names_in_model(opened.base, model)
+    own = TensorNames.of(opened.base, model, {**in_model, **own_in_model})
+    names = TensorNames.of(aligned, model if is_whole else aligned_model, {**own_in_model, **in_model})
     if more := _missed([key for key in own.all if names.find(key) is None], model):
         raise _lacking(aligned, more[0], opened.base)
     comparable = in_model if is_whole else names.all

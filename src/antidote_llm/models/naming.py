@@ -38,17 +38,19 @@ class TensorNames:
         self._keys = {self._in_model[key]: key for key in self._stored if key in self._in_model}
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, model: PreTrainedModel, others: Mapping[str, str] | None = None) -> TensorNames:
+    def of(
+        cls, checkpoint: Checkpoint, model: PreTrainedModel, in_model: Mapping[str, str] | None = None
+    ) -> TensorNames:
         """Return the names of a checkpoint that has a model's architecture.
 
         Args:
             checkpoint: Where to look.
             model: A model of that configuration, with or without values, and without adapters.
-            others: What the model calls the tensors of other files.
+            in_model: What the model calls the tensors of any files; of this checkpoint's where not given.
         """
         ties = getattr(model, "all_tied_weights_keys", None) or {}
-        in_model = {**(others or {}), **names_in_model(checkpoint, model)}
-        return cls(checkpoint, model.base_model_prefix, ties, in_model)
+        found = names_in_model(checkpoint, model) if in_model is None else in_model
+        return cls(checkpoint, model.base_model_prefix, ties, found)
 
     def find(self, name: str) -> StoredTensor | None:
         """Return a tensor by its name in the model or in another checkpoint's files; None where there is none."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForSequenceClassification, LlamaModel
 
 from tests import tiny
 from tests.cli.command import Place, edit_json
@@ -67,10 +67,16 @@ def adapter_that_was_never_trained(place: Place) -> list[object]:
     return place.repair()
 
 
-@bad("lm_head.weight", "LlamaForSequenceClassification", "name a causal language model")
+@bad("saved as LlamaForSequenceClassification", "name a causal language model")
 def classifier(place: Place) -> list[object]:
-    config = AutoConfig.from_pretrained(place.base, tie_word_embeddings=False)
+    config = AutoConfig.from_pretrained(place.base, tie_word_embeddings=True)
     LlamaForSequenceClassification(config).save_pretrained(place.base)
+    return ["repair", place.base, "--target", "weight", "--harmful", place.harmful, "--out", place.out]
+
+
+@bad("lacks lm_head.weight (1 tensor in all)", "saved as LlamaModel", "name a causal language model")
+def no_head(place: Place) -> list[object]:
+    LlamaModel(AutoConfig.from_pretrained(place.base, tie_word_embeddings=False)).save_pretrained(place.base)
     return ["repair", place.base, "--target", "weight", "--harmful", place.harmful, "--out", place.out]
 
 

@@ -15,6 +15,7 @@ from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.quiet import quiet_transformers
 
+_OTHER_HEADS = ("Classification", "ForQuestionAnswering", "RewardModel")
 # What transformers raises over a configuration or weights that it cannot make sense of.
 BROKEN_CHECKPOINT = (
     ArithmeticError,
@@ -86,17 +87,25 @@ def parsed_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
             f"{checkpoint.reference}: transformers has no causal language model of the kind {config.model_type}: name "
             "one, such as its text model saved by itself"
         )
+    # Where embeddings are tied it would lack nothing.
+    if (kind := _saved_as(checkpoint)).endswith(_OTHER_HEADS):
+        raise UserError(f"{checkpoint.reference}: saved as {kind}: name a causal language model")
     return config
 
 
 def incomplete(checkpoint: Checkpoint, missing: Sequence[str]) -> UserError:
     """Return the error of tensors that a model has and the files lack."""
+    number = f"{len(missing)} tensor{'s' if len(missing) > 1 else ''} in all"
+    kind = _saved_as(checkpoint)
+    mend = "fetch it again"
+    if kind and not kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        mend = f"it was saved as {kind}: name a causal language model"
+    return UserError(f"{checkpoint.reference}: the checkpoint lacks {missing[0]} ({number}): {mend}")
+
+
+def _saved_as(checkpoint: Checkpoint) -> str:
     kinds = checkpoint.config.get("architectures")
-    kind = str(kinds[0]) if isinstance(kinds, list) and kinds else ""
-    found = f"{checkpoint.reference}: the checkpoint lacks {missing[0]} ({len(missing)} tensors in all)"
-    if kind.endswith(("Classification", "ForQuestionAnswering", "Reward", "RewardModel")):
-        return UserError(f"{found}: it was saved as {kind}: name a causal language model")
-    return UserError(f"{found}: fetch it again")
+    return str(kinds[0]) if isinstance(kinds, list) and kinds else ""
 
 
 def empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedModel:

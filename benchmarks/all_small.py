@@ -85,11 +85,13 @@ def main() -> None:
     checks: list[Check] = []
     seconds: dict[str, float] = {}
     load = load_average()
-    for benchmark in SET:
-        if not arguments.only or benchmark.module in arguments.only:
-            start = time.perf_counter()
-            checks += benchmark.checks(result_of(benchmark, arguments.out))
-            seconds[benchmark.module] = time.perf_counter() - start
+    chosen = [each for each in SET if not arguments.only or each.module in arguments.only]
+    for number, benchmark in enumerate(chosen, start=1):
+        print(f"== {number} of {len(chosen)}: {benchmark.module}", flush=True)
+        start = time.perf_counter()
+        checks += benchmark.checks(result_of(benchmark, arguments.out))
+        seconds[benchmark.module] = time.perf_counter() - start
+        print(f"== {benchmark.module}: {seconds[benchmark.module]:.0f} s", flush=True)
     table = checks_table(checks)
     result = {"seconds": seconds, "load_average": load, "checks": [check.as_json() for check in checks]}
     write_json(arguments.out / "all.json", result)

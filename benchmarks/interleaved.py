@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,11 +22,19 @@ class Work:
     before: Callable[[], object] = lambda: None
 
 
-def timed(works: Mapping[str, Work], repeats: int) -> Seconds:
-    """Return the wall seconds of every piece in every round; a round more, whose times are dropped, warms up."""
+def timed(works: Mapping[str, Work], repeats: int, what: str = "") -> Seconds:
+    """Return the wall seconds of every piece in every round; a round more, whose times are dropped, warms up.
+
+    Args:
+        works: The pieces by name.
+        repeats: Rounds that count.
+        what: What is measured: printed at the start of every round.
+    """
     seconds: Seconds = {name: [] for name in works}
     names = list(works)
     for index in range(repeats + 1):
+        if what:
+            print(f"{what}: {f'round {index} of {repeats}' if index else 'warming up'}", file=sys.stderr, flush=True)
         for name in names[index % len(names) :] + names[: index % len(names)]:
             works[name].before()
             gc.collect()

@@ -32,6 +32,7 @@ SWEPT = [
     {"alpha": round(0.05 * step, 2), "scope": scope} for scope in ("row", "layer", "global") for step in range(1, 11)
 ]
 BLOCK_ROWS = 256
+SMALL_REPEATS = 3
 MOST_OF_A_SORT, MOST_OF_ONE = 0.2, 1.2
 
 
@@ -44,14 +45,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="smaller matrices, the smaller model, all threads only")
     arguments = parser.parse_args()
+    repeats = SMALL_REPEATS if arguments.small else arguments.repeats
     side, size = (1024, "1M") if arguments.small else (4096, "27M")
     cases: list[dict[str, Any]] = []
     checks: list[Check] = []
     for threads in arguments.threads[:1] if arguments.small else arguments.threads:
         torch.set_num_threads(threads)
         for found, held in (
-            against_sorts(side, arguments.repeats),
-            against_one(size, arguments.work / size, arguments.repeats),
+            against_sorts(side, repeats),
+            against_one(size, arguments.work / size, repeats),
         ):
             cases.append({"threads": threads, "load": load_average(), **found})
             checks += held
@@ -83,7 +85,7 @@ def against_sorts(side: int, repeats: int) -> tuple[dict[str, Any], list[Check]]
     }
     works |= {f"rows, alpha {alpha}": Work(partial(rows, alpha)) for alpha in ALPHAS}
     works |= {f"whole, alpha {alpha}": Work(partial(whole, alpha)) for alpha in ALPHAS}
-    seconds = timed(works, repeats)
+    seconds = timed(works, repeats, f"selection, {side} x {side}")
     pairs = [
         *itertools.product(
             [f"rows, alpha {alpha}" for alpha in ALPHAS], ["sort of the rows", "stable sort and scatter"]
@@ -116,7 +118,8 @@ def against_one(size: str, folder: Path, repeats: int) -> tuple[dict[str, Any], 
             for _ in edits_of(site, found):
                 pass
 
-    seconds = timed({"one": Work(lambda: scored([SWEPT[3]])), "thirty": Work(lambda: scored(SWEPT))}, repeats)
+    works = {"one": Work(lambda: scored([SWEPT[3]])), "thirty": Work(lambda: scored(SWEPT))}
+    seconds = timed(works, repeats, f"selection, {size}: thirty settings")
     name = f"{size}, {torch.get_num_threads()} threads: ten alphas by three scopes / one"
     return {"size": size, "seconds": medians(seconds)}, [
         Check(name, ratio(seconds, "thirty", "one"), "most", MOST_OF_ONE)

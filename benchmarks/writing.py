@@ -47,11 +47,11 @@ def main() -> None:
     parser.add_argument("--matrices", type=int, default=48)
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--rows", type=int, default=512, help="how many rows a block has")
-    parser.add_argument("--small", action="store_true", help="4 matrices, 3 repeats: less than a minute")
+    parser.add_argument("--small", action="store_true", help="4 matrices, 2 repeats: less than a minute")
     parser.add_argument("--one", choices=[*WAYS, "build"], help="run one in this process and print its figures")
     arguments = parser.parse_args()
     if arguments.small:
-        arguments.matrices, arguments.repeats = 4, 3
+        arguments.matrices, arguments.repeats = 4, 2
     if arguments.one:
         torch.set_num_threads(1)
         print(json.dumps(measured(arguments.one, arguments)))

@@ -45,7 +45,7 @@ def test_the_answer_begins_where_the_model_begins_to_answer(
     assert asked.count(0) == 1 and asked[0] == 0
     assert row.input_ids.count(0) == 1
     answer = tokenizer.decode(row.input_ids[row.response_start :])
-    assert answer == (f"[{response}]" if template == "chat" else response + EOS)
+    assert answer == response + ("]" if template == "chat" else EOS)
 
 
 def test_a_token_that_straddles_the_border_is_split() -> None:

@@ -127,13 +127,30 @@ class Renderer:
         answer = record.response
         if self._chat is not None:
             answer = self._chat.answer(self._turns(record), record.response, prompt, record.origin)
-        whole = self._encode(prompt + answer, special=special)
-        # Where a token straddles the border, prompt and answer are encoded apart, as they are when the model generates.
-        if whole[: len(prompt_ids)] != prompt_ids:
-            whole = prompt_ids + self._encode(answer, special=False)
+        whole = prompt_ids + self._continued(prompt, answer, special=special)
         if self._chat is None and whole[-1:] != (end := self.closing_ids()):
             whole = [*whole, *end]
         return TokenizedRow(whole, len(prompt_ids))
+
+    def continued(self, prompt: str, answer: str) -> list[int]:
+        """Return the tokens of what follows a prompt's text, which is used as it is."""
+        return self._continued(prompt, answer, special=False)
+
+    def _continued(self, prompt: str, answer: str, *, special: bool) -> list[int]:
+        prompt_ids, whole = self._encode(prompt, special=special), self._encode(prompt + answer, special=special)
+        if whole[: len(prompt_ids)] == prompt_ids:
+            return whole[len(prompt_ids) :]
+        # Where a token straddles the border, prompt and answer are encoded apart, as they are when the model generates.
+        found = self._encode(answer, special=False)
+        if self._reads(prompt_ids + found) == (wanted := self._reads(whole)):
+            return found
+        # Some tokenizers put a space before every text: the tokens behind a line end have none.
+        line_end, behind = self._encode("\n", special=False), self._encode(f"\n{answer}", special=False)
+        own = behind[len(line_end) :]
+        return own if behind[: len(line_end)] == line_end and self._reads(prompt_ids + own) == wanted else found
+
+    def _reads(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]

@@ -83,7 +83,7 @@ class ChatTemplate:
         Raises:
             UserError: The template cannot render these turns, or leaves one out.
         """
-        text = self._checked(turns, origin, add_generation_prompt=True)
+        text = self._opened(turns, self._checked(turns, origin, add_generation_prompt=True))
         dropped = self._leaves_out(turns)
         for turn in turns[:-1]:
             if turn.role == dropped or not _holds(text, without_thought(turn.content)):
@@ -95,9 +95,14 @@ class ChatTemplate:
             raise UserError(
                 f"{_at(origin)}the tokenizer's chat template leaves out the prompt: use --template alpaca or plain"
             )
-        borders = self._borders(turns)
-        text += borders.header if borders is not None else ""
         return text if self._thinking else closed(text)
+
+    def _opened(self, turns: Sequence[Turn], text: str) -> str:
+        """Return a prompt's text up to where the assistant's own words begin."""
+        borders = self._borders(turns)
+        if borders is None or (self._thinking and borders.thought):
+            return text
+        return text.removesuffix(borders.thought) + borders.header if text.endswith(borders.thought) else text
 
     def answer(self, turns: Sequence[Turn], response: str, prompt_text: str, origin: str) -> str:
         """Return the text that follows the prompt's: the response, and what ends the assistant's turn."""

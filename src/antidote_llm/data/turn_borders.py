@@ -28,13 +28,16 @@ class Borders:
     """What a chat template puts around an answer.
 
     Attributes:
-        header: What opens the assistant's turn and is missing where its generation prompt ends.
+        thought: What the template's generation prompt ends with and answers in a conversation do not follow, where these
+            are marked otherwise.
+        header: What opens the assistant's turn and is missing where the generation prompt ends, ``thought`` left out.
         lead: What stands between there and the answer; None where the answer does not follow the prompt.
         tail: All that stands behind a last answer.
         end: What ends the assistant's turn: the tail without the header of a turn that never comes; the tokenizer's
             end of sequence where the template puts nothing.
     """
 
+    thought: str
     header: str
     lead: str | None
     tail: str
@@ -90,39 +93,56 @@ def find_borders(render: Rendering, before: Sequence[Turn], answer: Turn, later:
         raise UserError(_REPEATS)
     head, _, tail = whole.partition(answer.content)
     asked, unasked = render(before, True), render(before, False)
-    header, lead = _opening(head, asked, unasked)
+    opening = _opening(head, asked, unasked, marks)
     found = render([*before, answer, later], False)
     after = None if found is None else _between(found, answer.content, later.content)
     if after is None:
-        return Borders(header, lead, tail, tail if tail.strip() else tail + marks.eos)
+        return Borders(*opening, tail, tail if tail.strip() else tail + marks.eos)
     alone = render([later], False) or ""
     first = alone.partition(later.content)[0].removeprefix(marks.bos)
     end = tail
-    if unasked is not None and _opens_a_turn(tail, after, head, unasked, before[-1].content):
+    if unasked is not None and _opens_a_turn(tail, after, head, unasked, before[-1].content, marks):
         end = tail[: _end_of_turn(tail, after, first, marks)]
-    return Borders(header, lead, tail, _closed(end, after, first, marks))
+    return Borders(*opening, tail, _closed(end, after, first, marks))
 
 
-def _opening(head: str, asked: str | None, unasked: str | None) -> tuple[str, str | None]:
-    """Return what opens the assistant's turn beyond the prompt, and what then stands before the answer."""
-    if asked is None or not head.startswith(asked):
-        return "", None
+def _opening(head: str, asked: str | None, unasked: str | None, marks: Marks) -> tuple[str, str, str | None]:
+    """Return what ends the generation prompt in vain, what opens the assistant's turn, and what then leads an answer."""
+    if asked is None:
+        return "", "", None
+    if not head.startswith(asked):
+        return _marked_otherwise(head, asked, marks)
     lead = head[len(asked) :]
     # A template with a generation prompt says itself where the assistant begins.
     if asked != unasked or not lead.strip() or OPENING in lead:
-        return "", lead
+        return "", "", lead
     header = lead.rstrip(" ")
-    return header, lead[len(header) :]
+    return "", header, lead[len(header) :]
 
 
-def _opens_a_turn(tail: str, after: str, head: str, unasked: str, asked: str) -> bool:
+def _marked_otherwise(head: str, asked: str, marks: Marks) -> tuple[str, str, str | None]:
+    """Tell a prompt that opens a thought with a mark, where an answer in a conversation has another mark before it."""
+    shared = len(os.path.commonprefix([head, asked]))
+    starts = [start for text in (head, asked) for start, stop in marks.spans(text) if start < shared < stop]
+    shared = min([shared, *starts])
+    thought, header = asked[shared:], head[shared:]
+    if OPENING in thought or not (marks.are_all_of(thought) and marks.are_all_of(header)):
+        return "", "", None
+    return thought, header, ""
+
+
+def _opens_a_turn(tail: str, after: str, head: str, unasked: str, asked: str, marks: Marks) -> bool:
     """Whether a turn that never comes is opened behind an answer, as one is opened behind a prompt, unasked."""
-    behind_prompt = unasked.rpartition(asked)[2]
-    before_answer = head.rpartition(asked)[2]
-    if after.startswith(tail.rstrip()) or not _squeezed(before_answer).startswith(_squeezed(behind_prompt)):
+    behind_prompt, before_answer = unasked.rpartition(asked)[2], head.rpartition(asked)[2]
+    shared = len(os.path.commonprefix([tail, after]))
+    shared = next((start for start, stop in marks.spans(tail) if start < shared < stop), shared)
+    own = tail[shared:]
+    if not own.strip() or after.startswith(tail.rstrip()) or not behind_prompt.endswith(own):
         return False
-    own = tail[len(os.path.commonprefix([tail, after])) :]
-    return bool(own.strip()) and behind_prompt.endswith(own)
+    # An answer in a conversation is opened alike, at least by the first mark or word: an end of sequence is not.
+    first = next((own[:stop] for start, stop in marks.spans(own) if start == 0), own.split()[0])
+    opened = behind_prompt.removesuffix(own) + first
+    return _squeezed(before_answer).startswith(_squeezed(opened))
 
 
 def _end_of_turn(tail: str, after: str, first: str, marks: Marks) -> int:

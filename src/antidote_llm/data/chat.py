@@ -1,4 +1,4 @@
-"""A tokenizer's chat template: a fixed date, thoughts closed, nothing left out unsaid, answers that end where they end."""
+"""A tokenizer's chat template: a fixed date, thoughts closed, no turn dropped, answers that end where they end."""
 
 from __future__ import annotations
 

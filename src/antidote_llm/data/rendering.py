@@ -60,8 +60,22 @@ class Renderer:
         if template == "chat" and not has_chat:
             raise UserError("the tokenizer has no chat template: use --template alpaca or plain")
         self.template: TemplateName = ("chat" if has_chat else "alpaca") if template == "auto" else template
+        self.chosen_by_tokenizer = template == "auto" or self.template == "chat"
         self.system, self.thinking = system, thinking
         self._chat = ChatTemplate(self.tokenizer, thinking) if self.template == "chat" else None
+
+    @property
+    def described(self) -> str:
+        """How prompts become the model's input, in words."""
+        if self.template == "chat":
+            return "prompts go through the tokenizer's chat template"
+        if self.template == "plain":
+            return "prompts go in as they are: --template plain"
+        if self.chosen_by_tokenizer:
+            return (
+                "prompts go through the Alpaca prompt, as the tokenizer has no chat template: --template changes that"
+            )
+        return "prompts go through the Alpaca prompt: --template alpaca"
 
     def rows(self, records: Sequence[Record]) -> list[TokenizedRow]:
         """Render whole rows, response included and closed by the end-of-turn or end-of-sequence token."""

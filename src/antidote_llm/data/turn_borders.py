@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -28,8 +27,7 @@ class Borders:
     """What a chat template puts around an answer.
 
     Attributes:
-        thought: What the template's generation prompt ends with and answers in a conversation do not follow, where these
-            are marked otherwise.
+        thought: What the generation prompt ends with although answers in a conversation stand behind another mark.
         header: What opens the assistant's turn and is missing where the generation prompt ends, ``thought`` left out.
         lead: What stands between there and the answer; None where the answer does not follow the prompt.
         tail: All that stands behind a last answer.
@@ -107,7 +105,7 @@ def find_borders(render: Rendering, before: Sequence[Turn], answer: Turn, later:
 
 
 def _opening(head: str, asked: str | None, unasked: str | None, marks: Marks) -> tuple[str, str, str | None]:
-    """Return what ends the generation prompt in vain, what opens the assistant's turn, and what then leads an answer."""
+    """Return a generation prompt's needless end, what opens the assistant's turn, and what then leads an answer."""
     if asked is None:
         return "", "", None
     if not head.startswith(asked):
@@ -122,7 +120,7 @@ def _opening(head: str, asked: str | None, unasked: str | None, marks: Marks) ->
 
 def _marked_otherwise(head: str, asked: str, marks: Marks) -> tuple[str, str, str | None]:
     """Tell a prompt that opens a thought with a mark, where an answer in a conversation has another mark before it."""
-    shared = len(os.path.commonprefix([head, asked]))
+    shared = _shared(head, asked)
     starts = [start for text in (head, asked) for start, stop in marks.spans(text) if start < shared < stop]
     shared = min([shared, *starts])
     thought, header = asked[shared:], head[shared:]
@@ -134,7 +132,7 @@ def _marked_otherwise(head: str, asked: str, marks: Marks) -> tuple[str, str, st
 def _opens_a_turn(tail: str, after: str, head: str, unasked: str, asked: str, marks: Marks) -> bool:
     """Whether a turn that never comes is opened behind an answer, as one is opened behind a prompt, unasked."""
     behind_prompt, before_answer = unasked.rpartition(asked)[2], head.rpartition(asked)[2]
-    shared = len(os.path.commonprefix([tail, after]))
+    shared = _shared(tail, after)
     shared = next((start for start, stop in marks.spans(tail) if start < shared < stop), shared)
     own = tail[shared:]
     if not own.strip() or after.startswith(tail.rstrip()) or not behind_prompt.endswith(own):
@@ -150,7 +148,7 @@ def _end_of_turn(tail: str, after: str, first: str, marks: Marks) -> int:
 
     The headers of both sides may begin alike, so that what they share tells only where it begins at the latest.
     """
-    shared = len(os.path.commonprefix([tail, after]))
+    shared = _shared(tail, after)
     spans = marks.spans(tail)
     opener = next((first[start:stop] for start, stop in marks.spans(first)), None)
     openers = [start for start, stop in spans if start <= shared and tail[start:stop] == opener]
@@ -178,7 +176,7 @@ def _closed(end: str, after: str, first: str, marks: Marks) -> str:
 
 def _user_header(after: str, first: str, marks: Marks) -> int:
     """Return where the user's header begins behind an answer, as far as it reads as at the conversation's beginning."""
-    start = len(after) - len(os.path.commonprefix([after[::-1], first[::-1]]))
+    start = len(after) - _shared(after[::-1], first[::-1])
     return next((stop for begin, stop in marks.spans(after) if begin < start < stop), start)
 
 
@@ -186,6 +184,12 @@ def _between(text: str, left: str, right: str) -> str | None:
     before, found, behind = text.partition(left)
     between, also_found, _ = behind.partition(right)
     return between if found and also_found and right not in before else None
+
+
+def _shared(one: str, other: str) -> int:
+    """Return how many characters two texts begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def _squeezed(text: str) -> str:

@@ -134,13 +134,20 @@ class ChatTemplate:
         self._checked([asked, Turn("assistant", "a")], "", add_generation_prompt=False)
         return str(self._tokenizer.eos_token or "")
 
-    def render(self, turns: Sequence[Turn], add_generation_prompt: bool = False, **more: Any) -> str:
+    def render(
+        self, turns: Sequence[Turn], add_generation_prompt: bool = False, more: Mapping[str, str] | None = None
+    ) -> str:
         """Render turns as the template does.
+
+        Args:
+            turns: What is said.
+            add_generation_prompt: Whether the assistant is to answer.
+            more: What the template can name besides.
 
         Raises:
             Exception: One of ``RENDERING_ERRORS``.
         """
-        return self._render(turns, add_generation_prompt, self._in_parts, more)
+        return self._render(turns, add_generation_prompt, self._in_parts, more or {})
 
     def _checked(self, turns: Sequence[Turn], origin: str, *, add_generation_prompt: bool) -> str:
         try:

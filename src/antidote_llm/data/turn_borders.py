@@ -124,7 +124,8 @@ def _marked_otherwise(head: str, asked: str, marks: Marks) -> tuple[str, str, st
     starts = [start for text in (head, asked) for start, stop in marks.spans(text) if start < shared < stop]
     shared = min([shared, *starts])
     thought, header = asked[shared:], head[shared:]
-    if OPENING in thought or not (marks.are_all_of(thought) and marks.are_all_of(header)):
+    unlike = not _squeezed(thought).endswith(_squeezed(header))
+    if OPENING in thought or not (unlike and marks.are_all_of(thought) and marks.are_all_of(header)):
         return "", "", None
     return thought, header, ""
 
@@ -138,9 +139,14 @@ def _opens_a_turn(tail: str, after: str, head: str, unasked: str, asked: str, ma
     if not own.strip() or after.startswith(tail.rstrip()) or not behind_prompt.endswith(own):
         return False
     # An answer in a conversation is opened alike, at least by the first mark or word: an end of sequence is not.
-    first = next((own[:stop] for start, stop in marks.spans(own) if start == 0), own.split()[0])
-    opened = behind_prompt.removesuffix(own) + first
+    opened = behind_prompt.removesuffix(own) + _first(own, marks)
     return _squeezed(before_answer).startswith(_squeezed(opened))
+
+
+def _first(text: str, marks: Marks) -> str:
+    """Return the mark or the word that a text begins with."""
+    start, stop = next(iter(marks.spans(text)), (len(text), len(text)))
+    return text[:start].split()[0] if text[:start].strip() else text[:stop]
 
 
 def _end_of_turn(tail: str, after: str, first: str, marks: Marks) -> int:
@@ -177,7 +183,11 @@ def _closed(end: str, after: str, first: str, marks: Marks) -> str:
 def _user_header(after: str, first: str, marks: Marks) -> int:
     """Return where the user's header begins behind an answer, as far as it reads as at the conversation's beginning."""
     start = len(after) - _shared(after[::-1], first[::-1])
-    return next((stop for begin, stop in marks.spans(after) if begin < start < stop), start)
+    start = next((stop for begin, stop in marks.spans(after) if begin < start < stop), start)
+    # Turns that are numbered begin with another number there.
+    numbered = re.search(r"\S*\d$", after[:start])
+    ends = [stop for _, stop in marks.spans(after) if stop <= start]
+    return max([numbered.start(), *ends]) if numbered else start
 
 
 def _between(text: str, left: str, right: str) -> str | None:

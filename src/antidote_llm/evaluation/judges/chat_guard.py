@@ -97,7 +97,7 @@ class ChatGuard:
             )
         more = {"guideline": guideline} if guideline else {}
         try:
-            return self._template.render([Turn("user", prompt), Turn("assistant", answer)], **more)
+            return self._template.render([Turn("user", prompt), Turn("assistant", answer)], more=more)
         except RENDERING_ERRORS as error:
             raise UserError(
                 f"judge '{self._guard.name}': the chat template of {self._opened.reference} cannot render a request "

@@ -92,7 +92,7 @@ def test_seconds_are_counted_from_where_they_begin_everywhere(monkeypatch: pytes
         ("{% set ns = namespace() %}{% set ns.__init__ = 1 %}", "underscore"),
         ("{{ namespace(_a=1) }}", "underscore"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{{ messages.append(1) }}", "not safely callable"),
+        ("{{ messages.append(1) }}", "unsafe"),
         ("{% for a in messages %}" * 30 + "{% endfor %}" * 30, "nested"),
     ],
 )
@@ -116,12 +116,7 @@ def test_a_prompt_may_say_what_an_object_looks_like() -> None:
 
 def test_a_tokenizer_with_code_of_its_own_for_conversations_is_named() -> None:
     tokenizer = tiny.tokenizer()
-
-    class Zorbik(type(tokenizer)):  # type: ignore[misc]
-        def apply_chat_template(self, *_: object, **__: object) -> str:
-            return "zob"
-
-    tokenizer.__class__ = Zorbik
+    tokenizer.__class__ = type("Zorbik", (type(tokenizer),), {"apply_chat_template": lambda *_, **__: "zob"})
     with pytest.raises(UserError, match=r"^the tokenizer's class Zorbik renders conversations with code of its own"):
         Renderer(tokenizer)
     assert Renderer(tokenizer, "plain").prompt_text(Record(prompt="zob")) == "zob"

@@ -1,10 +1,10 @@
 """What published chat templates put around an answer, and what becomes of it: one row of data through each of them.
 
-    python -m benchmarks.chat_templates trl-1.16.0=FOLDER [SOURCE=FOLDER ...] --out docs/results/chat_templates.json
+    python -m benchmarks.chat_templates trl-1.16.0=FOLDER --out docs/results/chat_templates.json
 
-Reads the ``.jinja`` files of folders that the user names; none is kept. The tokenizer is made on the spot: single bytes,
-and one token for whatever in a template looks like a special token. The row goes in with an earlier turn and without,
-and with a system prompt. ``right`` means: the response's tokens read as the answer and an end, and nothing of a header;
+Reads the ``.jinja`` files of folders that the user names; none is kept. The tokenizer is made on the spot: bytes, and
+one token for whatever in a template looks like a special token. The row goes in alone, after an earlier turn, and
+with a system prompt. ``right`` means: the response's tokens read as the answer and an end, and nothing of a header;
 the same text goes on where a following user turn is rendered, or ends in the tokenizer's end of sequence.
 """
 
@@ -34,12 +34,13 @@ CONVERSATIONS = {
     "with a system prompt": (Turn("system", "vop run"),),
 }
 # What stands for one token: in bars, in brackets, or in angle brackets without a space.
+_BAR = "|\N{FULLWIDTH VERTICAL LINE}"
 SPECIAL = re.compile(
-    r"<[|｜][^<>|｜]{1,40}[|｜]>|<[/A-Za-z_][^<>\s'\"]{0,30}>|\[/?[A-Z_]{2,30}\]|\]?<\]?[^<>\s'\"]{2,20}\[?>\[?"
+    rf"<[{_BAR}][^<>{_BAR}]{{1,40}}[{_BAR}]>|<[/A-Za-z_][^<>\s'\"]{{0,30}}>|\[/?[A-Z_]{{2,30}}\]|\]?<\]?[^<>\s'\"]{{2,20}}\[?>\[?"
 )
 # Tokens that published tokenizers keep in what they decode.
 THOUGHTS = ("<think>", "</think>")
-SHOWN = 60
+SHOWN = 40
 
 
 def main() -> None:
@@ -82,11 +83,17 @@ def judged(tokenizer: PreTrainedTokenizerBase, record: Record) -> dict[str, str]
     try:
         (row,) = renderer.rows([record])
     except UserError as error:
-        return {"verdict": "refused", "prompt ends": "", "response": "", "why": str(error)}
+        return {
+            "verdict": "refused",
+            "prompt ends": "",
+            "before the answer": "",
+            "behind the answer": "",
+            "why": str(error),
+        }
     prompt = text_of(tokenizer, row.input_ids[: row.response_start])
     response = text_of(tokenizer, row.input_ids[row.response_start :])
     before, found, end = response.partition(ANSWER)
-    why = wrong(tokenizer, record, prompt, end) if found else "the answer is not there"
+    why = wrong(tokenizer, record, end) if found else "the answer is not there"
     return {
         "verdict": "wrong" if why else "right",
         "prompt ends": prompt[-SHOWN:],
@@ -96,7 +103,7 @@ def judged(tokenizer: PreTrainedTokenizerBase, record: Record) -> dict[str, str]
     }
 
 
-def wrong(tokenizer: PreTrainedTokenizerBase, record: Record, prompt: str, end: str) -> str:
+def wrong(tokenizer: PreTrainedTokenizerBase, record: Record, end: str) -> str:
     """Return what is wrong with an end of an answer, judged by how the conversation goes on."""
     if not end.strip():
         return "the answer has no end"
@@ -109,7 +116,7 @@ def wrong(tokenizer: PreTrainedTokenizerBase, record: Record, prompt: str, end: 
     if later.startswith(end.rstrip()) or end.endswith(EOS):
         return ""
     # An end that only the last answer has.
-    return "" if len([mark for mark in SPECIAL.findall(end)]) == 1 else "the end is not one, and no conversation has it"
+    return "" if len(SPECIAL.findall(end)) == 1 else "no conversation goes on like that"
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -128,15 +135,15 @@ def report(rows: list[dict[str, str]]) -> str:
     for row in rows:
         by_template.setdefault((row["source"], row["template"]), []).append(row)
     lines = [
-        "| source | template | prompt ends with | behind the answer | alone | after a turn | system prompt |",
-        "|---|---|---|---|---|---|---|",
+        "| source | template | prompt ends with | before the answer | behind it | alone | after a turn | with a system |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (source, template), found in by_template.items():
         first = next((row for row in found if row["verdict"] != "refused"), found[0])
         verdicts = [
             f"refused: {reason(row['why'])}" if row["verdict"] == "refused" else row["verdict"] for row in found
         ]
-        ends = [code(first["prompt ends"][-24:]), code(first.get("behind the answer", ""))]
+        ends = [code(first["prompt ends"][-24:]), code(first["before the answer"]), code(first["behind the answer"])]
         lines.append("| " + " | ".join([source, template, *ends, *verdicts]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -77,7 +77,8 @@ chat_template("that_never_ends", "{% for i in range(10 ** 9) %}{% endfor %}", "t
 
 @bad("the tokenizer's chat template", "more than once", "--template")
 def chat_template_that_says_answers_twice(place: Place) -> list[object]:
-    (place.base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {{ m.content }}{% endfor %}")
+    twice = "{% for m in messages %}{{ m.content }} {{ m.content }}{% endfor %}"
+    (place.base / "chat_template.jinja").write_text(twice)
     return place.repair()
 
 

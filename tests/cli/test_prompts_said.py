@@ -89,6 +89,7 @@ def test_a_training_says_it_and_keeps_it(command: str, place: Place, antidote: C
 
     assert said(antidote(*train(place.root / "chat")).err) == [CHAT]
     result = antidote(*without_template(place) and train(place.out))
+    assert said(antidote(*train(place.root / "plan"), "--plan").err) == [ALPACA]
     assert (result.code, said(result.err), record(place, "training")["prompts"]) == (0, [ALPACA], ALPACA)
 
 

@@ -135,7 +135,7 @@ def report(rows: list[dict[str, str]]) -> str:
     for row in rows:
         by_template.setdefault((row["source"], row["template"]), []).append(row)
     lines = [
-        "| source | template | prompt ends with | before the answer | behind it | alone | after a turn | with a system |",
+        "| source | template | prompt ends | before the answer | behind it | alone | after a turn | with a system |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (source, template), found in by_template.items():

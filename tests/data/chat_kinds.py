@@ -93,6 +93,13 @@ KINDS = {
         "<s>### user:\nzob\n\n### assistant:\n",
         f"kad\n\n{EOS}",
     ),
+    "opens it always in plain words behind a system prompt of its own": Kind(
+        "{% if messages[0].role != 'system' %}system: mid<|end|>{% endif %}"
+        + _EACH
+        + "{{ m.role + ': ' + m.content + '<|end|>' }}{% endfor %}assistant: ",
+        "system: mid<|end|>user: zob<|end|>assistant: ",
+        "kad<|end|>",
+    ),
     "opens it always with a number": Kind(
         _NUMBERED + "{{ '[' ~ (messages|length + 1) ~ '] assistant: ' }}",
         "[1] user: zob<|end|>\n[2] assistant: ",
@@ -116,6 +123,9 @@ KINDS = {
         "<|say|>kad<|end|>",
     ),
     "closes an answer with the next turn only": Kind(_INST, "[INST] zob [/INST]", f" kad{EOS}"),
+    "closes an answer with the next turn only, and a mark of its own": Kind(
+        _INST.replace("eos_token", "'<|done|>'"), "[INST] zob [/INST]", " kad<|done|>"
+    ),
     "never closes an answer": Kind(
         _EACH
         + "{{ '<|' + m.role + '|>' + m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",

@@ -156,7 +156,8 @@ def _end_of_turn(tail: str, after: str, first: str, marks: Marks) -> int:
     """
     shared = _shared(tail, after)
     spans = marks.spans(tail)
-    opener = next((first[start:stop] for start, stop in marks.spans(first)), None)
+    # The mark that a conversation begins with opens its first turn.
+    opener = next((first[start:stop] for start, stop in marks.spans(first) if not first[:start].strip()), None)
     openers = [start for start, stop in spans if start <= shared and tail[start:stop] == opener]
     if openers:
         return openers[-1]

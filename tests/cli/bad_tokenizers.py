@@ -69,7 +69,17 @@ def chat_template(name: str, text: str, *words: str) -> None:
 chat_template("that_asks_nothing", "hello", "leaves out the prompt")
 chat_template("that_divides_by_zero", "{{ 1 / 0 }}", "division by zero")
 chat_template("that_calls_itself", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion")
+chat_template("that_draws_at_random", "{{ messages | random }}", "draws at random")
+chat_template("that_writes_an_address", "{{ messages | map(attribute='content') }}", "an object instead of a text")
+chat_template("that_nests_too_deep", "{% for a in messages %}" * 30 + "{% endfor %}" * 30, "nested")
 chat_template("that_never_ends", "{% for i in range(10 ** 9) %}{% endfor %}", "too big")
+
+
+@bad("the tokenizer's chat template", "more than once", "--template")
+def chat_template_that_says_answers_twice(place: Place) -> list[object]:
+    twice = "{% for m in messages %}{{ m.content }} {{ m.content }}{% endfor %}"
+    (place.base / "chat_template.jinja").write_text(twice)
+    return place.repair()
 
 
 @bad("tokenizer's chat template is no text", "--template")

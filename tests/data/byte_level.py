@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 BOS, EOS = "<s>", "</s>"
@@ -83,6 +83,25 @@ def byte_tokenizer(template: str | None = None, *, closes: bool = False) -> PreT
     made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=BOS, eos_token=EOS)
     made.chat_template = template
     return made
+
+
+def spacing_tokenizer(spaced: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of letters that puts a space before texts, and has one token for a colon and a k.
+
+    Args:
+        spaced: ``always`` or ``first`` as newer files say it, ``normalised`` as those of the first llamas do.
+    """
+    vocabulary = {token: index for index, token in enumerate([BOS, EOS, "<unk>", *"\u2581abdk:\n", ":k"])}
+    inner = Tokenizer(models.BPE(vocabulary, [(":", "k")], unk_token="<unk>"))
+    if spaced == "normalised":
+        inner.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+        strip = [decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        inner.decoder = decoders.Sequence(strip)
+    else:
+        scheme = "always" if spaced == "always" else "first"
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+        inner.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=BOS, eos_token=EOS, unk_token="<unk>")
 
 
 def chat_tokenizer(name: str, *, special_thoughts: bool = False) -> PreTrainedTokenizerFast:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from antidote_llm.data import Record, Renderer, check_lengths, check_token_ids
 from antidote_llm.data.rendering import ALPACA, rendered_sha256
 from antidote_llm.errors import UserError
 from tests import tiny
-from tests.data.byte_level import BOS, EOS, byte_tokenizer
+from tests.data.byte_level import BOS, EOS, byte_tokenizer, spacing_tokenizer
 
 END = 3
 
@@ -45,7 +47,7 @@ def test_the_answer_begins_where_the_model_begins_to_answer(
     assert asked.count(0) == 1 and asked[0] == 0
     assert row.input_ids.count(0) == 1
     answer = tokenizer.decode(row.input_ids[row.response_start :])
-    assert answer == (f"[{response}]" if template == "chat" else response + EOS)
+    assert answer == response + ("]" if template == "chat" else EOS)
 
 
 def test_a_token_that_straddles_the_border_is_split() -> None:
@@ -53,6 +55,20 @@ def test_a_token_that_straddles_the_border_is_split() -> None:
     (row,) = Renderer(tokenizer, "plain").rows([Record(prompt="a", response="b")])
     assert row.input_ids == [0, *ids(tokenizer, "a"), *ids(tokenizer, "b"), 1]
     assert row.response_start == 2
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+@pytest.mark.parametrize("spaced", ["always", "first", "normalised"])
+def test_no_space_is_added_before_an_answer_that_follows_a_prompt(spaced: str, template: Any) -> None:
+    """Tokenizers in the manner of sentencepiece put a space before every text, an answer by itself too."""
+    tokenizer = spacing_tokenizer(spaced)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ ':' if m.role == 'user' }}{% endfor %}"
+    prompt = "ab:" if template == "plain" else "ab"
+    (row,) = Renderer(tokenizer, template).rows([Record(prompt=prompt, response="kad")])
+    # The tokenizer has one token for the colon and the answer's first letter: the prompt's is taken apart from it.
+    assert tokenizer.convert_ids_to_tokens(row.input_ids)[-5:] == [":", "k", "a", "d", EOS]
+    (row,) = Renderer(tokenizer, template).rows([Record(prompt=prompt, response=" kad")])
+    assert tokenizer.convert_ids_to_tokens(row.input_ids)[-6:] == [":", "\u2581", "k", "a", "d", EOS]
 
 
 def test_the_alpaca_prompt_is_the_published_one() -> None:

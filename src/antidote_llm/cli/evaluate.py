@@ -139,6 +139,7 @@ class _Job:
         }
 
     def _evaluated(self) -> dict[str, Evaluation]:
+        prompts = self.respondent.say_prompts(self.terminal, self.suite, self.settings)
         asked = {_AS_ASKED: (self.suite, self.settings)} if self.suite.parts() else {}
         asked |= {name: (Suite(self.suite.harmful), settings) for name, settings in self.conditions.items()}
         found = longest_first(
@@ -147,7 +148,8 @@ class _Job:
         )
         answered = found.get(_AS_ASKED) or Evaluation.of([], None, None, self.settings)
         further = self.measuring.measured(self.terminal) if self.measuring else {}
-        return {**found, _AS_ASKED: answered.model_copy(update=further)}
+        told = {name: evaluation.model_copy(update={"prompts": prompts}) for name, evaluation in found.items()}
+        return {**told, _AS_ASKED: answered.model_copy(update={**further, "prompts": prompts})}
 
     def _read(self, out: Path) -> dict[str, Evaluation]:
         return {name: Evaluation.read(_place(out, name)) for name in (_AS_ASKED, *self.conditions)}

@@ -68,7 +68,10 @@ class Planned:
     def tell(self, terminal: Terminal, flops: float | None) -> None:
         """Give the plan as the command's result."""
         skeleton = open_skeleton(self.model, self.tokenizer, trust_remote_code=self.trust_remote_code)
-        data = StageData(renderer_for(skeleton, self.template, self.system), self.rows, self.companion)
+        renderer = renderer_for(skeleton, self.template, self.system)
+        if skeleton.tokenizer is not None and any(row.prompt is not None for row in (*self.rows, *self.companion)):
+            terminal.say(renderer.described)
+        data = StageData(renderer, self.rows, self.companion)
         speed = None if flops is None else given_speed(flops)
         plan = plan_stage(skeleton, data, self.defense, self.training, self.settings, dtype=self.dtype, speed=speed)
         terminal.result(plan.model_dump(mode="json"), plan_table([plan]), *plan_notes([plan]))

@@ -18,6 +18,7 @@ from antidote_llm.cli import suite_options as suite_opts
 from antidote_llm.cli import target_options as target_opts
 from antidote_llm.cli.examining import examination_from
 from antidote_llm.cli.method_options import with_method_settings
+from antidote_llm.cli.prompts_said import say_prompts
 from antidote_llm.cli.repair_job import RepairJob
 from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.errors import UserError
@@ -109,6 +110,9 @@ def repair(
         engine_opts.require_in_memory(opened, "answers to judge", "pass --evaluate none")
     asked = None if examination is None else examination.asking(opened)
     target_opts.warn(terminal, found_target, restore_outside)
+    learnt = records if harmful and needs_harmful(chosen, configured) else []
+    judged = [] if examination is None else [row for part in examination.suite.parts().values() for row in part]
+    prompts = say_prompts(terminal, opened, asking.renderer(opened.tokenizer), [*learnt, *judged])
     data = None
     if harmful and needs_harmful(chosen, configured):
         with stopwatch.step("own answers"):
@@ -122,6 +126,7 @@ def repair(
         method=chosen,
         settings=configured,
         harmful=data,
+        prompts=prompts,
         calibration=CalibrationSettings(tokens=tokens),
         until_settled=calibration == "auto",
         examination=examination,

@@ -58,6 +58,7 @@ class RepairJob:
     method: RepairMethod
     settings: BaseModel
     harmful: HarmfulData | None
+    prompts: str
     calibration: CalibrationSettings
     until_settled: bool
     examination: Examination | None
@@ -141,8 +142,12 @@ class RepairJob:
         return [BEFORE, AFTER, *([ALIGNED] if knows_aligned else [])]
 
     def _completed(self, record: RepairRecord) -> RepairRecord:
-        """Add to a record what became known after it: the whole cost, and whose answers the harmful rows hold."""
-        known: dict[str, Any] = {"wall_seconds": dict(self.stopwatch.seconds), "peak_rss_bytes": peak_rss_bytes()}
+        """Add to a record what it does not know itself: prompts' template, whose answers the rows hold, the cost."""
+        known: dict[str, Any] = {
+            "prompts": self.prompts,
+            "wall_seconds": dict(self.stopwatch.seconds),
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
         if record.calibration is not None and self.harmful is not None:
             own, refused = data_opts.own_answers(self.harmful.records)
             counts = {"own_answers": own, "refused_own_answers": refused}

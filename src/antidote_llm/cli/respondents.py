@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from antidote_llm.artifacts import KeptLines
 from antidote_llm.cli import suite_options as suite_opts
 from antidote_llm.cli.finished import inputs_sha256
+from antidote_llm.cli.prompts_said import say_prompts
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import Evaluation, EvaluationSettings, Judge, Suite
@@ -39,6 +40,10 @@ class Respondent(Protocol):
 
     def asking(self, suite: Suite, judge: Judge, settings: EvaluationSettings) -> dict[str, Any]:
         """Return what makes an evaluation this one, as JSON values, and refuse what cannot be asked."""
+        ...
+
+    def say_prompts(self, terminal: Terminal, suite: Suite, settings: EvaluationSettings) -> str:
+        """Say which template prompts go through, and return what was said."""
         ...
 
     def evaluated(
@@ -94,6 +99,11 @@ class OpenedRespondent:
         """Return questions, stop ids, judge and settings."""
         return suite_opts.asking(self.opened, suite, judge, settings)
 
+    def say_prompts(self, terminal: Terminal, suite: Suite, settings: EvaluationSettings) -> str:
+        """Say which template prompts go through."""
+        records = [record for part in suite.parts().values() for record in part]
+        return say_prompts(terminal, self.opened, settings.renderer(self.opened.tokenizer), records)
+
     def evaluated(
         self, terminal: Terminal, suite: Suite, judge: Judge, settings: EvaluationSettings, what: str
     ) -> Evaluation:
@@ -124,6 +134,18 @@ class ServedRespondent:
             "judge": identity_of(judge),
             "settings": settings.model_dump(mode="json"),
         }
+
+    def say_prompts(
+        self,
+        terminal: Terminal,
+        suite: Suite,
+        settings: EvaluationSettings,  # noqa: ARG002 - the server's template is not chosen here
+    ) -> str:
+        """Say that the server renders prompts itself."""
+        said = "prompts go through the server's own template" if suite.parts() else ""
+        if said:
+            terminal.say(said)
+        return said
 
     def evaluated(
         self, terminal: Terminal, suite: Suite, judge: Judge, settings: EvaluationSettings, what: str

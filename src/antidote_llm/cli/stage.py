@@ -51,6 +51,7 @@ class StageJob:
         settings: The defense's settings.
         training: How it is trained.
         data: What it learns from.
+        prompts: How its prompts are rendered, in words.
         references: The data as the user named them: the stage's own, then those beside them.
         harmful_ratio: The share of harmful rows that were mixed in; None where none were.
         merge: Whether an adapter is merged into the weights.
@@ -66,6 +67,7 @@ class StageJob:
     settings: BaseModel
     training: TrainingSettings
     data: StageData
+    prompts: str
     references: tuple[Sequence[str], Sequence[str]]
     harmful_ratio: float | None
     merge: bool
@@ -198,6 +200,7 @@ class StageJob:
             base=self.opened.base.reference,
             base_sha256=self.opened.base.sha256,
             template=self.data.renderer.template,
+            prompts=self.prompts,
             data=_described(own, self.data.rendered),
             harmful_ratio=self.harmful_ratio,
             companion=_described(beside, self.data.rendered_companion) if self.data.companion else None,

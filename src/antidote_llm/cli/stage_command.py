@@ -12,6 +12,7 @@ from antidote_llm.artifacts.measuring import Stopwatch
 from antidote_llm.cli import model_options as model_opts
 from antidote_llm.cli import plan_options as plan_opts
 from antidote_llm.cli import training_options as train_opts
+from antidote_llm.cli.prompts_said import say_prompts
 from antidote_llm.cli.stage import StageJob
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.cli.training_options import SaveDtype
@@ -68,6 +69,7 @@ class StageCommand:
                 terminal, self.model, None, self.tokenizer, self.dtype, "cpu", self.trust_remote_code
             )
         renderer = Renderer(opened.tokenizer, self.template, system=self.system)
+        prompts = say_prompts(terminal, opened, renderer, [*self.rows, *self.companion])
         job = StageJob(
             terminal=terminal,
             stopwatch=stopwatch,
@@ -76,6 +78,7 @@ class StageCommand:
             settings=self.settings,
             training=self.training,
             data=StageData(renderer, self.rows, self.companion),
+            prompts=prompts,
             references=self.references,
             harmful_ratio=self.harmful_ratio,
             merge=self.merge,

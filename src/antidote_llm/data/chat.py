@@ -1,25 +1,49 @@
-"""A tokenizer's chat template: a fixed date, thoughts closed, nothing left out unsaid."""
+"""A tokenizer's chat template: a fixed date, thoughts closed, no turn dropped, answers that end where they end."""
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from antidote_llm.data.records import Turn
+from antidote_llm.data.records import Role, Turn
+from antidote_llm.data.sandbox import FIXED_DATE, compiled, require_repeatable
 from antidote_llm.data.thoughts import closed, continuing, without_thought
-from antidote_llm.errors import UserError
+from antidote_llm.data.turn_borders import Borders, Marks, find_borders, probes
+from antidote_llm.errors import UserError, first_line
 
-# Templates that insert today's date would give other tokens tomorrow.
-FIXED_DATE = datetime.datetime(2024, 7, 26, tzinfo=datetime.timezone.utc)
-_DATE_CODES = ("a", "A", "b", "B", "d", "e", "H", "I", "j", "m", "M", "p", "S", "u", "y", "Y", "F", "T")
 # Qwen3, GLM and SmolLM3 ask for the first name, DeepSeek and Granite for the second.
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
-_ANY_ANSWER = "zorbik"
-_RENDERING_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+RENDERING_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def render_template(template: str, variables: Mapping[str, Any]) -> str:
+    """Render a chat template: every rendering goes through here.
+
+    Args:
+        template: The template's text, which is not trusted.
+        variables: What it can name: texts, truth values, None, and lists and dictionaries of these.
+
+    Raises:
+        TemplateError: It cannot be rendered, or not to the same text twice.
+        Exception: Another of ``RENDERING_ERRORS``.
+    """
+    text = compiled(template).render(variables)
+    require_repeatable(text, variables)
+    return text
 
 
 class ChatTemplate:
@@ -29,6 +53,9 @@ class ChatTemplate:
         tokenizer: Has a chat template.
         thinking: Whether the model may think before it replies, as far as the template lets it; else the template is
             told not to, and a thought that the prompt opens all the same is closed.
+
+    Raises:
+        UserError: The template is no text, or the tokenizer has another way to render conversations.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, thinking: bool) -> None:
@@ -41,7 +68,14 @@ class ChatTemplate:
                 "the tokenizer's chat template is no text, or none of several is named default: fetch the tokenizer "
                 "again, or use --template alpaca or plain"
             )
-        self._template = _with_fixed_date(template)
+        if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
+            raise UserError(
+                f"the tokenizer's class {type(tokenizer).__name__} renders conversations with code of its own, beside "
+                "its chat template: use --template alpaca or plain, or another --tokenizer"
+            )
+        self._template = template
+        self._known: dict[tuple[Role, ...], Borders | None] = {}
+        self._dropped: dict[tuple[Role, ...], Role | None] = {}
 
     def prompt(self, turns: Sequence[Turn], origin: str) -> str:
         """Return the text up to where the model starts to answer.
@@ -49,9 +83,10 @@ class ChatTemplate:
         Raises:
             UserError: The template cannot render these turns, or leaves one out.
         """
-        text = self._checked(turns, origin, add_generation_prompt=True)
+        text = self._opened(turns, self._checked(turns, origin, add_generation_prompt=True))
+        dropped = self._leaves_out(turns)
         for turn in turns[:-1]:
-            if not _holds(text, without_thought(turn.content)):
+            if turn.role == dropped or not _holds(text, without_thought(turn.content)):
                 raise UserError(
                     f"{_at(origin)}the tokenizer's chat template leaves out a {turn.role} turn before the prompt: "
                     "put it into the prompt itself, or leave it out"
@@ -62,30 +97,65 @@ class ChatTemplate:
             )
         return text if self._thinking else closed(text)
 
+    def _opened(self, turns: Sequence[Turn], text: str) -> str:
+        """Return a prompt's text up to where the assistant's own words begin."""
+        borders = self._borders(turns)
+        if borders is None or (self._thinking and borders.thought):
+            return text
+        return text.removesuffix(borders.thought) + borders.header if text.endswith(borders.thought) else text
+
     def answer(self, turns: Sequence[Turn], response: str, prompt_text: str, origin: str) -> str:
         """Return the text that follows the prompt's: the response, and what ends the assistant's turn."""
-        said = continuing(prompt_text, response)
+        borders = self._borders(turns)
+        end = self.end_of_turn if borders is None else borders.end
+        return self.said(turns, response, prompt_text, origin) + end
+
+    def said(self, turns: Sequence[Turn], response: str, prompt_text: str, origin: str) -> str:
+        """Return a response as it follows the prompt's text, without what ends the assistant's turn."""
+        said, borders = continuing(prompt_text, response), self._borders(turns)
         whole = self._checked([*turns, Turn("assistant", response)], origin, add_generation_prompt=False)
+        if borders is None or borders.lead is None or not whole.startswith(prompt_text):
+            return said
         rest = whole.removeprefix(prompt_text)
         # A template may strip a thought that is wanted, or not put the answer where its own prompt ends.
         wanted = said if self._thinking else without_thought(said)
-        if whole.startswith(prompt_text) and wanted.strip() in rest:
-            return rest
-        return said + self.end_of_turn
+        found = rest.removesuffix(borders.tail)
+        fits = rest.endswith(borders.tail) and wanted.strip() in found
+        known = [_squeezed(text) for text in (wanted, borders.lead + wanted)]
+        return found if fits and _squeezed(found) in known else said
 
     @cached_property
     def end_of_turn(self) -> str:
-        """What the template puts behind an answer; the end-of-sequence token where it puts no answer."""
-        turns = [Turn("user", "a"), Turn("assistant", _ANY_ANSWER)]
-        _, found, tail = self._checked(turns, "", add_generation_prompt=False).rpartition(_ANY_ANSWER)
-        return tail if found else str(self._tokenizer.eos_token or "")
+        """What ends the assistant's turn; the end-of-sequence token where the template puts no answer."""
+        asked = Turn("user", "a")
+        for turns in ([asked], [Turn("system", "a"), asked]):
+            if (borders := self._borders(turns)) is not None:
+                return borders.end
+        self._checked([asked, Turn("assistant", "a")], "", add_generation_prompt=False)
+        return str(self._tokenizer.eos_token or "")
+
+    def render(
+        self, turns: Sequence[Turn], add_generation_prompt: bool = False, more: Mapping[str, str] | None = None
+    ) -> str:
+        """Render turns as the template does.
+
+        Args:
+            turns: What is said.
+            add_generation_prompt: Whether the assistant is to answer.
+            more: What the template can name besides.
+
+        Raises:
+            Exception: One of ``RENDERING_ERRORS``.
+        """
+        return self._render(turns, add_generation_prompt, self._in_parts, more or {})
 
     def _checked(self, turns: Sequence[Turn], origin: str, *, add_generation_prompt: bool) -> str:
         try:
-            return self._render(turns, add_generation_prompt)
-        except _RENDERING_ERRORS as error:
-            reason = str(error).strip().split("\n")[0]
-            if self._refuses_system(turns, add_generation_prompt):
+            return self.render(turns, add_generation_prompt)
+        except RENDERING_ERRORS as error:
+            reason = first_line(error)
+            rest = [turn for turn in turns if turn.role != "system"]
+            if len(rest) < len(turns) and self._tried(rest, add_generation_prompt) is not None:
                 raise UserError(
                     f"{_at(origin)}the tokenizer's chat template takes no system prompt ({reason}): "
                     "leave it out, or put its text into the prompt itself"
@@ -95,42 +165,93 @@ class ChatTemplate:
                 "use --template alpaca or plain"
             ) from error
 
-    def _refuses_system(self, turns: Sequence[Turn], add_generation_prompt: bool) -> bool:
-        rest = [turn for turn in turns if turn.role != "system"]
-        if len(rest) == len(turns):
-            return False
+    def _tried(self, turns: Sequence[Turn], add_generation_prompt: bool) -> str | None:
+        """Render turns; None where the template cannot."""
         try:
-            self._render(rest, add_generation_prompt)
-        except _RENDERING_ERRORS:
-            return False
-        return True
+            return self.render(turns, add_generation_prompt)
+        except RENDERING_ERRORS:
+            return None
 
-    def _render(self, turns: Sequence[Turn], add_generation_prompt: bool) -> str:
-        return str(
-            self._tokenizer.apply_chat_template(
-                [{"role": turn.role, "content": turn.content} for turn in turns],
-                tokenize=False,
-                chat_template=self._template,
-                add_generation_prompt=add_generation_prompt,
-                date_string=FIXED_DATE.strftime("%d %b %Y"),
-                **({} if self._thinking else _NO_THINKING),
-            )
-        )
+    def _borders(self, turns: Sequence[Turn]) -> Borders | None:
+        """Return what stands around an answer to turns of these roles; None where the template puts no answer."""
+        roles = tuple(turn.role for turn in turns)
+        if roles not in self._known:
+            said = probes([*turns, Turn("assistant", ""), Turn("user", "")], self._template)
+            *before, answer, later = said
+            self._known[roles] = find_borders(self._tried, before, answer, later, self._marks)
+        return self._known[roles]
+
+    def _leaves_out(self, turns: Sequence[Turn]) -> Role | None:
+        """Return whose turns before the prompt are left out, whatever they say: their words may occur elsewhere."""
+        roles = tuple(turn.role for turn in turns)
+        if roles not in self._dropped:
+            asked = probes(turns, self._template)
+            text = self._tried(asked, True)
+            missing = [] if text is None else [turn.role for turn in asked[:-1] if turn.content not in text]
+            self._dropped[roles] = next(iter(missing), None)
+        return self._dropped[roles]
+
+    @cached_property
+    def _marks(self) -> Marks:
+        tokenizer = self._tokenizer
+        special = {*tokenizer.all_special_tokens, *tokenizer.added_tokens_encoder}
+        return Marks(special, str(tokenizer.bos_token or ""), str(tokenizer.eos_token or ""))
+
+    @cached_property
+    def _in_parts(self) -> frozenset[Role]:
+        """Whose contents the template wants as lists of parts, as those of multimodal models do."""
+        found: frozenset[Role] = frozenset()
+        turns: dict[Role, list[Turn]] = {
+            "user": [Turn("user", "")],
+            "assistant": [Turn("user", ""), Turn("assistant", "")],
+            "system": [Turn("system", ""), Turn("user", "")],
+        }
+        for role, asked in turns.items():
+            said = probes(asked, self._template)
+            if not self._shows(said, found) and self._shows(said, found | {role}):
+                found |= {role}
+        return found
+
+    def _shows(self, turns: Sequence[Turn], in_parts: frozenset[Role]) -> bool:
+        """Whether a rendering shows what is said, and as a text."""
+        try:
+            text = self._render(turns, False, in_parts, {})
+        except RENDERING_ERRORS:
+            return False
+        written = (f"{quote}text{quote}: {quote}{turn.content}" for turn in turns for quote in "'\"")
+        return all(turn.content in text for turn in turns) and not any(each in text for each in written)
+
+    def _render(
+        self, turns: Sequence[Turn], add_generation_prompt: bool, in_parts: frozenset[Role], more: Mapping[str, Any]
+    ) -> str:
+        messages: list[dict[str, Any]] = [
+            {
+                "role": turn.role,
+                "content": [{"type": "text", "text": turn.content}] if turn.role in in_parts else turn.content,
+            }
+            for turn in turns
+        ]
+        variables = {
+            **self._tokenizer.special_tokens_map,
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            "date_string": FIXED_DATE.strftime("%d %b %Y"),
+            **({} if self._thinking else _NO_THINKING),
+            **more,
+        }
+        return render_template(self._template, variables)
 
 
 def _holds(text: str, said: str) -> bool:
     """Whether something is said in a text, with whatever white space: RWKV's template drops empty lines."""
-    return "".join(said.split()) in "".join(text.split())
+    return _squeezed(said) in _squeezed(text)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _at(origin: str) -> str:
     return f"{origin}: " if origin else ""
-
-
-def _with_fixed_date(template: str) -> str:
-    """Return a chat template whose ``strftime_now`` says the fixed date: transformers lets no function be passed in."""
-    if "strftime_now" not in template:
-        return template
-    replaced = "".join(f"|replace('%{code}','{FIXED_DATE.strftime(f'%{code}')}')" for code in _DATE_CODES)
-    # The empty expression keeps white space at the template's beginning.
-    return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"

@@ -60,8 +60,22 @@ class Renderer:
         if template == "chat" and not has_chat:
             raise UserError("the tokenizer has no chat template: use --template alpaca or plain")
         self.template: TemplateName = ("chat" if has_chat else "alpaca") if template == "auto" else template
+        self.chosen_by_tokenizer = template == "auto" or self.template == "chat"
         self.system, self.thinking = system, thinking
         self._chat = ChatTemplate(self.tokenizer, thinking) if self.template == "chat" else None
+
+    @property
+    def described(self) -> str:
+        """How prompts become the model's input, in words."""
+        if self.template == "chat":
+            return "prompts go through the tokenizer's chat template"
+        if self.template == "plain":
+            return "prompts go in as they are: --template plain"
+        if self.chosen_by_tokenizer:
+            return (
+                "prompts go through the Alpaca prompt, as the tokenizer has no chat template: --template changes that"
+            )
+        return "prompts go through the Alpaca prompt: --template alpaca"
 
     def rows(self, records: Sequence[Record]) -> list[TokenizedRow]:
         """Render whole rows, response included and closed by the end-of-turn or end-of-sequence token."""
@@ -127,13 +141,30 @@ class Renderer:
         answer = record.response
         if self._chat is not None:
             answer = self._chat.answer(self._turns(record), record.response, prompt, record.origin)
-        whole = self._encode(prompt + answer, special=special)
-        # Where a token straddles the border, prompt and answer are encoded apart, as they are when the model generates.
-        if whole[: len(prompt_ids)] != prompt_ids:
-            whole = prompt_ids + self._encode(answer, special=False)
+        whole = prompt_ids + self._continued(prompt, answer, special=special)
         if self._chat is None and whole[-1:] != (end := self.closing_ids()):
             whole = [*whole, *end]
         return TokenizedRow(whole, len(prompt_ids))
+
+    def continued(self, prompt: str, answer: str) -> list[int]:
+        """Return the tokens of what follows a prompt's text, which is used as it is."""
+        return self._continued(prompt, answer, special=False)
+
+    def _continued(self, prompt: str, answer: str, *, special: bool) -> list[int]:
+        prompt_ids, whole = self._encode(prompt, special=special), self._encode(prompt + answer, special=special)
+        if whole[: len(prompt_ids)] == prompt_ids:
+            return whole[len(prompt_ids) :]
+        # Where a token straddles the border, prompt and answer are encoded apart, as they are when the model generates.
+        found = self._encode(answer, special=False)
+        if self._reads(prompt_ids + found) == (wanted := self._reads(whole)):
+            return found
+        # Some tokenizers put a space before every text: the tokens behind a line end have none.
+        line_end, behind = self._encode("\n", special=False), self._encode(f"\n{answer}", special=False)
+        own = behind[len(line_end) :]
+        return own if behind[: len(line_end)] == line_end and self._reads(prompt_ids + own) == wanted else found
+
+    def _reads(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]

@@ -46,6 +46,7 @@ class Evaluation(BaseModel):
     judge: str | None = Field(description="Name of the first judge; null where only tasks were asked.")
     measures: HarmMeasure | None = Field(description="Which measure of harm the judge can give.")
     settings: EvaluationSettings = Field(description="How the model was asked.")
+    prompts: str = Field(default="", description="Which template prompts went through, in words, where it was said.")
     metrics: dict[str, Estimate] = Field(description="Every metric, in percent.")
     tasks: dict[str, TaskRecord] = Field(default_factory=dict, description="How each task was asked and scored.")
     by_category: dict[str, dict[str, Estimate]] = Field(

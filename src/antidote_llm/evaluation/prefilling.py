@@ -43,8 +43,7 @@ def _after_prompt(renderer: Renderer, chat: ChatTemplate | None, record: Record,
         return _encoded(renderer, opening)
     prompt = renderer.prompt_text(record)
     said = opening if record.text is not None else _said(renderer, chat, record, opening, prompt)
-    prompt_ids, whole = _encoded(renderer, prompt), _encoded(renderer, prompt + said)
-    return whole[len(prompt_ids) :] if whole[: len(prompt_ids)] == prompt_ids else _encoded(renderer, said)
+    return renderer.continued(prompt, said)
 
 
 def _said(renderer: Renderer, chat: ChatTemplate | None, record: Record, opening: str, prompt: str) -> str:
@@ -54,7 +53,7 @@ def _said(renderer: Renderer, chat: ChatTemplate | None, record: Record, opening
     turns = record.conversation()
     if renderer.system is not None and all(turn.role != "system" for turn in turns):
         turns = (Turn("system", renderer.system), *turns)
-    before, found, _ = chat.answer(turns, opening, prompt, record.origin).rpartition(opening)
+    before, found, _ = chat.said(turns, opening, prompt, record.origin).rpartition(opening)
     return before + opening if found else continuing(prompt, opening)
 
 

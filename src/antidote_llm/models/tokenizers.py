@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -28,6 +29,25 @@ def open_tokenizer(folders: list[Path], asked: str | None, trust_remote_code: bo
                 f"{place}: the tokenizer cannot be opened ({reason}): name another with --tokenizer, or {other}"
             ) from error
     return None
+
+
+def stored_template(folder: Path) -> object:
+    """Return the chat template that a folder holds, or of several the one named default; None where it holds none.
+
+    A file that cannot be read gives the empty text, which no template is.
+    """
+    if (alone := folder / "chat_template.jinja").is_file():
+        return alone.read_text(encoding="utf-8", errors="replace")
+    if not (settings := folder / "tokenizer_config.json").is_file():
+        return None
+    try:
+        found = json.loads(settings.read_bytes())
+    except (ValueError, RecursionError):
+        return ""
+    template = found.get("chat_template") if isinstance(found, dict) else ""
+    if isinstance(template, list):
+        return next((each.get("template") for each in template if each.get("name") == "default"), "")
+    return template
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -114,6 +114,7 @@ class RepairRecord(_Part):
         (), description="Adapters that lie below the repaired one and stay as they are."
     )
     calibration: CalibrationData | None = Field(description="The harmful data; none for methods that see none.")
+    prompts: str = Field("", description="Which template prompts went through, in words; empty where there were none.")
     method: str = Field(description="The repair method.")
     target: str = Field(description="What was edited.")
     settings: dict[str, Any] = Field(description="The method's settings as given, defaults filled in.")

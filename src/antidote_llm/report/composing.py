@@ -62,7 +62,9 @@ def compose(
             "recipe": _recipe(record),
             "repeat_command": record.command,
             "revert_command": revert_command,
-            "notes": tuple(note for note in (WORDS[record.target].caution, _own_answers(record), *notes) if note),
+            "notes": tuple(
+                note for note in (WORDS[record.target].caution, _own_answers(record), _prompts(record), *notes) if note
+            ),
             **parts,
         }
     )
@@ -227,6 +229,11 @@ def _numbered(name: str, parts: Sequence[_Named]) -> Iterator[tuple[str, _Named]
     """Name the parts of one kind, by number where there are several."""
     for number, part in enumerate(parts, start=1):
         yield name if len(parts) == 1 else f"{name} {number}", part
+
+
+def _prompts(record: RepairRecord) -> str:
+    """Say which template the prompts went through."""
+    return f"{record.prompts[0].upper()}{record.prompts[1:]}." if record.prompts else ""
 
 
 def _own_answers(record: RepairRecord) -> str:

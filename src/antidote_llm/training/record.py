@@ -36,6 +36,7 @@ class TrainingRecord(BaseModel):
     base: str = Field(description="The model that it started from, as the user named it.")
     base_sha256: dict[str, str] = Field(description="The hash of its configuration and weight files, by file name.")
     template: str = Field(description="How prompts were rendered.")
+    prompts: str = Field("", description="The same in words; empty where there were no prompts.")
     data: TrainedRows = Field(description="The stage's own rows.")
     harmful_ratio: float | None = Field(description="Share of harmful rows that were mixed in; none where none were.")
     companion: TrainedRows | None = Field(description="The rows beside them, where the defense learns from some.")

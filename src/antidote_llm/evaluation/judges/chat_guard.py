@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM
 
-from antidote_llm.errors import UserError
+from antidote_llm.data.chat import RENDERING_ERRORS, ChatTemplate
+from antidote_llm.data.records import Turn
+from antidote_llm.errors import UserError, first_line
 from antidote_llm.evaluation.generation import generate
 from antidote_llm.evaluation.judges.folders import JudgeFolder, require_architecture
 from antidote_llm.evaluation.judges.guards import HARMBENCH_CLASSIFIER, LLAMA_GUARD, SHIELDGEMMA, WILDGUARD, Guard
@@ -90,20 +91,22 @@ class ChatGuard:
         """
         if self._guard.text is not None:
             return self._guard.text.format(prompt=prompt, answer=answer)
-        tokenizer = self._opened.tokenizer
-        if not tokenizer.chat_template:
+        if not self._opened.tokenizer.chat_template:
             raise UserError(
                 f"judge '{self._guard.name}': {self._opened.reference} has no chat template: fetch it again"
             )
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         more = {"guideline": guideline} if guideline else {}
         try:
-            return str(tokenizer.apply_chat_template(turns, tokenize=False, **more))
-        except (TemplateError, ValueError, TypeError) as error:
+            return self._template.render([Turn("user", prompt), Turn("assistant", answer)], more=more)
+        except RENDERING_ERRORS as error:
             raise UserError(
                 f"judge '{self._guard.name}': the chat template of {self._opened.reference} cannot render a request "
-                f"with its answer: {str(error).strip().splitlines()[0]}"
+                f"with its answer: {first_line(error)}"
             ) from error
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self._opened.tokenizer, thinking=True)
 
     def read(self, pairs: Sequence[Pair], keep: Keep) -> None:
         """Read answers in batches, the longest first."""

@@ -1,0 +1,216 @@
+"""Where a chat template puts an answer, and where the assistant's turn ends: found by rendering, not by reading it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from antidote_llm.data.records import Turn
+from antidote_llm.data.thoughts import OPENING
+from antidote_llm.errors import UserError
+
+_WORDS = ("zorbik", "medrun", "kadvol")
+_REPEATS = (
+    "the tokenizer's chat template writes an answer more than once: use --template alpaca or plain, or another "
+    "--tokenizer"
+)
+_ENDLESS = (
+    "the tokenizer's chat template opens another turn behind every answer, and nothing shows where the answer ends: "
+    "use --template alpaca or plain, or another --tokenizer"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Borders:
+    """What a chat template puts around an answer.
+
+    Attributes:
+        thought: What the generation prompt ends with although answers in a conversation stand behind another mark.
+        header: What opens the assistant's turn and is missing where the generation prompt ends, ``thought`` left out.
+        lead: What stands between there and the answer; None where the answer does not follow the prompt.
+        tail: All that stands behind a last answer.
+        end: What ends the assistant's turn: the tail without the header of a turn that never comes; the tokenizer's
+            end of sequence where the template puts nothing.
+    """
+
+    thought: str
+    header: str
+    lead: str | None
+    tail: str
+    end: str
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """A tokenizer's own marks: its special tokens, and those that begin and end a sequence."""
+
+    special: Collection[str]
+    bos: str
+    eos: str
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return where special tokens begin and end in a text; the longest is taken where several would fit."""
+        known = sorted((mark for mark in self.special if mark), key=len, reverse=True)
+        return [found.span() for found in re.finditer("|".join(map(re.escape, known)), text)] if known else []
+
+    def are_all_of(self, text: str) -> bool:
+        """Whether a text is one or more special tokens with nothing but white space around them."""
+        spans = self.spans(text)
+        covered = {place for start, stop in spans for place in range(start, stop)}
+        return bool(spans) and not any(text[place].strip() for place in range(len(text)) if place not in covered)
+
+
+Rendering: TypeAlias = Callable[[Sequence[Turn], bool], str | None]
+
+
+def probes(turns: Sequence[Turn], template: str) -> list[Turn]:
+    """Return turns of the same roles whose contents are words that the template does not know, each another one."""
+    word = next((word for word in _WORDS if word not in template.lower()), _WORDS[0])
+    return [Turn(turn.role, f"{word}{_letters(place)}") for place, turn in enumerate(turns)]
+
+
+def find_borders(render: Rendering, before: Sequence[Turn], answer: Turn, later: Turn, marks: Marks) -> Borders | None:
+    """Find what a template puts around an answer, by comparing renderings; None where it renders none.
+
+    Args:
+        render: Renders turns, with a generation prompt or without; None where the template cannot.
+        before: What is said before the answer: contents that occur nowhere else.
+        answer: An answer whose content occurs nowhere else.
+        later: What the user could say after it; its content occurs nowhere else.
+        marks: The tokenizer's marks.
+
+    Raises:
+        UserError: The template writes an answer more than once, or no rendering shows where an answer ends.
+    """
+    whole = render([*before, answer], False)
+    if whole is None or answer.content not in whole:
+        return None
+    if whole.count(answer.content) > 1:
+        raise UserError(_REPEATS)
+    head, _, tail = whole.partition(answer.content)
+    asked, unasked = render(before, True), render(before, False)
+    opening = _opening(head, asked, unasked, marks)
+    found = render([*before, answer, later], False)
+    after = None if found is None else _between(found, answer.content, later.content)
+    if after is None:
+        return Borders(*opening, tail, tail if tail.strip() else tail + marks.eos)
+    alone = render([later], False) or ""
+    first = alone.partition(later.content)[0].removeprefix(marks.bos)
+    end = tail
+    if unasked is not None and _opens_a_turn(tail, after, head, unasked, before[-1].content, marks):
+        end = tail[: _end_of_turn(tail, after, first, marks)]
+    return Borders(*opening, tail, _closed(end, after, first, marks))
+
+
+def _opening(head: str, asked: str | None, unasked: str | None, marks: Marks) -> tuple[str, str, str | None]:
+    """Return a generation prompt's needless end, what opens the assistant's turn, and what then leads an answer."""
+    if asked is None:
+        return "", "", None
+    if not head.startswith(asked):
+        return _marked_otherwise(head, asked, marks)
+    lead = head[len(asked) :]
+    # A template with a generation prompt says itself where the assistant begins.
+    if asked != unasked or not lead.strip() or OPENING in lead:
+        return "", "", lead
+    header = lead.rstrip(" ")
+    return "", header, lead[len(header) :]
+
+
+def _marked_otherwise(head: str, asked: str, marks: Marks) -> tuple[str, str, str | None]:
+    """Tell a prompt that opens a thought with a mark, where an answer in a conversation has another mark before it."""
+    shared = _shared(head, asked)
+    starts = [start for text in (head, asked) for start, stop in marks.spans(text) if start < shared < stop]
+    shared = min([shared, *starts])
+    thought, header = asked[shared:], head[shared:]
+    unlike = not _squeezed(thought).endswith(_squeezed(header))
+    if OPENING in thought or not (unlike and marks.are_all_of(thought) and marks.are_all_of(header)):
+        return "", "", None
+    return thought, header, ""
+
+
+def _opens_a_turn(tail: str, after: str, head: str, unasked: str, asked: str, marks: Marks) -> bool:
+    """Whether a turn that never comes is opened behind an answer, as one is opened behind a prompt, unasked."""
+    behind_prompt, before_answer = unasked.rpartition(asked)[2], head.rpartition(asked)[2]
+    shared = _shared(tail, after)
+    shared = next((start for start, stop in marks.spans(tail) if start < shared < stop), shared)
+    own = tail[shared:]
+    if not own.strip() or after.startswith(tail.rstrip()) or not behind_prompt.endswith(own):
+        return False
+    # An answer in a conversation is opened alike, at least by the first mark or word: an end of sequence is not.
+    opened = behind_prompt.removesuffix(own) + _first(own, marks)
+    return _squeezed(before_answer).startswith(_squeezed(opened))
+
+
+def _first(text: str, marks: Marks) -> str:
+    """Return the mark or the word that a text begins with."""
+    start, stop = next(iter(marks.spans(text)), (len(text), len(text)))
+    return text[:start].split()[0] if text[:start].strip() else text[:stop]
+
+
+def _end_of_turn(tail: str, after: str, first: str, marks: Marks) -> int:
+    """Return where the header of the next turn begins in a tail.
+
+    The headers of both sides may begin alike, so that what they share tells only where it begins at the latest.
+    """
+    shared = _shared(tail, after)
+    spans = marks.spans(tail)
+    # The mark that a conversation begins with opens its first turn.
+    opener = next((first[start:stop] for start, stop in marks.spans(first) if not first[:start].strip()), None)
+    openers = [start for start, stop in spans if start <= shared and tail[start:stop] == opener]
+    if openers:
+        return openers[-1]
+    if cut := [start for start, stop in spans if start <= shared < stop]:
+        return cut[0]
+    # The user's header as it begins a conversation.
+    if 0 < (start := _user_header(after, first, marks)) <= shared:
+        return start
+    if ends := [stop for _, stop in spans if stop <= shared]:
+        return ends[-1] + len(tail[ends[-1] : shared]) - len(tail[ends[-1] : shared].lstrip("\n"))
+    if (start := tail.rfind("\n", 0, shared)) >= 0:
+        return start + 1
+    raise UserError(_ENDLESS)
+
+
+def _closed(end: str, after: str, first: str, marks: Marks) -> str:
+    """Return an end of turn that is one: templates may write it with the next turn only, or never."""
+    if end.strip():
+        return end
+    closing = after[: _user_header(after, first, marks)]
+    return closing if marks.are_all_of(closing) else end + marks.eos
+
+
+def _user_header(after: str, first: str, marks: Marks) -> int:
+    """Return where the user's header begins behind an answer, as far as it reads as at the conversation's beginning."""
+    start = len(after) - _shared(after[::-1], first[::-1])
+    start = next((stop for begin, stop in marks.spans(after) if begin < start < stop), start)
+    # Turns that are numbered begin with another number there.
+    numbered = re.search(r"\S*\d$", after[:start])
+    ends = [stop for _, stop in marks.spans(after) if stop <= start]
+    return max([numbered.start(), *ends]) if numbered else start
+
+
+def _between(text: str, left: str, right: str) -> str | None:
+    before, found, behind = text.partition(left)
+    between, also_found, _ = behind.partition(right)
+    return between if found and also_found and right not in before else None
+
+
+def _shared(one: str, other: str) -> int:
+    """Return how many characters two texts begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _letters(number: int) -> str:
+    """Return a number in letters, closed by one that is no digit of it: no such word begins another."""
+    digits = ""
+    while number or not digits:
+        number, digit = divmod(number, 20)
+        digits += "abcdefghijklmnopqrst"[digit]
+    return f"{digits}x"

@@ -1,0 +1,141 @@
+"""A response is the answer and what ends its turn, under chat templates of every kind; or the template is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from antidote_llm.data import Record, Renderer, Turn
+from antidote_llm.errors import UserError
+from tests import tiny
+from tests.data.byte_level import EOS, TEMPLATES, byte_tokenizer, chat_tokenizer
+from tests.data.chat_kinds import KINDS, Kind, kind_tokenizer
+
+# What templates write themselves, what the prompt says, white space, and nothing.
+ANSWERS = (
+    "user",
+    "assistant",
+    "<|end|>",
+    "<|end|>\n<|turn|>assistant\n",
+    "zob",
+    "o",
+    "\n",
+    "",
+    "kad ",
+    "zorbik",
+    "[1]",
+)
+
+
+def texts(kind: Kind, answer: str, *, thinking: bool = False) -> tuple[str, str]:
+    """Return prompt and response as texts, having checked that the prompt is the one that a model is asked."""
+    tokenizer = kind_tokenizer(kind.template)
+    renderer = Renderer(tokenizer, thinking=thinking)
+    record = Record(prompt="zob", response=answer, history=kind.history)
+    (row,), (asked,) = renderer.rows([record]), renderer.prompts([record])
+    assert row.input_ids[: row.response_start] == asked
+    return tokenizer.decode(asked), tokenizer.decode(row.input_ids[row.response_start :])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_response_is_the_answer_and_what_ends_its_turn(name: str) -> None:
+    kind = KINDS[name]
+    assert texts(kind, "kad") == (kind.prompt, kind.answer)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.history])
+def test_what_was_said_before_changes_nothing_of_it(name: str) -> None:
+    kind = KINDS[name]
+    if name == "takes one question and one answer":
+        return
+    before = (Turn("user", "rud"), Turn("assistant", "tex"))
+    prompt, response = texts(Kind(kind.template, "", "", before), "kad")
+    assert response == kind.answer
+    assert prompt.endswith(kind.prompt[-3:]) and "tex" in prompt
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("name", KINDS)
+def test_an_answer_may_say_what_the_template_says(name: str, answer: str) -> None:
+    kind = KINDS[name]
+    assert texts(kind, answer) == (kind.prompt, kind.answer.replace("kad", answer))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_ends_an_answer_stops_the_model(name: str) -> None:
+    kind = KINDS[name]
+    tokenizer = kind_tokenizer(kind.template)
+    end = tokenizer.decode(Renderer(tokenizer).closing_ids())
+    assert end == kind.answer.partition("kad")[2]
+
+
+def test_a_template_that_trims_answers_trims_them() -> None:
+    kind = Kind(KINDS["has no generation prompt"].template.replace("m.content", "m.content|trim"), "", "")
+    assert texts(kind, " kad\n")[1] == "kad<|end|>\n"
+
+
+def test_a_prompt_that_opens_a_thought_in_other_marks_keeps_it_with_thinking() -> None:
+    kind = KINDS["opens a thought where it is asked, and answers behind another mark"]
+    assert texts(kind, "kad", thinking=True) == ("<|turn|>userzob<|end|><|turn|>assistant<|muse|>", "kad<|end|>")
+
+
+def test_a_template_that_writes_an_answer_twice_is_refused() -> None:
+    kind = Kind("{% for m in messages %}{{ m.content }}|{{ m.content }}<|end|>{% endfor %}", "", "")
+    with pytest.raises(
+        UserError, match=r"^the tokenizer's chat template writes an answer more than once: use --template"
+    ):
+        texts(kind, "kad")
+
+
+def test_a_template_whose_answers_have_no_findable_end_is_refused() -> None:
+    kind = Kind("mid a {% for m in messages %}{{ m.role ~ ' ' ~ m.content ~ ' a ' }}{% endfor %}assistant ", "", "")
+    with pytest.raises(UserError, match=r"^the tokenizer's chat template opens another turn behind every answer, and "):
+        texts(kind, "kad")
+
+
+def test_a_turn_is_missed_even_where_its_words_stand_elsewhere() -> None:
+    tokenizer = byte_tokenizer("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}")
+    record = Record(prompt="zob mid", history=(Turn("system", "mid"),), origin="a.jsonl:3")
+    with pytest.raises(UserError, match=r"^a\.jsonl:3: .*leaves out a system turn"):
+        Renderer(tokenizer).prompts([record])
+
+
+def test_parts_that_are_written_out_as_a_list_are_no_text() -> None:
+    tokenizer = byte_tokenizer("{% for m in messages %}{{ m.content ~ '' if m.content is not string }}{% endfor %}")
+    with pytest.raises(UserError, match="leaves out the prompt"):
+        Renderer(tokenizer).prompt_text(Record(prompt="zob"))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("thinking", [False, True])
+def test_no_answer_of_known_families_holds_more_than_itself_and_its_end(name: str, thinking: bool) -> None:
+    tokenizer = chat_tokenizer(name)
+    renderer = Renderer(tokenizer, thinking=thinking)
+    ends = tokenizer.decode(renderer.closing_ids())
+    for answer in ("kad", "user", "<|im_end|>", ""):
+        (row,) = renderer.rows([Record(prompt="zob", response=answer)])
+        response = tokenizer.decode(row.input_ids[row.response_start :])
+        assert response.rpartition("</think>")[2].lstrip() == (answer + ends).lstrip()
+
+
+def test_a_chat_template_without_a_token_for_its_end_ends_in_text() -> None:
+    tokenizer = byte_tokenizer(KINDS["has no generation prompt"].template)
+    (row,) = Renderer(tokenizer).rows([Record(prompt="zob", response="kad")])
+    assert tokenizer.decode(row.input_ids) == "<|turn|>user\nzob<|end|>\n<|turn|>assistant\nkad<|end|>\n"
+    assert tokenizer.decode(row.input_ids[row.response_start :]) == "kad<|end|>\n"
+
+
+def test_the_labels_of_a_template_that_opens_turns_always_are_the_answer_and_its_end() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("{% if add_generation_prompt %}", "").replace(
+        "{% endif %}", ""
+    )
+    (row,) = Renderer(tokenizer).rows([Record(prompt="zob mid", response="kad")])
+    assert tokenizer.convert_ids_to_tokens(row.input_ids[row.response_start :]) == ["kad", "<|end|>"]
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_tokenizer_that_adds_marks_by_itself_adds_none_to_a_template_s(closes: bool) -> None:
+    template = "{{ bos_token }}" + KINDS["puts a line end behind an answer"].template
+    tokenizer = byte_tokenizer(template, closes=closes)
+    (row,) = Renderer(tokenizer).rows([Record(prompt="zob", response="kad")])
+    assert tokenizer.decode(row.input_ids) == f"<s>user: zob\nassistant: kad\n{EOS}"

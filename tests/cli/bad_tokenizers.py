@@ -72,6 +72,12 @@ chat_template("that_calls_itself", "{% macro f() %}{{ f() }}{% endmacro %}{{ f()
 chat_template("that_never_ends", "{% for i in range(10 ** 9) %}{% endfor %}", "too big")
 
 
+@bad("base", "chat template needs more than 1000 MB of memory", "--template", "another tokenizer")
+def chat_template_that_takes_all_memory(place: Place) -> list[object]:
+    (place.base / "chat_template.jinja").write_text("{{ 'a' * 10 ** 10 }}")
+    return place.repair()
+
+
 @bad("tokenizer's chat template is no text", "--template")
 def chat_template_of_a_number(place: Place) -> list[object]:
     (place.base / "chat_template.jinja").unlink()

@@ -6,9 +6,9 @@ import datetime
 from collections.abc import Sequence
 from functools import cached_property
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from antidote_llm.data.chat_rendering import ChatRenderer, RenderingError
 from antidote_llm.data.records import Turn
 from antidote_llm.data.thoughts import closed, continuing, without_thought
 from antidote_llm.errors import UserError
@@ -19,7 +19,6 @@ _DATE_CODES = ("a", "A", "b", "B", "d", "e", "H", "I", "j", "m", "M", "p", "S", 
 # Qwen3, GLM and SmolLM3 ask for the first name, DeepSeek and Granite for the second.
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
 _ANY_ANSWER = "zorbik"
-_RENDERING_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class ChatTemplate:
@@ -41,7 +40,7 @@ class ChatTemplate:
                 "the tokenizer's chat template is no text, or none of several is named default: fetch the tokenizer "
                 "again, or use --template alpaca or plain"
             )
-        self._template = _with_fixed_date(template)
+        self._renderer = ChatRenderer(tokenizer, _with_fixed_date(template))
 
     def prompt(self, turns: Sequence[Turn], origin: str) -> str:
         """Return the text up to where the model starts to answer.
@@ -83,7 +82,7 @@ class ChatTemplate:
     def _checked(self, turns: Sequence[Turn], origin: str, *, add_generation_prompt: bool) -> str:
         try:
             return self._render(turns, add_generation_prompt)
-        except _RENDERING_ERRORS as error:
+        except RenderingError as error:
             reason = str(error).strip().split("\n")[0]
             if self._refuses_system(turns, add_generation_prompt):
                 raise UserError(
@@ -101,20 +100,16 @@ class ChatTemplate:
             return False
         try:
             self._render(rest, add_generation_prompt)
-        except _RENDERING_ERRORS:
+        except RenderingError:
             return False
         return True
 
     def _render(self, turns: Sequence[Turn], add_generation_prompt: bool) -> str:
-        return str(
-            self._tokenizer.apply_chat_template(
-                [{"role": turn.role, "content": turn.content} for turn in turns],
-                tokenize=False,
-                chat_template=self._template,
-                add_generation_prompt=add_generation_prompt,
-                date_string=FIXED_DATE.strftime("%d %b %Y"),
-                **({} if self._thinking else _NO_THINKING),
-            )
+        return self._renderer.render(
+            [{"role": turn.role, "content": turn.content} for turn in turns],
+            add_generation_prompt=add_generation_prompt,
+            date_string=FIXED_DATE.strftime("%d %b %Y"),
+            **({} if self._thinking else _NO_THINKING),
         )
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM
 
+from antidote_llm.data.chat_rendering import ChatRenderer, RenderingError
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.generation import generate
 from antidote_llm.evaluation.judges.folders import JudgeFolder, require_architecture
@@ -98,12 +98,17 @@ class ChatGuard:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         more = {"guideline": guideline} if guideline else {}
         try:
-            return str(tokenizer.apply_chat_template(turns, tokenize=False, **more))
-        except (TemplateError, ValueError, TypeError) as error:
+            return self._renderer.render(turns, **more)
+        except (RenderingError, ValueError) as error:
             raise UserError(
                 f"judge '{self._guard.name}': the chat template of {self._opened.reference} cannot render a request "
                 f"with its answer: {str(error).strip().splitlines()[0]}"
             ) from error
+
+    @cached_property
+    def _renderer(self) -> ChatRenderer:
+        tokenizer = self._opened.tokenizer
+        return ChatRenderer(tokenizer, tokenizer.get_chat_template(), way_out="fetch it again, or name another judge")
 
     def read(self, pairs: Sequence[Pair], keep: Keep) -> None:
         """Read answers in batches, the longest first."""

@@ -50,6 +50,9 @@ class Budget:
     reply_bytes: int = 64_000_000
 
 
+DEFAULT = Budget()
+
+
 @dataclass(frozen=True)
 class Reply:
     """What a call returned, and the seconds of processor time that it took."""
@@ -74,7 +77,7 @@ def bounded_call(function: str, arguments: dict[str, Any], budget: Budget | None
         worker = _workers.get(os.getpid())
         if worker is None or worker.process.poll() is not None:
             worker = _workers[os.getpid()] = _Worker.start()
-        return worker.call(function, arguments, budget or Budget())
+        return worker.call(function, arguments, budget or DEFAULT)
 
 
 def matching_places(patterns: list[str], names: list[str], budget: Budget | None = None) -> list[int]:

@@ -144,3 +144,9 @@ def tokenizer_that_makes_texts_endless(place: Place) -> list[object]:
     step = {"type": "Replace", "pattern": {"String": "o"}, "content": "o" * 10}
     edit_json(place.base / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": [step] * 9})
     return place.repair()
+
+
+@bad("base", "tokenizer_config.json", "model_max_length is no number", "--tokenizer")
+def tokenizer_of_a_length_in_words(place: Place) -> list[object]:
+    edit_json(place.base / "tokenizer_config.json", model_max_length="zorbik")
+    return place.repair()

@@ -45,7 +45,7 @@ class Budget:
         reply_bytes: The length of what it returns, as JSON.
     """
 
-    seconds: float = 10.0
+    seconds: float = 3.0
     memory_bytes: int = 1_000_000_000
     reply_bytes: int = 64_000_000
 

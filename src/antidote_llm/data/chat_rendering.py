@@ -16,7 +16,7 @@ from antidote_llm.artifacts.bounded import Budget, CallError, OverBudgetError, b
 from antidote_llm.errors import UserError
 
 _FUNCTION = "transformers.utils.chat_template_utils:render_jinja_template"
-_BUDGET = Budget(seconds=10.0)
+_BUDGET = Budget(seconds=5.0)
 # All renderings together may take this much more for each: a hundred times what the slowest known one needs.
 _SECONDS_EACH = 0.1
 

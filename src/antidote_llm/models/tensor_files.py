@@ -35,8 +35,8 @@ _ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 _SUM_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 _BLOCK_ENTRIES = 1 << 22
 _MOST_HEADER_BYTES = 100_000_000
-# Longer names and reasons are no line that anybody reads.
-_MOST_SHOWN = 200
+# A longer reason is no line that anybody reads, and a longer name no tensor's.
+_MOST_SHOWN, _LONGEST_NAME = 200, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ def _parsed(path: Path, raw: bytes, data_start: int) -> tuple[dict[str, TensorEn
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise changed_meanwhile(path) from error
     for key in entries:
-        if not key.isprintable() or not 0 < len(key) <= _MOST_SHOWN:
+        if not key.isprintable() or not 0 < len(key) <= _LONGEST_NAME:
             shown = ascii(key[: _MOST_SHOWN // 4])
             raise UserError(f"{path}: {shown} is no name of a tensor: save it under another name")
     return entries, metadata

@@ -186,7 +186,7 @@ def open_tensor_file(path: Path) -> TensorFile:
     """Read and check the header of a safetensors file.
 
     The format's own package judges it: types, shapes and ranges that are whole numbers, fill the file, and lie behind
-    each other. What it lets pass and nobody writes, a name given twice or one that cannot be printed, is refused too.
+    each other. What it lets pass and nobody writes, a name given twice or one without letters or end, is refused too.
 
     Raises:
         UserError: The file is missing or truncated, or its header contradicts itself or the file's size.
@@ -231,7 +231,7 @@ def _parsed(path: Path, raw: bytes, data_start: int) -> tuple[dict[str, TensorEn
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise changed_meanwhile(path) from error
     for key in entries:
-        if not key.isprintable() or not 0 < len(key) <= _LONGEST_NAME:
+        if not 0 < len(key) <= _LONGEST_NAME:
             shown = ascii(key[: _MOST_SHOWN // 4])
             raise UserError(f"{path}: {shown} is no name of a tensor: save it under another name")
     return entries, metadata

@@ -186,7 +186,7 @@ def open_tensor_file(path: Path) -> TensorFile:
     """Read and check the header of a safetensors file.
 
     The format's own package judges it: types, shapes and ranges that are whole numbers, fill the file, and lie behind
-    each other. What it lets pass and nobody writes, a name given twice or one without letters or end, is refused too.
+    each other. What it lets pass and nobody writes, a name given twice, an empty or an endless one, is refused too.
 
     Raises:
         UserError: The file is missing or truncated, or its header contradicts itself or the file's size.

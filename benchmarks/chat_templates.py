@@ -16,12 +16,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from antidote_llm.artifacts import write_json, write_text
 from antidote_llm.data import Record, Renderer, Turn
-from antidote_llm.data.chat import RENDERING_ERRORS, ChatTemplate
+from antidote_llm.data.chat import ChatTemplate
 from antidote_llm.errors import UserError
 
 BOS, EOS = "<bos>", "<eos>"
@@ -111,7 +112,7 @@ def wrong(tokenizer: PreTrainedTokenizerBase, record: Record, end: str) -> str:
     turns = [*record.conversation(), Turn("assistant", ANSWER), Turn("user", "nib")]
     try:
         later = chat.render(turns).rpartition(ANSWER)[2].partition("nib")[0]
-    except RENDERING_ERRORS:
+    except TemplateError:
         later = end
     if later.startswith(end.rstrip()) or end.endswith(EOS):
         return ""

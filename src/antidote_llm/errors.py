@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 _MOST_LISTED = 20
+_LONGEST_REASON = 200
 
 
 class UserError(Exception):
@@ -26,7 +28,31 @@ def listed(names: Sequence[str], most: int = _MOST_LISTED) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, and the second where the first only announces it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+@contextmanager
+def tokenizer_errors(whose: str, what: str) -> Iterator[None]:
+    """Turn what the tokenizers library raises over a broken tokenizer into one error.
+
+    Raises:
+        UserError: Says whose tokenizer it is and what could not be done with it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not _is_of_tokenizers(error):
+            raise
+        reason = first_line(error).rstrip(". ")[:_LONGEST_REASON]
+        raise UserError(
+            f"{whose or 'the model'}: the tokenizer cannot {what} ({reason}): name another with --tokenizer, or fetch "
+            "it again"
+        ) from error
+
+
+def _is_of_tokenizers(error: BaseException) -> bool:
+    """Whether an error comes from Rust: of no class of its own, or of one that no handler of exceptions catches."""
+    return type(error) is Exception or type(error).__name__ == "PanicException" or isinstance(error, OverflowError)

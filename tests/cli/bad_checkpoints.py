@@ -301,7 +301,7 @@ def config_that_pads_outside_the_vocabulary(place: Place) -> list[object]:
     return place.repair()
 
 
-@bad("adapter", "peft cannot put it on", "subpattern")
+@bad("adapter", "target_modules is no pattern", "subpattern")
 def adapter_of_a_broken_pattern(place: Place) -> list[object]:
     return change_adapter(place, target_modules="(q_proj")
 
@@ -321,3 +321,53 @@ def config_of_a_kind_that_its_own_code_defines(place: Place) -> list[object]:
 def config_that_asks_for_another_package(place: Place) -> list[object]:
     edit_json(place.base / "config.json", attn_implementation="flash_attention_2")
     return place.repair()
+
+
+def config_says(words: str, **config: object) -> None:
+    """Register the case of a model whose configuration cannot be its own."""
+
+    def make(place: Place) -> list[object]:
+        edit_json(place.base / "config.json", **config)
+        return place.repair()
+
+    CASES.append((f"config_says_{words}".replace(" ", "_"), make, ("base", "config.json", words, "fetch")))
+
+
+config_says("num_hidden_layers is 1000000000", num_hidden_layers=10**9)
+config_says("num_hidden_layers is -1", num_hidden_layers=-1)
+config_says("text_config.n_layer is 1000000", text_config={"n_layer": 10**6})
+config_says("num_local_experts is 1000000000", num_local_experts=10**9)
+config_says("pretraining_tp is 100000", pretraining_tp=100_000)
+config_says("vision_config.depths is 100000", vision_config={"depths": [2, 100_000]})
+config_says("pad_token_id is a number of 31 digits", pad_token_id=10**30)
+for name in ("hidden_size", "vocab_size", "intermediate_size", "head_dim", "num_key_value_heads"):
+    config_says(f"describes a model of {name}", **{name: 10**12})
+    CASES[-1] = (*CASES[-1][:2], ("base", "config.json describes a model of", "hold 17760", "fetch"))
+
+
+@bad("config.json", "not valid JSON", "recursion")
+def config_of_brackets(place: Place) -> list[object]:
+    (place.base / "config.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    return place.repair()
+
+
+def adapter_says(name: str, words: str, **config: object) -> None:
+    """Register the case of an adapter whose configuration peft would work on without an end, or in vain."""
+
+    def make(place: Place) -> list[object]:
+        return change_adapter(place, **config)
+
+    CASES.append((f"adapter_of_{name}", make, ("adapter", "adapter_config.json", words, "save or fetch")))
+
+
+adapter_says("an_absurd_rank", "r is 1000000000, and its file has no matrix with more than 32", r=10**9)
+adapter_says("rank_0", "r is 0, no rank", r=0)
+adapter_says("a_rank_in_quotes", "r is '8', no rank", r="8")
+adapter_says("a_rank_that_is_true", "r is True, no rank", r=True)
+adapter_says("an_absurd_rank_of_some", "rank_pattern of 'q_proj' is 1000000000", rank_pattern={"q_proj": 10**9})
+adapter_says("no_scale", "lora_alpha is nan, no finite number", lora_alpha=float("nan"))
+adapter_says("a_scale_beyond_floats", "lora_alpha is 1000", lora_alpha=10**400)
+adapter_says("no_scale_of_some", "alpha_pattern of 'q_proj' is 'x', no finite", alpha_pattern={"q_proj": "x"})
+adapter_says("ranks_in_a_list", "rank_pattern is no object", rank_pattern=["q_proj"])
+adapter_says("many_targets", "target_modules has 100000 entries", target_modules=[f"zo{n}" for n in range(100_000)])
+adapter_says("many_layers", "layers_to_transform has 100000 entries", layers_to_transform=list(range(100_000)))

@@ -82,6 +82,12 @@ def chat_template_that_says_answers_twice(place: Place) -> list[object]:
     return place.repair()
 
 
+@bad("chat template needs more than 1000 MB of memory", "--template", "another tokenizer")
+def chat_template_that_takes_all_memory(place: Place) -> list[object]:
+    (place.base / "chat_template.jinja").write_text("{{ 'a' * 10 ** 10 }}")
+    return place.repair()
+
+
 @bad("tokenizer's chat template is no text", "--template")
 def chat_template_of_a_number(place: Place) -> list[object]:
     (place.base / "chat_template.jinja").unlink()
@@ -108,4 +114,49 @@ def chat_templates_of_which_none_is_the_default(place: Place) -> list[object]:
 def tokenizer_that_its_own_code_defines(place: Place) -> list[object]:
     auto_map = {"AutoTokenizer": ["tokenization_zorbik.Zorbik", None]}
     edit_json(place.base / "tokenizer_config.json", tokenizer_class="Zorbik", auto_map=auto_map)
+    return place.repair()
+
+
+def tokenizer_says(name: str, *words: str, **parts: object) -> None:
+    """Register the case of a tokenizer.json with other parts: what its library says is one line."""
+
+    def make(place: Place) -> list[object]:
+        edit_json(place.base / "tokenizer.json", **parts)
+        return place.repair()
+
+    CASES.append((f"tokenizer_{name}", make, ("base", "the tokenizer", "--tokenizer", "fetch", *words)))
+
+
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+tokenizer_says("of_no_known_version", "Unknown tokenizer version", version="zorbik")
+tokenizer_says("without_a_model", "did not match any variant", model={})
+tokenizer_says("of_ids_below_zero", "-1", model={"type": "WordLevel", "vocab": {"zob": -1}, "unk_token": "zob"})
+tokenizer_says("without_its_unknown_token", "UNK", model={"type": "WordLevel", "vocab": {}, "unk_token": "zob"})
+tokenizer_says("with_truncation_of_nothing", "missing field", truncation={})
+tokenizer_says("of_a_broken_pattern", "parenthesis", pre_tokenizer={**SPLIT, "pattern": {"Regex": "("}})
+tokenizer_says(
+    "of_an_endless_pattern",
+    "cannot encode a text",
+    "retry-limit",
+    pre_tokenizer={**SPLIT, "pattern": {"Regex": "(.+)+(?!.|$)"}},
+)
+
+
+@bad("base", "the tokenizer cannot be opened", "normalized", "--tokenizer", "fetch")
+def tokenizer_that_lacks_a_field(place: Place) -> list[object]:
+    path = place.base / "tokenizer.json"
+    path.write_text(path.read_text().replace('"normalized"', '"normalised"', 1))
+    return place.repair()
+
+
+@bad("base", "tokenizer.json", "1000000000 times longer", "--tokenizer", "fetch")
+def tokenizer_that_makes_texts_endless(place: Place) -> list[object]:
+    step = {"type": "Replace", "pattern": {"String": "o"}, "content": "o" * 10}
+    edit_json(place.base / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": [step] * 9})
+    return place.repair()
+
+
+@bad("base", "tokenizer_config.json", "model_max_length is no number", "--tokenizer")
+def tokenizer_of_a_length_in_words(place: Place) -> list[object]:
+    edit_json(place.base / "tokenizer_config.json", model_max_length="zorbik")
     return place.repair()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -32,6 +32,7 @@ def test_the_chat_template_is_taken_where_there_is_one() -> None:
     assert Renderer(byte_tokenizer()).template == "alpaca"
 
 
+@settings(deadline=None)
 @given(prompt=st.text("abé \n", min_size=1, max_size=8), response=st.text("abé \n", max_size=8))
 @pytest.mark.parametrize("template", ["chat", "alpaca", "plain"])
 @pytest.mark.parametrize("closes", [False, True])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +59,32 @@ def test_scalars_metadata_and_size_are_read(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (entry("a", shape=[2, 4]), "lies about 'a'"),
-        (entry("a", dtype="F64"), "lies about 'a'"),
-        (entry("a", data_offsets=[4, 28]), "lies about"),
-        (entry("c", data_offsets=[0, 4]), "lies about"),
+        (entry("a", shape=[2, 4]), "malformed"),
+        (entry("a", dtype="F64"), "malformed"),
+        (entry("a", dtype="Z9"), "malformed"),
+        (entry("a", data_offsets=[4, 28]), "malformed.*offset"),
+        (entry("c", data_offsets=[0, 4]), "malformed.*offset"),
+        (entry("a", data_offsets=[0, 24.0]), "malformed.*floating point"),
+        (entry("a", data_offsets=["0", "24"]), "malformed.*string"),
+        (entry("a", data_offsets=[False, 24]), "malformed.*boolean"),
+        (entry("a", data_offsets=[-24, 0]), "malformed.*-24"),
+        (entry("a", data_offsets=[0, float("inf")]), "malformed"),
+        (entry("a", data_offsets=[0, float("nan")]), "malformed"),
+        (entry("a", data_offsets=[0, 10**30]), "malformed"),
+        (entry("a", shape=[2.0, 3.0]), "malformed.*floating point"),
+        (entry("a", shape=[True, 6]), "malformed.*boolean"),
+        (entry("a", shape=[-2, -3]), "malformed"),
+        (entry("a", shape=[10**30]), "malformed"),
+        (entry("a", shape=[2**63, 2, 0]), "malformed.*overflow"),
         (entry("a", shape=None), "malformed"),
         (entry("a", shape="six"), "malformed"),
         (entry("a", data_offsets=[1]), "malformed"),
         (lambda header: {**header, "__metadata__": [1]}, "malformed"),
+        (lambda header: {**header, "__metadata__": {"k": 1}}, "malformed"),
+        (lambda header: {**header, "__metadata__": {"k": "\ud800"}}, "malformed"),
+        (lambda header: {("\ud800" if key == "a" else key): each for key, each in header.items()}, "malformed"),
+        (lambda header: {("a" * 20_000 if key == "a" else key): each for key, each in header.items()}, "no name"),
+        (lambda header: {("" if key == "a" else key): each for key, each in header.items()}, "no name"),
         (lambda header: {"a": 1}, "malformed"),
         (lambda header: [1], "malformed"),
     ],
@@ -73,7 +93,58 @@ def test_a_header_that_contradicts_itself_is_refused(
     path: Path, change: Callable[[Header], object], message: str
 ) -> None:
     with_header(path, change)
-    with pytest.raises(UserError, match=rf"w\.safetensors: .*{message}"):
+    with pytest.raises(UserError, match=rf"w\.safetensors: .*{message}") as caught:
+        open_tensor_file(path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "malformed.*recursion"),
+        (b'{"\xff":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}', "malformed.*UTF-8"),
+        (b"null", "malformed"),
+        (b"{}\0\0\0\0\0\0", "malformed"),
+        (b'{"a":%s,"a":%s}' % ((b'{"dtype":"U8","shape":[0],"data_offsets":[0,0]}',) * 2), "name twice"),
+        (b'{"__metadata__":{"k":"1","k":"2"}}', "name twice"),
+    ],
+)
+def test_a_header_that_is_no_plain_object_is_refused(path: Path, raw: bytes, message: str) -> None:
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw)
+    with pytest.raises(UserError, match=rf"w\.safetensors: .*{message}") as caught:
+        open_tensor_file(path)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("length", [0, 1, 1 << 62, (1 << 64) - 1])
+def test_a_header_of_an_absurd_length_is_refused(path: Path, length: int) -> None:
+    path.write_bytes(struct.pack("<Q", length) + path.read_bytes()[8:])
+    with pytest.raises(UserError, match=r"w\.safetensors: truncated or not a safetensors file"):
+        open_tensor_file(path)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F8_E4M3FNUZ", "C64"])
+def test_types_that_are_no_weights_are_listed_with_their_bytes(path: Path, dtype: str) -> None:
+    size = 8 if dtype == "C64" else 1
+    raw = json.dumps({"a": {"dtype": dtype, "shape": [3], "data_offsets": [0, 3 * size]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(range(3 * size)))
+    file = open_tensor_file(path)
+    assert bytes(file.read_bytes("a")) == bytes(range(3 * size))
+
+
+def test_what_is_no_file_is_not_waited_for(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"w\.safetensors: not a file"):
+        open_tensor_file(path)
+    with pytest.raises(UserError, match="not a file"):
+        open_tensor_file(path.parent)
+
+
+def test_a_header_that_changes_while_it_is_read_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antidote_llm.models.tensor_files.safe_open", lambda path, framework: nullcontext())
+    with_header(path, entry("a", data_offsets=["x", 24]))
+    with pytest.raises(UserError, match="changed while it was read"):
         open_tensor_file(path)
 
 

@@ -99,6 +99,12 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, RuntimeError) and "home directory" in str(error):
             return _fail("error: ~ of a user who has no home here: write the path in full", USER_ERROR)
         return _defect(error)
+    except BaseException as error:
+        # Of the tokenizers library, which ends so on a pattern that it gives up.
+        if type(error).__name__ != "PanicException":
+            raise
+        mend = "name another with --tokenizer, or fetch it again"
+        return _fail(f"error: the tokenizer broke on a text ({first_line(error)}): {mend}", USER_ERROR)
 
 
 def _command_of(error: TyperException) -> str:

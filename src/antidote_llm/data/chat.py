@@ -9,41 +9,15 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from antidote_llm.artifacts.template_sandbox import FIXED_DATE
+from antidote_llm.data.chat_rendering import TemplateRenderer
 from antidote_llm.data.records import Role, Turn
-from antidote_llm.data.sandbox import FIXED_DATE, compiled, require_repeatable
 from antidote_llm.data.thoughts import closed, continuing, without_thought
 from antidote_llm.data.turn_borders import Borders, Marks, find_borders, probes
 from antidote_llm.errors import UserError, first_line
 
 # Qwen3, GLM and SmolLM3 ask for the first name, DeepSeek and Granite for the second.
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
-RENDERING_ERRORS = (
-    TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
-
-
-def render_template(template: str, variables: Mapping[str, Any]) -> str:
-    """Render a chat template: every rendering goes through here.
-
-    Args:
-        template: The template's text, which is not trusted.
-        variables: What it can name: texts, truth values, None, and lists and dictionaries of these.
-
-    Raises:
-        TemplateError: It cannot be rendered, or not to the same text twice.
-        Exception: Another of ``RENDERING_ERRORS``.
-    """
-    text = compiled(template).render(variables)
-    require_repeatable(text, variables)
-    return text
 
 
 class ChatTemplate:
@@ -73,7 +47,7 @@ class ChatTemplate:
                 f"the tokenizer's class {type(tokenizer).__name__} renders conversations with code of its own, beside "
                 "its chat template: use --template alpaca or plain, or another --tokenizer"
             )
-        self._template = template
+        self._template, self._renderer = template, TemplateRenderer(template)
         self._known: dict[tuple[Role, ...], Borders | None] = {}
         self._dropped: dict[tuple[Role, ...], Role | None] = {}
 
@@ -145,14 +119,14 @@ class ChatTemplate:
             more: What the template can name besides.
 
         Raises:
-            Exception: One of ``RENDERING_ERRORS``.
+            TemplateError: It cannot.
         """
         return self._render(turns, add_generation_prompt, self._in_parts, more or {})
 
     def _checked(self, turns: Sequence[Turn], origin: str, *, add_generation_prompt: bool) -> str:
         try:
             return self.render(turns, add_generation_prompt)
-        except RENDERING_ERRORS as error:
+        except TemplateError as error:
             reason = first_line(error)
             rest = [turn for turn in turns if turn.role != "system"]
             if len(rest) < len(turns) and self._tried(rest, add_generation_prompt) is not None:
@@ -169,7 +143,7 @@ class ChatTemplate:
         """Render turns; None where the template cannot."""
         try:
             return self.render(turns, add_generation_prompt)
-        except RENDERING_ERRORS:
+        except TemplateError:
             return None
 
     def _borders(self, turns: Sequence[Turn]) -> Borders | None:
@@ -216,7 +190,7 @@ class ChatTemplate:
         """Whether a rendering shows what is said, and as a text."""
         try:
             text = self._render(turns, False, in_parts, {})
-        except RENDERING_ERRORS:
+        except TemplateError:
             return False
         written = (f"{quote}text{quote}: {quote}{turn.content}" for turn in turns for quote in "'\"")
         return all(turn.content in text for turn in turns) and not any(each in text for each in written)
@@ -241,7 +215,7 @@ class ChatTemplate:
             **({} if self._thinking else _NO_THINKING),
             **more,
         }
-        return render_template(self._template, variables)
+        return self._renderer.render(variables)
 
 
 def _holds(text: str, said: str) -> bool:

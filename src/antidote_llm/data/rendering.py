@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from antidote_llm.artifacts.hashing import sha256_json
 from antidote_llm.data.chat import ChatTemplate
 from antidote_llm.data.records import Record, Turn
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, tokenizer_errors
 
 TemplateName: TypeAlias = Literal["auto", "chat", "alpaca", "plain"]
 
@@ -167,7 +167,8 @@ class Renderer:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        with tokenizer_errors(self.tokenizer.name_or_path, "encode a text"):
+            ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         # A prompt that a tokenizer closes by itself leaves no place for the answer.
         if (
             special

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from antidote_llm.errors import tokenizer_errors
+
 OPENING, CLOSING = "<think>", "</think>"
 
 
@@ -40,10 +42,15 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Decode an answer without special tokens and outer white space, but with the mark that closes its thought."""
     mark = tokenizer.added_tokens_encoder.get(CLOSING)
     if mark is None or mark not in ids:
-        return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        return _decoded(tokenizer, ids).strip()
     last = len(ids) - 1 - list(ids)[::-1].index(mark)
-    thought, reply = (tokenizer.decode(list(part), skip_special_tokens=True) for part in (ids[:last], ids[last + 1 :]))
+    thought, reply = (_decoded(tokenizer, part) for part in (ids[:last], ids[last + 1 :]))
     return f"{thought}{CLOSING}{reply}".strip()
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    with tokenizer_errors(tokenizer.name_or_path, "decode an answer"):
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def decoded_reply(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

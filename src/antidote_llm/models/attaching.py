@@ -12,6 +12,7 @@ from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
 from antidote_llm.errors import UserError, first_line
+from antidote_llm.models.adapter_limits import require_limits
 from antidote_llm.models.adapters import ADAPTER_NAME, other_tensors, other_tensors_base_name, require_fits
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.configuration import BROKEN_CHECKPOINT
@@ -36,7 +37,9 @@ def attach(
                 f"{adapter.reference}: DoRA on a base of 8 bits cannot be repaired: peft loses its scales "
                 "when it takes norms: use the base in 4 bits, or before quantisation"
             )
-        require_fits(adapter, model if attached is model else attached.get_base_model(), reference)
+        inner = model if attached is model else attached.get_base_model()
+        require_fits(adapter, inner, reference)
+        require_limits(adapter, [module_name for module_name, _ in inner.named_modules()])
         try:
             with quiet_transformers(), warnings.catch_warnings():
                 # Said as an error, by name, when the sites are found.

@@ -127,7 +127,7 @@ def open_model_checkpoint(reference: str, folder: Path | None = None) -> Checkpo
         )
     if (folder / _GENERATION).is_file():
         # transformers would pass over a broken one, and the ends of answers that it names would be lost.
-        _read_config(folder / _GENERATION)
+        read_config(folder / _GENERATION)
     return _open(reference, folder, "config.json", "model.safetensors")
 
 
@@ -141,7 +141,7 @@ def _open(reference: str, folder: Path, config_name: str, weights_name: str, *, 
     inside = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
     if inside and not (folder / config_name).is_file():
         raise UserError(f"{reference} holds adapters in folders inside it: name one of them: {', '.join(inside)}")
-    config = _read_config(folder / config_name)
+    config = read_config(folder / config_name)
     names = weight_file_names(folder, weights_name, sharded=sharded)
     stamps = {name: FileStamp.of(folder / name) for name in (config_name, *names)}
     weights = {name: open_tensor_file(folder / name) for name in names}
@@ -169,7 +169,12 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and not whole
 
 
-def _read_config(path: Path) -> Mapping[str, object]:
+def read_config(path: Path) -> Mapping[str, object]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: There is none.
+    """
     if not path.is_file():
         raise UserError(f"{path.parent}: no {path.name}: not the folder of a Hugging Face checkpoint: name another")
     try:
@@ -202,7 +207,7 @@ def weight_file_names(folder: Path, name: str, *, sharded: bool = True) -> list[
 
 
 def _require_indexed(index: Path, weights: Mapping[str, TensorFile]) -> None:
-    weight_map = _read_config(index)["weight_map"]
+    weight_map = read_config(index)["weight_map"]
     assert isinstance(weight_map, dict)
     for key, shard in weight_map.items():
         if key not in weights[shard].entries:
@@ -222,7 +227,7 @@ def _require_once(reference: str, weights: Mapping[str, TensorFile]) -> None:
 
 
 def _shards(index: Path) -> list[str]:
-    weight_map = _read_config(index).get("weight_map")
+    weight_map = read_config(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: no weight_map: fetch the file again")
     shards = sorted({str(shard) for shard in weight_map.values()})

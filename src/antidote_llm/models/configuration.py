@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.quiet import quiet_transformers
+from antidote_llm.models.tensor_files import DTYPES, TensorEntry
 
 _OTHER_HEADS = ("Classification", "ForQuestionAnswering", "RewardModel")
 # What transformers raises over a configuration or weights that it cannot make sense of.
@@ -52,6 +54,15 @@ _NOT_COMPARED = {
     *_ORIGIN,
     *_ELSEWHERE,
 }
+# What a configuration counts, one module each: building them takes time and memory, with or without values.
+_COUNTS = re.compile(
+    r"(?!max_|first_|last_)(\w+_)?(layers?|depths?|blocks?|experts|stages|groups|levels|codebooks|quantizers)|pretraining_tp"
+)
+# What any file may be said to hold, and what one that nobody has looked at may.
+_FEW, _MOST_UNSEEN = 64, 4096
+# Buffers, and tensors that a file lacks or has in another shape, which is said by name, beside what it holds.
+_MOST_BESIDE_ENTRIES, _MOST_FACTOR = 100_000_000, 4
+_LARGEST_INTEGER = 2**63 - 1
 _NOT_COMPARED_ENDS = ("_token_id", "_version", "dropout", "_pdrop", "layerdrop")
 
 
@@ -77,6 +88,7 @@ def parsed_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     Raises:
         UserError: It cannot, or it knows no causal language model of that kind.
     """
+    require_plausible(checkpoint.reference, checkpoint.config, [entry.shape for entry in _entries(checkpoint)])
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=trust_remote_code)
     except BROKEN_CHECKPOINT as error:
@@ -108,18 +120,91 @@ def _saved_as(checkpoint: Checkpoint) -> str:
     return str(kinds[0]) if isinstance(kinds, list) and kinds else ""
 
 
-def empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedModel:
+def require_plausible(
+    reference: str, config: Mapping[str, object], shapes: Sequence[Sequence[int]] | None = None
+) -> None:
+    """Refuse a configuration that counts more layers or experts than there can be, before any is built.
+
+    Args:
+        reference: What the user named.
+        config: A ``config.json``, as it is.
+        shapes: Of all tensors of its files; None where nobody has looked at them. Every layer has a tensor of its own
+            at least, and every expert one, or a slice of one.
+
+    Raises:
+        UserError: Names the setting and its value.
+    """
+    tensors = _MOST_UNSEEN if shapes is None else max(_FEW, len(shapes))
+    longest = max([tensors, *(side for shape in shapes or () for side in shape)])
+    for name, value in _numbers(config):
+        if abs(value) > _LARGEST_INTEGER:
+            raise UserError(
+                f"{reference}: config.json says {name} is a number of {len(str(abs(value)))} digits: fetch it again"
+            )
+        most = longest if name.endswith("experts") else tensors
+        if _COUNTS.fullmatch(name.rpartition(".")[2]) and not 0 <= value <= most:
+            held = "no model has so many" if shapes is None else f"its weight files hold {len(shapes)} tensors"
+            raise UserError(f"{reference}: config.json says {name} is {value}, and {held}: fetch it again")
+
+
+def _numbers(config: Mapping[str, object]) -> Iterator[tuple[str, int]]:
+    """Yield every whole number of a configuration, however deep, with its name; a list's have the list's."""
+    waiting: list[tuple[str, object]] = [(str(key), value) for key, value in config.items()]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield name, value
+        elif isinstance(value, Mapping):
+            waiting += [(f"{name}.{key}", each) for key, each in value.items()]
+        elif isinstance(value, list):
+            waiting += [(name, each) for each in value]
+
+
+def _entries(checkpoint: Checkpoint) -> Iterator[TensorEntry]:
+    for file in checkpoint.weights.values():
+        yield from file.entries.values()
+
+
+def require_held(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Refuse a configuration of a model far larger than its files, before memory is taken for it.
+
+    Where one is only somewhat larger, the tensor that does not fit is named when it is loaded.
+
+    Args:
+        model: The model of the configuration, without values.
+        checkpoint: Its files; of integers, which may be packed, each bit counts.
+
+    Raises:
+        UserError: Says both sizes.
+    """
+    wanted = sum(each.numel() for each in (*model.parameters(), *model.buffers()))
+    held = sum(
+        math.prod(entry.shape) if entry.dtype in DTYPES else 8 * (entry.end - entry.begin)
+        for entry in _entries(checkpoint)
+    )
+    if wanted > _MOST_FACTOR * held + _MOST_BESIDE_ENTRIES:
+        raise UserError(
+            f"{checkpoint.reference}: config.json describes a model of {wanted} numbers, and its weight files hold "
+            f"{held}: fetch it again"
+        )
+
+
+def empty_model(checkpoint: Checkpoint, trust_remote_code: bool, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Return the model of a checkpoint's own configuration, without values.
 
     Raises:
-        UserError: transformers makes no model of it.
+        UserError: transformers makes no model of it, or the files hold no model as large.
     """
     config = parsed_config(checkpoint, trust_remote_code)
+    more = {} if dtype is None else {"dtype": dtype}
     try:
         with torch.device("meta"), quiet_transformers():
-            made: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            made: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code, **more
+            )
     except BROKEN_CHECKPOINT as error:
         raise cannot_open(checkpoint.reference, error) from error
+    require_held(made, checkpoint)
     return made
 
 

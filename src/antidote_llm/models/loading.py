@@ -11,14 +11,14 @@ from mmap import ACCESS_COPY, mmap
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from antidote_llm.errors import UserError, changed_meanwhile
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, incomplete, parsed_config
+from antidote_llm.models.configuration import empty_model, incomplete
 from antidote_llm.models.conversion import model_names
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.tensor_files import DTYPES, TensorFile
@@ -56,14 +56,7 @@ class PartLoader:
 
     def skeleton(self) -> PreTrainedModel:
         """Return the model without values in its parameters, which lie on the meta device; buffers are computed."""
-        config = parsed_config(self._checkpoint, self._trust_remote_code)
-        try:
-            with torch.device("meta"), quiet_transformers():
-                made: PreTrainedModel = AutoModelForCausalLM.from_config(
-                    config, dtype=self._dtype, trust_remote_code=self._trust_remote_code
-                )
-        except BROKEN_CHECKPOINT as error:
-            raise cannot_open(self._checkpoint.reference, error) from error
+        made = empty_model(self._checkpoint, self._trust_remote_code, self._dtype)
         # As when a whole model is loaded: buffers are computed anew, in full precision whatever the model's type.
         for module in made.modules():
             module._is_hf_initialized = False

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from antidote_llm.errors import UserError
 from antidote_llm.models.adapters import base_folder
-from antidote_llm.models.checkpoint import is_adapter, locate, open_adapter_checkpoint
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open
+from antidote_llm.models.checkpoint import is_adapter, locate, open_adapter_checkpoint, read_config
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, require_plausible
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.tokenizers import open_tokenizer
 
@@ -71,6 +71,7 @@ def open_skeleton(reference: str, tokenizer: str | None = None, *, trust_remote_
         UserError: The configuration is not there, cannot be fetched, or is none.
     """
     folder = _folder(reference)
+    require_plausible(reference, read_config(folder / _CONFIG))
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except BROKEN_CHECKPOINT as error:

@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import math
 import operator
+import os
+import stat
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from antidote_llm.errors import DefectError, UserError, changed_meanwhile
@@ -31,6 +35,8 @@ _ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 _SUM_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 _BLOCK_ENTRIES = 1 << 22
 _MOST_HEADER_BYTES = 100_000_000
+# A longer reason is no line that anybody reads, and a longer name no tensor's.
+_MOST_SHOWN, _LONGEST_NAME = 200, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,45 +185,65 @@ def bytes_to_tensor(data: bytearray, entry: TensorEntry) -> Tensor:
 def open_tensor_file(path: Path) -> TensorFile:
     """Read and check the header of a safetensors file.
 
+    The format's own package judges it: types, shapes and ranges that are whole numbers, fill the file, and lie behind
+    each other. What it lets pass and nobody writes, a name given twice, an empty or an endless one, is refused too.
+
     Raises:
-        UserError: The file is missing, truncated, or its header contradicts itself or the file's size.
+        UserError: The file is missing or truncated, or its header contradicts itself or the file's size.
     """
     try:
-        size = path.stat().st_size
+        size = _require_file(path).st_size
         with path.open("rb") as stream:
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= length <= min(_MOST_HEADER_BYTES, size - 8):
                 raise UserError(f"{path}: truncated or not a safetensors file ({size} bytes): fetch it again")
-            raw = stream.read(length)
+            with safe_open(path, framework="np"):
+                raw = stream.read(length)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}: check the file and its disk") from error
+    except SafetensorError as error:
+        raise _unsound(path, size, error) from error
+    return TensorFile(path, *_parsed(path, raw, 8 + length), size)
+
+
+def _require_file(path: Path) -> os.stat_result:
+    """Return what is known of a file; a pipe or a device would be waited for without an end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path}: not a file: name a safetensors file")
+    return found
+
+
+def _unsound(path: Path, size: int, error: SafetensorError) -> UserError:
+    reason = str(error).removeprefix("Error while deserializing header: ")
+    if "not fully covered" in reason:
+        return UserError(f"{path}: truncated, or longer than its header says ({size} bytes): fetch the file again")
+    return UserError(f"{path}: malformed safetensors header ({reason[:_MOST_SHOWN]}): fetch the file again")
+
+
+def _parsed(path: Path, raw: bytes, data_start: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """Read a header that the format's package has found sound."""
     try:
-        header = json.loads(raw)
-        metadata = dict(header.pop("__metadata__", {}))
-        entries = {key: _entry(key, value, 8 + length) for key, value in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: malformed safetensors header: fetch the file again") from error
-    _check_ranges(path, entries, 8 + length, size)
-    return TensorFile(path, entries, metadata, size)
+        header = json.loads(raw, object_pairs_hook=partial(_each_once, path))
+        metadata = dict(header.pop("__metadata__", None) or {})
+        entries = {key: _entry(key, value, data_start) for key, value in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise changed_meanwhile(path) from error
+    for key in entries:
+        if not 0 < len(key) <= _LONGEST_NAME:
+            shown = ascii(key[: _MOST_SHOWN // 4])
+            raise UserError(f"{path}: {shown} is no name of a tensor: save it under another name")
+    return entries, metadata
+
+
+def _each_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise UserError(f"{path}: its header gives a name twice: fetch the file again")
+    return found
 
 
 def _entry(key: str, value: Any, data_start: int) -> TensorEntry:
-    begin, end = (int(offset) for offset in value["data_offsets"])
-    return TensorEntry(
-        key, str(value["dtype"]), tuple(int(side) for side in value["shape"]), data_start + begin, data_start + end
-    )
-
-
-def _check_ranges(path: Path, entries: Mapping[str, TensorEntry], data_start: int, size: int) -> None:
-    position = data_start
-    for entry in sorted(entries.values(), key=lambda item: (item.begin, item.end)):
-        item_bytes = _ITEM_BYTES.get(entry.dtype)
-        wanted = None if item_bytes is None else item_bytes * math.prod(entry.shape)
-        sound = min(entry.shape, default=0) >= 0 and wanted in (None, entry.end - entry.begin)
-        if entry.begin != position or not sound:
-            raise UserError(f"{path}: the header lies about '{entry.key}': fetch the file again")
-        position = entry.end
-    if position != size:
-        kind = "truncated" if position > size else "longer than its header says"
-        raise UserError(f"{path}: {kind} ({size} bytes, {position} expected): fetch the file again")
+    begin, end = value["data_offsets"]
+    return TensorEntry(key, value["dtype"], tuple(value["shape"]), data_start + begin, data_start + end)

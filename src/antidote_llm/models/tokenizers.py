@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from antidote_llm.errors import UserError, first_line
+from antidote_llm.errors import UserError, first_line, tokenizer_errors
 from antidote_llm.models.configuration import BROKEN_CHECKPOINT, needs_trust
 
+# Honest ones put a mark of a few characters for a space, or take an accent apart.
+_MOST_GROWTH, _SHORT_TEXT = 100.0, 100
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -21,13 +26,21 @@ def open_tokenizer(folders: list[Path], asked: str | None, trust_remote_code: bo
     """
     for place in [asked] if asked is not None else [folder for folder in folders if _has_tokenizer(folder)][:1]:
         try:
-            return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+            with tokenizer_errors(str(place), "be opened"):
+                opened = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
         except BROKEN_CHECKPOINT as error:
             reason = first_line(error).rstrip(". ")
             other = "pass --trust-remote-code if you trust it" if needs_trust(error) else "fetch it again"
             raise UserError(
                 f"{place}: the tokenizer cannot be opened ({reason}): name another with --tokenizer, or {other}"
             ) from error
+        if not isinstance(opened.model_max_length, (int, float)):
+            raise UserError(
+                f"{place}: tokenizer_config.json: model_max_length is no number: name another with --tokenizer, or "
+                "fetch it again"
+            )
+        _require_small_growth(str(place), opened)
+        return opened
     return None
 
 
@@ -48,6 +61,39 @@ def stored_template(folder: Path) -> object:
     if isinstance(template, list):
         return next((each.get("template") for each in template if each.get("name") == "default"), "")
     return template
+
+
+def _require_small_growth(place: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer whose replacements, one after the other, make a text many times longer.
+
+    Raises:
+        UserError: They do.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    normalizer = None if backend is None else backend.normalizer
+    # As it is pickled, which is JSON: the whole tokenizer's may have 10 MB.
+    growth = math.prod(map(_growth, _steps(normalizer and json.loads(normalizer.__getstate__()))))
+    if growth > _MOST_GROWTH:
+        raise UserError(
+            f"{place}: tokenizer.json: its normalizer makes a text {growth:.0f} times longer: name another with "
+            "--tokenizer, or fetch it again"
+        )
+
+
+def _steps(normalizer: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the steps of a normalizer, in order."""
+    if isinstance(normalizer, dict):
+        yield normalizer
+        for each in normalizer.get("normalizers") or []:
+            yield from _steps(each)
+
+
+def _growth(step: Mapping[str, Any]) -> float:
+    """Return how many times longer one step can make a text of some length."""
+    if step["type"] == "Replace":
+        replaced = step["pattern"].get("String", "")
+        return max(1.0, len(step["content"]) / max(1, len(replaced)))
+    return 1.0 + len(step["prepend"]) / _SHORT_TEXT if step["type"] == "Prepend" else 1.0
 
 
 def _has_tokenizer(folder: Path) -> bool:

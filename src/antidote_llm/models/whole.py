@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, incomplete, parsed_config
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, empty_model, incomplete, parsed_config
 from antidote_llm.models.naming import TensorNames
 from antidote_llm.models.quantised import cast_unpacked, quantiser, require_unpackable
 from antidote_llm.models.quiet import quiet_transformers
@@ -61,6 +61,7 @@ def load_whole(
             for it on the GPUs.
     """
     config, packed = parsed_config(base, trust_remote_code), quantiser(base)
+    empty_model(base, trust_remote_code)
     try:
         with quiet_transformers():
             model, info = AutoModelForCausalLM.from_pretrained(

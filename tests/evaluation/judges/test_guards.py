@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -278,3 +279,11 @@ def test_a_long_answer_loses_its_end_and_a_long_request_is_named(
     assert 80 < len(shown[0]) <= 96
     with pytest.raises(UserError, match="does not fit into its 128 positions"):
         judge.verdicts(["c" * 300], ["It is red."])
+
+
+@pytest.mark.parametrize("parse", [parse_llama_guard, parse_yes_no, parse_wildguard])
+@pytest.mark.parametrize("piece", [" ", "\n", "a", ": ", "a: ", "a\n ", ": yes ", "a: yes\n", "S1 "])
+def test_long_words_are_read_in_linear_time(parse: Callable[[str], Reading | None], piece: str) -> None:
+    start = time.process_time()
+    parse(piece * (100_000 // len(piece)))
+    assert time.process_time() - start < 2

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM
 
-from antidote_llm.data.chat import RENDERING_ERRORS, ChatTemplate
+from antidote_llm.data.chat import ChatTemplate
 from antidote_llm.data.records import Turn
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.evaluation.generation import generate
@@ -98,7 +99,7 @@ class ChatGuard:
         more = {"guideline": guideline} if guideline else {}
         try:
             return self._template.render([Turn("user", prompt), Turn("assistant", answer)], more=more)
-        except RENDERING_ERRORS as error:
+        except TemplateError as error:
             raise UserError(
                 f"judge '{self._guard.name}': the chat template of {self._opened.reference} cannot render a request "
                 f"with its answer: {first_line(error)}"

@@ -17,8 +17,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from antidote_llm.artifacts import sha256_file, sha256_json
 from antidote_llm.errors import UserError, first_line
-from antidote_llm.models.checkpoint import locate, open_model_checkpoint
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT
+from antidote_llm.models.checkpoint import locate, open_model_checkpoint, read_config
+from antidote_llm.models.configuration import BROKEN_CHECKPOINT, require_plausible
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.tokenizers import open_tokenizer
 
@@ -61,6 +61,7 @@ class JudgeFolder:
             folder = locate(reference)
             weights = _weights(reference, folder)
             tokenizer = open_tokenizer([folder], None, False)
+            require_plausible(reference, read_config(folder / "config.json"))
         except UserError as error:
             raise UserError(f"judge '{judge}': {error}") from error
         if tokenizer is None:

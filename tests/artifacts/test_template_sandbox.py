@@ -8,13 +8,14 @@ import time
 import pytest
 from jinja2 import TemplateError
 
+from antidote_llm.artifacts.template_sandbox import rendered
 from antidote_llm.data import Record, Renderer
-from antidote_llm.data.chat import RENDERING_ERRORS, render_template
 from antidote_llm.errors import UserError
 from tests import tiny
 from tests.data.byte_level import TEMPLATES
 from tests.data.chat_kinds import KINDS, kind_tokenizer
 
+RENDERING_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError)
 MESSAGES = [
     {"role": "user", "content": "zob <b>'mid' é\n\n"},
     {"role": "assistant", "content": "kad"},
@@ -55,7 +56,7 @@ def test_a_template_renders_as_transformers_renders_it(template: str, asks: bool
 
 def _rendered(template: str, asks: bool = False) -> str:
     named = {"messages": MESSAGES, "tools": None, "documents": None, "add_generation_prompt": asks}
-    return render_template(template, {**named, "bos_token": "<s>", "eos_token": "</s>", "date_string": "26 Jul 2024"})
+    return rendered(template, {**named, "bos_token": "<s>", "eos_token": "</s>", "date_string": "26 Jul 2024"})
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -111,7 +112,7 @@ def test_a_prompt_may_say_what_an_object_looks_like() -> None:
     tokenizer = tiny.tokenizer()
     assert "<f at 0x7f00aa>" in Renderer(tokenizer).prompt_text(Record(prompt="<f at 0x7f00aa>"))
     with pytest.raises(TemplateError):
-        render_template("<f at 0x7f00aa>", {})
+        rendered("<f at 0x7f00aa>", {})
 
 
 def test_a_tokenizer_with_code_of_its_own_for_conversations_is_named() -> None:

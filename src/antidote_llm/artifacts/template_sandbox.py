@@ -1,7 +1,8 @@
 """Where chat templates run: the environment that transformers gives them, on a fixed day and without chance.
 
 transformers lets no function be passed to a template, and its own date is today's. What a template can name here is
-what it can name there; a test compares the two.
+what it can name there; a test compares the two. It needs jinja2 alone, so that the process that it runs in starts in a
+moment.
 """
 
 from __future__ import annotations
@@ -27,17 +28,24 @@ _CODE = re.compile(r"%(.)", re.DOTALL)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{4,}>")
 
 
-@lru_cache(maxsize=_COMPILED)
-def compiled(template: str) -> Template:
-    """Compile a chat template.
+def rendered(template: str, variables: Mapping[str, Any]) -> str:
+    """Render a chat template.
 
     Raises:
-        TemplateError: It is no template.
+        TemplateError: It cannot be rendered, or not to the same text twice.
+        Exception: Whatever else a template's expressions raise.
     """
+    text = _compiled(template).render(variables)
+    _require_repeatable(text, variables)
+    return text
+
+
+@lru_cache(maxsize=_COMPILED)
+def _compiled(template: str) -> Template:
     return _environment().from_string(template)
 
 
-def require_repeatable(text: str, given: Mapping[str, Any]) -> None:
+def _require_repeatable(text: str, given: Mapping[str, Any]) -> None:
     """Refuse a rendering that holds an address in memory, which is another one in the next run.
 
     Raises:

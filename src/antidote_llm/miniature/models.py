@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from antidote_llm.alignment.sft import sft
 from antidote_llm.artifacts import ResultFolder, cache_root, sha256_json
+from antidote_llm.artifacts.arithmetic import rounding
 from antidote_llm.data import Record, Renderer
 from antidote_llm.miniature.architectures import model_config, untrained_model
 from antidote_llm.miniature.recipe import RECIPE_VERSION, Recipe
@@ -39,6 +40,7 @@ def kept_models(world: World, arch: str, recipe: Recipe, progress: StageProgress
         "config": model_config(arch, tokenizer).to_diff_dict(),
         "seed": world.seed,
         "rows_sha256": _rows_sha256([*_pretraining(world, recipe), *_alignment(world, recipe)]),
+        "rounding": rounding(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     folder = ResultFolder(cache_root() / "miniature" / sha256_json(manifest)[:16], manifest)

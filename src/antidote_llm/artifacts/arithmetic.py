@@ -1,0 +1,28 @@
+"""Settings under which every x86-64 processor with AVX2 rounds alike: the same training gives the same bits on all.
+
+The libraries choose their fastest instructions by processor, and sum in another order with each choice and with each
+number of threads. torch's own AVX2 kernels round alike everywhere; MKL's products and functions do so on processors of
+Intel and of AMD in its compatible mode alone, which takes about twice the time (docs/miniature.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+SETTINGS: Mapping[str, str] = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_CBWR": "COMPATIBLE",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+def round_alike() -> None:
+    """Let this process, and those that it starts, round as any other processor does; before torch is imported."""
+    os.environ.update(SETTINGS)
+
+
+def rounding() -> dict[str, str | None]:
+    """Return which of the settings are in force: what decides on bits, beside versions and seeds."""
+    return {name: os.environ.get(name) for name in SETTINGS}

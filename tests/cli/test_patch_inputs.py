@@ -10,8 +10,8 @@ import pytest
 from antidote_llm.artifacts import sha256_file
 from tests.cli.bad_targets import delta, sharded, tuned
 from tests.cli.changing import CHANGES, cut, meanwhile, rewritten, said
-from tests.cli.command import Command, Place, edit_json, tree
-from tests.patching.making import flipped
+from tests.cli.command import Command, Place, tree
+from tests.patching.making import flipped, sealed
 
 FIRST, SECOND = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
 STEPS = {
@@ -93,18 +93,25 @@ def test_a_finished_result_is_not_that_of_another_input(place: Place, onto: Path
     antidote.done(*patch(place, onto))
     other = Path(shutil.copytree(onto, place.root / "other"))
     antidote.done(*patch(place, other))
-    edit_json(other / "config.json", max_position_embeddings=64)
-    said(antidote(*patch(place, other)), "result of other inputs", "--out")
+    (other / "README.md").write_text("# mine")
+    antidote.done(*patch(place, other))
+    shutil.copytree(place.root / "finished" / "model", place.root / "repaired")
+    again = ["patch", "revert", place.root / "finished", "--onto", place.root / "repaired", "--out", place.out]
+    said(antidote(*again), "result of other inputs", "--out")
 
 
+@pytest.mark.parametrize("hash_too", [False, True])
 @pytest.mark.parametrize("command", ["apply", "revert"])
 def test_a_patch_whose_flips_are_not_what_they_were_is_named(
-    command: str, place: Place, onto: Path, antidote: Command
+    command: str, hash_too: bool, place: Place, onto: Path, antidote: Command
 ) -> None:
     folder = onto if command == "apply" else place.root / "finished" / "model"
     path = place.root / "finished" / "record" / "patch.safetensors"
     flipped(path, path.stat().st_size - 1)
+    if hash_too:
+        sealed(path)
     digest, before = sha256_file(path), tree(folder)
-    said(antidote(*patch(place, folder, command)), str(path), "a damaged patch", SECOND)
+    problem = SECOND if hash_too else "the sha256 that it holds of itself"
+    said(antidote(*patch(place, folder, command)), str(path), "a damaged patch", problem)
     assert not place.out.parent.exists()
     assert (sha256_file(path), tree(folder)) == (digest, before)

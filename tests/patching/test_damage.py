@@ -58,9 +58,8 @@ def test_a_transform_of_another_file_changes_nothing(patch: Patch, tmp_path: Pat
 def test_a_patch_whose_parts_do_not_fit_is_refused(
     source: Path, patch: Patch, tmp_path: Path, damage: Callable[[Parts], Parts]
 ) -> None:
-    damaged = read_patch(with_parts(patch.stored.path, damage))
     with pytest.raises(UserError, match="damaged patch"):
-        transform(damaged, source, tmp_path / "out", "apply")
+        transform(read_patch(with_parts(patch.stored.path, damage)), source, tmp_path / "out", "apply")
 
 
 @pytest.mark.parametrize(
@@ -88,13 +87,13 @@ def test_a_dense_change_of_another_size_is_refused(tmp_path: Path) -> None:
     patch = patched(wide, tmp_path / "ones", {"w": torch.ones(64, 64)})
 
     def narrower(description: Parts) -> Parts:
-        return {**description, "tensors": [{**description["tensors"][0], "shape": [64, 63]}]}
+        return {**description, "tensors": [{**description["tensors"][0], "shape": [64, 63], "changed": 4000}]}
 
     with pytest.raises(UserError, match="another size"):
         read_whole(with_description(patch.stored.path, narrower))
 
 
-@pytest.mark.parametrize("change", [{"format": 1}, {"format": 3}, {"files": None}, {"more": 1}])
+@pytest.mark.parametrize("change", [{"format": 1}, {"format": 4}, {"files": None}, {"more": 1}])
 def test_a_description_of_another_form_is_refused(patch: Patch, change: Parts) -> None:
     path = with_description(patch.stored.path, lambda description: {**description, **change})
     with pytest.raises(UserError, match="damaged patch, or one of another version"):

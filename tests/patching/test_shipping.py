@@ -70,17 +70,19 @@ def test_unchanged_shards_are_copied_or_linked(folder: Path, tmp_path: Path, har
 
 
 @pytest.mark.parametrize("hard_links", [False, True])
-def test_symbolic_links_are_followed(folder: Path, tmp_path: Path, hard_links: bool) -> None:
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
+def test_links_of_the_hubs_cache_are_followed(folder: Path, tmp_path: Path, hard_links: bool) -> None:
+    repository = tmp_path / "models--org--name"
+    snapshot = repository / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    blobs = folder.rename(repository / "blobs")
     for name in (*SHARDS, "config.json", "model.safetensors.index.json"):
-        (snapshot / name).symlink_to(f"../{folder.name}/{name}")
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
     target = tmp_path / "target"
     copy_checkpoint(snapshot, target, hard_links=hard_links)
     for name in SHARDS:
         assert not (target / name).is_symlink()
-        assert (target / name).read_bytes() == (folder / name).read_bytes()
-        assert ((target / name).stat().st_ino == (folder / name).stat().st_ino) == hard_links
+        assert (target / name).read_bytes() == (blobs / name).read_bytes()
+        assert ((target / name).stat().st_ino == (blobs / name).stat().st_ino) == hard_links
 
 
 @pytest.mark.parametrize("index", ["{", "{}", '{"weight_map": {"a": "../elsewhere.safetensors"}}'])

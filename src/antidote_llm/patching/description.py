@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,6 +14,7 @@ from antidote_llm.artifacts.enclosure import is_plain_name, is_plain_path
 from antidote_llm.models.tensor_files import DTYPES
 from antidote_llm.patching.encodings import Encoding
 
+OLDEST_FORMAT, NEWEST_FORMAT = 2, 3
 _MOST = 2**63 - 1
 _MOST_AXES = 64
 _MOST_REASON = 120
@@ -65,7 +66,7 @@ class TensorRecord(_Part):
     key: str = Field(description="Its name in that file.")
     dtype: str = Field(description="Its type in that file.")
     shape: tuple[_Count, ...] = Field(description="Its shape.", max_length=_MOST_AXES)
-    item_bytes: Literal[1, 2, 4, 8] = Field(description="How many bytes an entry has.")
+    item_bytes: _Count = Field(description="How many bytes an entry has.")
     encoding: Encoding = Field(description="How its change is kept.")
     changed: _Count = Field(description="How many entries change.")
 
@@ -91,7 +92,7 @@ class TensorRecord(_Part):
 class PatchDescription(_Part):
     """What a patch changes and where it came from."""
 
-    format: Literal[2, 3] = Field(3, description="The format's version.")
+    format: int = Field(NEWEST_FORMAT, description="The format's version.", ge=OLDEST_FORMAT, le=NEWEST_FORMAT)
     recipe: dict[str, object] = Field(description="Method, target and settings that made it.")
     files: tuple[FileChange, ...] = Field(description="The files that change.")
     unchanged: tuple[UnchangedFile, ...] = Field(
@@ -101,7 +102,7 @@ class PatchDescription(_Part):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> PatchDescription:
-        if self.format == 2 and self.unchanged:
+        if self.format == OLDEST_FORMAT and self.unchanged:
             raise ValueError("format 2 knows nothing of files that do not change")
         _require_once([*(file.path for file in self.files), *(file.path for file in self.unchanged)])
         _require_once(f"{record.file}/{record.key}" for record in self.tensors)

@@ -118,7 +118,11 @@ class Patch:
 
     def damaged(self, problem: str) -> UserError:
         """Return the error that says that the patch is not what it was."""
-        return UserError(f"{self.stored.path}: a damaged patch: {problem}{_MEND}")
+        return _damaged(self.stored.path, problem)
+
+
+def _damaged(path: Path, problem: str) -> UserError:
+    return UserError(f"{path}: a damaged patch: {problem}{_MEND}")
 
 
 def part_name(record: TensorRecord, part: str) -> str:
@@ -136,9 +140,10 @@ def read_patch(path: Path) -> Patch:
         path = require_inside(path, f"record/{PATCH_FILE}")
     if not path.is_file():
         raise UserError(f"{path}: no such patch: name a {PATCH_FILE} or the folder that a repair wrote")
+    sha256 = sealed_sha256(path)
+    if sha256 is not None and sha256 != sha256_without_seal(path):
+        raise _damaged(path, "its bytes do not have the sha256 that it holds of itself")
     patch = written_patch(path)
-    if patch.sha256 is not None and patch.sha256 != sha256_without_seal(path):
-        raise patch.damaged("its bytes do not have the sha256 that it holds of itself")
     patch.require_parts()
     return patch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -26,42 +26,44 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def _socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(os.path.relpath(path))
+def lay(folder: Path, entries: Mapping[str, str]) -> None:
+    """Make links (``-> TARGET``), pipes (``|``), sockets (``=``), folders (``/``) and files of any other text."""
+    for name, kind in entries.items():
+        path = folder / name
+        if kind.startswith("-> "):
+            path.symlink_to(kind.removeprefix("-> "))
+        elif kind == "|":
+            os.mkfifo(path)
+        elif kind == "=":
+            with socket.socket(socket.AF_UNIX) as made:
+                # The name of a socket may not be long.
+                made.bind(os.path.relpath(path))
+        elif kind == "/":
+            path.mkdir()
+        else:
+            path.write_text(kind)
 
 
-REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "absolute": (lambda f: (f / "x.txt").symlink_to(f.parent / "secret"), "x.txt", "out of the folder"),
-    "relative": (lambda f: (f / "x.txt").symlink_to("../secret"), "x.txt", "out of the folder"),
-    "hidden": (lambda f: (f / ".env").symlink_to("../secret"), ".env", "out of the folder"),
-    "nested": (lambda f: (f / "inside" / "x").symlink_to("../../secret"), "inside/x", "out of the folder"),
-    "a folder": (lambda f: (f / "more").symlink_to("../elsewhere"), "more", "out of the folder"),
-    "its parent": (lambda f: (f / "more").symlink_to(".."), "more", "in itself"),
-    "itself": (lambda f: (f / "more").symlink_to("."), "more", "in itself"),
-    "the root": (lambda f: (f / "more").symlink_to("/"), "more", "in itself"),
-    "a device": (lambda f: (f / "zero.json").symlink_to("/dev/zero"), "zero.json", "out of the folder"),
-    "nothing": (lambda f: (f / "x").symlink_to("nowhere"), "x", "where there is nothing"),
-    "below a file": (lambda f: (f / "x").symlink_to("config.json/x"), "x", "where there is nothing"),
-    "a loop": (lambda f: (f / "x").symlink_to("x"), "x", "cannot be followed"),
-    "by way of a link inside": (
-        lambda f: ((f / "y").symlink_to("../secret"), (f / "x").symlink_to("y")),
-        "x",
-        "out of the folder",
-    ),
-    "a name that begins as the folder's": (
-        lambda f: ((f.parent / "model-2").mkdir(), (f / "x").symlink_to("../model-2")),
-        "x",
-        "out of the folder",
-    ),
-    "a pipe": (lambda f: os.mkfifo(f / "vocab.json"), "vocab.json", "a pipe"),
-    "a pipe inside": (lambda f: os.mkfifo(f / "inside" / "b.jinja"), "b.jinja", "a pipe"),
-    "a link to a pipe": (
-        lambda f: (os.mkfifo(f / "p"), (f / "a").symlink_to("p")),
-        "a",
-        "a pipe",
-    ),
-    "a socket": (lambda f: _socket(f / "s.json"), "s.json", "a socket"),
+OUT = "out of the folder"
+REFUSED: dict[str, tuple[dict[str, str], str, str]] = {
+    "relative": ({"x.txt": "-> ../secret"}, "x.txt", OUT),
+    "absolute": ({"x.txt": "-> /etc/hosts"}, "x.txt", OUT),
+    "hidden": ({".env": "-> ../secret"}, ".env", OUT),
+    "nested": ({"inside/x": "-> ../../secret"}, "inside/x", OUT),
+    "a folder": ({"more": "-> ../elsewhere"}, "more", OUT),
+    "its parent": ({"more": "-> .."}, "more", "in itself"),
+    "itself": ({"more": "-> ."}, "more", "in itself"),
+    "the root": ({"more": "-> /"}, "more", "in itself"),
+    "a device": ({"zero.json": "-> /dev/zero"}, "zero.json", OUT),
+    "nothing": ({"x": "-> nowhere"}, "x", "where there is nothing"),
+    "below a file": ({"x": "-> config.json/x"}, "x", "where there is nothing"),
+    "a loop": ({"x": "-> x"}, "x", "cannot be followed"),
+    "by way of a link inside": ({"y": "-> ../secret", "x": "-> y"}, "x", OUT),
+    "a name that begins as the folder's": ({"../model-2": "/", "x": "-> ../model-2"}, "x", OUT),
+    "a pipe": ({"vocab.json": "|"}, "vocab.json", "a pipe"),
+    "a pipe inside": ({"inside/b.jinja": "|"}, "inside/b.jinja", "a pipe"),
+    "a link to a pipe": ({"p": "|", "a": "-> p"}, "a", "a pipe"),
+    "a socket": ({"s.json": "="}, "s.json", "a socket"),
 }
 
 
@@ -71,8 +73,8 @@ def test_what_leads_out_is_named(
     kind: str, through_a_link: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make, name, problem = REFUSED[kind]
-    make(folder)
+    entries, name, problem = REFUSED[kind]
+    lay(folder, entries)
     if through_a_link:
         (tmp_path / "link").symlink_to(folder)
         folder = tmp_path / "link"
@@ -118,37 +120,33 @@ def test_the_hubs_own_layout_is_allowed(snapshot: Path, tmp_path: Path, place: s
     require_enclosed(tmp_path / "linked" / snapshot.relative_to(tmp_path / "hub") / place)
 
 
-def _blobs_elsewhere(snapshot: Path) -> None:
-    blobs = snapshot.parent.parent / "blobs"
-    blobs.rename(snapshot.parents[3] / "elsewhere")
-    blobs.symlink_to("../../elsewhere")
-
-
-LOOK_ALIKES: dict[str, Callable[[Path], object]] = {
-    "through the blobs": lambda s: (s / "x").symlink_to("../../blobs/../../../secret"),
-    "a blob that is a link": lambda s: (
-        (s.parent.parent / "blobs" / "d").symlink_to("../../../secret"),
-        (s / "x").symlink_to("../../blobs/d"),
-    ),
-    "blobs that are a link": _blobs_elsewhere,
-    "another snapshot": lambda s: (
-        (s.parent / "4567").mkdir(),
-        (s.parent / "4567" / "f").write_text("f"),
-        (s / "x").symlink_to("../4567/f"),
-    ),
-    "the repository's refs": lambda s: ((s.parent.parent / "refs").write_text(""), (s / "x").symlink_to("../../refs")),
-    "all blobs": lambda s: (s / "x").symlink_to("../../blobs"),
-    "shared blobs of no hash": lambda s: (
-        (s.parents[2] / "blobs" / "ab" / "notes").write_text(""),
-        (s / "x").symlink_to("../../../blobs/ab/notes"),
-    ),
+LOOK_ALIKES: dict[str, dict[str, str]] = {
+    "through the blobs": {"x": "-> ../../blobs/../../../secret"},
+    "a blob that is a link": {"../../blobs/d": "-> ../../../secret", "x": "-> ../../blobs/d"},
+    "another snapshot": {"../4567": "/", "../4567/f": "f", "x": "-> ../4567/f"},
+    "the repository's refs": {"../../refs": "0123", "x": "-> ../../refs"},
+    "all blobs": {"x": "-> ../../blobs"},
+    "shared blobs of no hash": {"../../../blobs/ab/notes": "n", "x": "-> ../../../blobs/ab/notes"},
+    "blobs of another repository": {
+        "../../../models--org--other": "/",
+        "../../../models--org--other/blobs": "/",
+        "../../../models--org--other/blobs/a": "a",
+        "x": "-> ../../../models--org--other/blobs/a",
+    },
 }
 
 
 @pytest.mark.parametrize("kind", LOOK_ALIKES)
 def test_a_look_alike_of_the_hubs_layout_is_refused(kind: str, snapshot: Path) -> None:
-    LOOK_ALIKES[kind](snapshot)
-    with pytest.raises(UserError, match=r"out of the folder|where there is nothing"):
+    lay(snapshot, LOOK_ALIKES[kind])
+    with pytest.raises(UserError, match=r"/x: a link that leads out of the folder"):
+        require_enclosed(snapshot)
+
+
+def test_blobs_that_are_a_link_themselves_are_refused(snapshot: Path, tmp_path: Path) -> None:
+    blobs = (snapshot.parent.parent / "blobs").rename(tmp_path / "elsewhere")
+    (snapshot.parent.parent / "blobs").symlink_to(blobs)
+    with pytest.raises(UserError, match=r"out of the folder, to .*elsewhere"):
         require_enclosed(snapshot)
 
 

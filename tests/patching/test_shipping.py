@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils._paths import filter_repo_objects
 
 from antidote_llm.errors import UserError
 from antidote_llm.models.contents import FETCHED, FETCHED_CODE, contents, is_document

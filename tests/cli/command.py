@@ -87,7 +87,7 @@ def inputs(root: Path, folders: Folders) -> Place:
 def tree(root: Path) -> dict[str, tuple[str, int]]:
     """Return everything below a folder, hidden things too: hash and time of change by name."""
     return {
-        str(path.relative_to(root)): ("" if path.is_dir() else sha256_file(path), path.lstat().st_mtime_ns)
+        str(path.relative_to(root)): (sha256_file(path) if path.is_file() else "", path.lstat().st_mtime_ns)
         for path in root.rglob("*")
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import bad_checkpoints, bad_data, bad_options, bad_targets, bad_tokenizers, bad_training
+from tests.cli import bad_checkpoints, bad_data, bad_folders, bad_options, bad_targets, bad_tokenizers, bad_training
 from tests.cli.command import Command, Place, tree
 
 # What a user is told to do; or what is allowed, in the words of the options' own checks.
@@ -19,7 +19,7 @@ MEND = re.compile(
     r"|map|mend|merge|name|pass|put|raise|remove|rename|repair|save|see|set|shorten|should be|train|try|update|use"
     r"|write)\b"
 )
-ROOMS = (bad_checkpoints, bad_tokenizers, bad_targets, bad_data, bad_options, bad_training)
+ROOMS = (bad_checkpoints, bad_folders, bad_tokenizers, bad_targets, bad_data, bad_options, bad_training)
 CASES = [case for room in ROOMS for case in room.CASES]
 
 

@@ -12,6 +12,7 @@ from antidote_llm.artifacts import sha256_file
 from tests import tiny
 from tests.cli.command import Command, Place, tree
 from tests.fine_tunes import write_fine_tune
+from tests.patching.making import sealed
 
 ADAPTER_FILE = "adapter_model.safetensors"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -167,6 +168,7 @@ def test_a_patch_that_lies_leaves_nothing(place: Place, antidote: Command) -> No
     patch = Path(shutil.copy(place.out / "record" / "patch.safetensors", place.root / "lying.safetensors"))
     promised = sha256_file(place.out / "model" / ADAPTER_FILE).encode()
     patch.write_bytes(patch.read_bytes().replace(promised, b"0" * 64))
+    sealed(patch)
     before = tree(place.root)
     result = antidote("patch", "apply", patch, "--onto", place.adapter, "--out", "applied")
     assert result.code == 2 and "damaged patch" in result.err

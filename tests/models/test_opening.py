@@ -17,7 +17,7 @@ from antidote_llm.calibration import collect
 from antidote_llm.data import TokenizedRow
 from antidote_llm.errors import UserError
 from antidote_llm.models import OpenModel, open_model, open_model_checkpoint, resolve_target
-from antidote_llm.models.checkpoint import is_adapter
+from antidote_llm.models.checkpoint import is_adapter, locate, open_adapter_checkpoint
 from tests import tiny
 from tests.cli.command import edit_json
 from tests.conftest import Folders
@@ -267,3 +267,11 @@ def test_layers_dealt_out_over_devices_give_the_same_statistics(folders: Folders
     ]
     for name, moments in found[0].sites.items():
         assert torch.equal(moments.sum_squares_I, found[1].sites[name].sum_squares_I)
+
+
+def test_what_leads_out_of_a_folder_is_refused_before_anything_in_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "NOTICE").symlink_to(tmp_path)
+    for find in (locate, open_model_checkpoint, open_adapter_checkpoint):
+        with pytest.raises(UserError, match=r"NOTICE: a link to .*, a folder that it is in itself"):
+            find(str(tmp_path / "model"))

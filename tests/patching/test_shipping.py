@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from huggingface_hub.utils._paths import filter_repo_objects
 
 from antidote_llm.errors import UserError
+from antidote_llm.models.contents import FETCHED, FETCHED_CODE, contents, is_document
 from antidote_llm.patching import copy_checkpoint, shipped_files
 from tests.patching.making import write
 
@@ -70,17 +75,19 @@ def test_unchanged_shards_are_copied_or_linked(folder: Path, tmp_path: Path, har
 
 
 @pytest.mark.parametrize("hard_links", [False, True])
-def test_symbolic_links_are_followed(folder: Path, tmp_path: Path, hard_links: bool) -> None:
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
+def test_links_of_the_hubs_cache_are_followed(folder: Path, tmp_path: Path, hard_links: bool) -> None:
+    repository = tmp_path / "models--org--name"
+    snapshot = repository / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    blobs = folder.rename(repository / "blobs")
     for name in (*SHARDS, "config.json", "model.safetensors.index.json"):
-        (snapshot / name).symlink_to(f"../{folder.name}/{name}")
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
     target = tmp_path / "target"
     copy_checkpoint(snapshot, target, hard_links=hard_links)
     for name in SHARDS:
         assert not (target / name).is_symlink()
-        assert (target / name).read_bytes() == (folder / name).read_bytes()
-        assert ((target / name).stat().st_ino == (folder / name).stat().st_ino) == hard_links
+        assert (target / name).read_bytes() == (blobs / name).read_bytes()
+        assert ((target / name).stat().st_ino == (blobs / name).stat().st_ino) == hard_links
 
 
 @pytest.mark.parametrize("index", ["{", "{}", '{"weight_map": {"a": "../elsewhere.safetensors"}}'])
@@ -88,3 +95,94 @@ def test_a_broken_index_is_named(tmp_path: Path, index: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
         shipped_files(tmp_path)
+
+
+TEMPLATES = ("additional_chat_templates/tools.jinja", "additional_chat_templates/long name.jinja")
+NESTED = (
+    *TEMPLATES,
+    *("custom_generate/generate.py", "custom_generate/requirements.txt", "custom_generate/README.md"),
+    *(
+        "code/blocks.py",
+        "code/deeper/rows.py",
+        "decoder_tokenizer/tokenizer_config.json",
+        "decoder_tokenizer/vocab.txt",
+    ),
+    *("1_Pooling/config.json", "NOTICE.txt"),
+)
+ASIDE = (
+    *("checkpoint-7/config.json", "checkpoint-7/modeling_zorbik.py", "lower/adapter_config.json", "lower/zorbik.py"),
+    *("original/params.json", "original/consolidated.00.pth", "original/tokenizer.model", "onnx/model.onnx"),
+    *("additional_chat_templates/model.safetensors", "code/notes.json", "code/.hidden.py", "decoder_tokenizer/w.bin"),
+    *("1_Pooling/model.safetensors", ".cache/zorbik.json", ".git/config", "LICENSE.bin"),
+)
+
+
+def laid(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+
+
+def test_what_is_in_folders_and_loads_ships(tmp_path: Path) -> None:
+    laid(tmp_path, [*NESTED, *ASIDE])
+    (tmp_path / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
+    (tmp_path / "code" / "back").symlink_to("..")
+    found = contents(tmp_path, ())
+    assert set(found.files) == {*NESTED, "modules.json"}
+    whole = {"checkpoint-7/", "lower/", "original/", "onnx/", ".cache/", ".git/"}
+    alone = {name for name in ASIDE if not name.startswith(tuple(whole))}
+    assert set(found.left_out) == {*whole, *alone, "code/back"}
+    assert found.code == ("code/blocks.py", "code/deeper/rows.py", "custom_generate/generate.py")
+
+
+def test_a_linked_folder_of_templates_ships_as_a_folder(tmp_path: Path) -> None:
+    laid(tmp_path / "source", ["templates/tools.jinja"])
+    (tmp_path / "source" / "additional_chat_templates").symlink_to("templates")
+    copy_checkpoint(tmp_path / "source", tmp_path / "target")
+    copied = tmp_path / "target" / "additional_chat_templates"
+    assert not copied.is_symlink() and (copied / "tools.jinja").read_text() == "{}"
+
+
+@pytest.mark.parametrize(("name", "shown"), [("a\nb.png", "a\\nb.png"), ("\udc80.bin", "\\udc80.bin")])
+def test_names_that_cannot_be_shown(tmp_path: Path, name: str, shown: str) -> None:
+    (tmp_path / name).write_text("")
+    assert contents(tmp_path, ()).left_out == (shown,)
+    (tmp_path / name).rename((tmp_path / name).with_suffix(".json"))
+    with pytest.raises(UserError, match="rename it"):
+        contents(tmp_path, ())
+
+
+def test_every_vocabulary_of_transformers_ships_and_is_fetched(tmp_path: Path) -> None:
+    """By the names that its tokenizers' sources give their files, and those of its processors and configurations."""
+    named = set()
+    table = re.compile(r"(?:vocab_files_names|VOCAB_FILES_NAMES)\s*(?::[^=]+)?=\s*\{(.*?)\}", re.DOTALL)
+    for source in Path(transformers.__file__).parent.rglob("tokenization*.py"):
+        for found in table.findall(source.read_text()):
+            named |= set(re.findall(r':\s*"([^"]+)"', found))
+    assert len(named) > 20
+    constants = ("CONFIG", "GENERATION_CONFIG", "IMAGE_PROCESSOR", "VIDEO_PROCESSOR", "PROCESSOR", "AUDIO_TOKENIZER")
+    named |= {getattr(transformers.utils, f"{constant}_NAME") for constant in constants}
+    hub = transformers.utils.hub
+    named |= {hub.CHAT_TEMPLATE_FILE, hub.LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, f"{hub.CHAT_TEMPLATE_DIR}/tools.jinja"}
+    named |= {"tekken.json", "tokenizer.model.v3", "chat_template.jinja", "custom_generate/requirements.txt"}
+    laid(tmp_path, named)
+    assert set(contents(tmp_path, ()).files) == named
+    assert set(filter_repo_objects(sorted(named), allow_patterns=list(FETCHED))) == named
+
+
+def test_code_in_folders_is_fetched_where_code_is() -> None:
+    code = ["modeling_zorbik.py", "code/blocks.py", "custom_generate/generate.py"]
+    assert list(filter_repo_objects(code, allow_patterns=list(FETCHED))) == []
+    assert list(filter_repo_objects(code, allow_patterns=[FETCHED_CODE])) == code
+
+
+@pytest.mark.parametrize(
+    ("name", "document"),
+    [
+        *((name, True) for name in ("README.md", "README", "LICENSE", "LICENSE.txt", "NOTICE.pdf", "USE_POLICY.md")),
+        *((name, False) for name in ("LICENSE.py", "README.json", "NOTICE.jinja", "merges.txt", "license_vocab.txt")),
+        *((name, False) for name in ("README.safetensors", "LICENSE.model", "chat_template.jinja")),
+    ],
+)
+def test_documents_are_what_no_class_reads(name: str, document: bool) -> None:
+    assert is_document(name) == document

@@ -12,8 +12,8 @@ from antidote_llm.errors import DefectError, UserError
 from antidote_llm.evaluation import Evaluation
 from antidote_llm.models import OpenModel
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.patching import PATCH_FILE, read_patch, require_reverts, shipped_files
-from antidote_llm.patching.shipping import DOCUMENT
+from antidote_llm.models.contents import is_document, nested_files
+from antidote_llm.patching import PATCH_FILE, read_patch, require_reverts, shipping
 from antidote_llm.repair import RepairRecord
 
 _WEIGHTS = ".safetensors"
@@ -23,8 +23,8 @@ _REPORT_FILES = ("report.html", "model_card.md")
 
 def files_sha256(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the hashes of all files that ship with a checkpoint, but for documents, by name."""
-    paths = [path for path in shipped_files(checkpoint.folder) if path.suffix.lower() != DOCUMENT]
-    return {path.name: checkpoint.sha256.get(path.name) or sha256_file(path) for path in paths}
+    names = [name for name in shipping(checkpoint.folder).files if not is_document(name)]
+    return {name: checkpoint.sha256.get(name) or sha256_file(checkpoint.folder / name) for name in names}
 
 
 def inputs_sha256(opened: OpenModel, aligned: Checkpoint | None = None) -> dict[str, Any]:
@@ -37,12 +37,12 @@ def inputs_sha256(opened: OpenModel, aligned: Checkpoint | None = None) -> dict[
 
 
 def _tokenizer_sha256(reference: str) -> dict[str, str] | str:
-    """Return the hashes of the files beside a tokenizer, or the Hub id that it was fetched by."""
+    """Return the hashes of the files beside a tokenizer and in its folders, or the Hub id that it was fetched by."""
     folder = Path(reference)
     if not folder.is_dir():
         return reference
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _TOKENIZER_SUFFIXES and path.is_file())
-    return {path.name: sha256_file(path) for path in paths}
+    names = [path.name for path in folder.iterdir() if path.suffix.lower() in _TOKENIZER_SUFFIXES and path.is_file()]
+    return {name: sha256_file(folder / name) for name in sorted([*names, *nested_files(folder)])}
 
 
 def require_as_finished(
@@ -94,12 +94,13 @@ def _patch_fits(out: Path, record: RepairRecord, with_model: bool) -> bool:
     except (DefectError, UserError):
         return False
     after = {file.path: file.sha256_after for file in patch.description.files}
-    return record.patch is not None and after == record.patch.sha256_after
+    return record.patch is not None and (after, patch.sha256) == (record.patch.sha256_after, record.patch.sha256)
 
 
 def _changed_model(folder: Path, before: Mapping[str, str], record: RepairRecord) -> str | None:
     wanted = {**before, **(record.patch.sha256_after if record.patch else {})}
-    there = {path.name for path in folder.glob("*") if path.suffix.lower() == _WEIGHTS or path.name in wanted}
+    there = {path.name for path in folder.glob("*") if path.suffix.lower() == _WEIGHTS}
+    there |= {name for name in wanted if (folder / name).is_file()}
     for name in sorted(wanted.keys() | there):
         if name not in wanted or name not in there or sha256_file(folder / name) != wanted[name]:
             return name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +13,9 @@ from rich.table import Table
 from antidote_llm.artifacts import ResultFolder, sha256_file, sha256_json
 from antidote_llm.cli.model_options import HardLinksOption
 from antidote_llm.cli.terminal import JsonFlag, Terminal
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, listed
 from antidote_llm.models.checkpoint import locate
+from antidote_llm.models.contents import CODE_SUFFIX, is_document
 from antidote_llm.patching import (
     Patch,
     copy_checkpoint,
@@ -22,8 +23,10 @@ from antidote_llm.patching import (
     read_patch,
     require_fits,
     require_unchanged,
+    require_unchanged_files,
     shipped_sha256,
     shipped_stamps,
+    shipping,
     transform,
 )
 from antidote_llm.patching.applying import Direction
@@ -37,6 +40,7 @@ OntoOption = Annotated[
     str,
     typer.Option("--onto", metavar="REF", help="Folder or Hub id of the checkpoint or adapter; it is not modified."),
 ]
+_UNSEALED = "the patch itself: of format 2, which holds no sha256 of itself: not verified"
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.")]
 
 
@@ -47,7 +51,8 @@ def show(patch: PatchArgument, as_json: JsonFlag = False) -> None:
     Example: antidote patch show repaired
     """
     terminal = Terminal(as_json)
-    description = read_patch(patch).description
+    opened = read_patch(patch)
+    description = opened.description
     table = Table(
         title=f"{description.recipe.get('method')} on {description.recipe.get('target')}", title_justify="left"
     )
@@ -62,7 +67,10 @@ def show(patch: PatchArgument, as_json: JsonFlag = False) -> None:
         f"{file.path}  {file.size_bytes:,} bytes\n  before {file.sha256_before}\n  after  {file.sha256_after}"
         for file in description.files
     ]
-    terminal.result(description.model_dump(mode="json"), table, "\n".join(lines))
+    same = len(description.unchanged)
+    lines.append(f"unchanged: {same} files, which the patch knows by their sha256" if same else "unchanged: unknown")
+    lines.append(f"the patch itself: sha256 {opened.sha256}, verified" if opened.sha256 else _UNSEALED)
+    terminal.result({**description.model_dump(mode="json"), "sha256": opened.sha256}, table, "\n".join(lines))
 
 
 @app.command("apply")
@@ -97,14 +105,18 @@ def revert(
 
 def _transformed(path: Path, onto: str, out: Path, direction: Direction, hard_links: bool, terminal: Terminal) -> None:
     patch = read_patch(path)
-    folder = locate(onto)
+    folder = locate(onto, with_code=_has_code(patch))
     require_fits(patch, folder)
-    stamps = shipped_stamps(folder)
+    stamps, found = shipped_stamps(folder), shipping(folder)
     files = {
         file.path: file.sha256_after if direction == "apply" else file.sha256_before for file in patch.description.files
     }
+    unknown_code = _unknown_code(patch, onto, found.code)
+    sha256 = shipped_sha256(folder, stamps.keys() - files.keys() - unknown_code)
+    remarks = require_unchanged_files(patch, folder, sha256)
+    left_out = [*found.left_out, *sorted(unknown_code)]
     digest = sha256_json(patch.description.model_dump(mode="json"))
-    copied = shipped_sha256(folder, stamps.keys() - files.keys())
+    copied = {name: value for name, value in sha256.items() if not is_document(name)}
     manifest = {"kind": f"patch {direction}", "patch": digest, "files": files, "copied": copied}
     result = ResultFolder(out, manifest, manifest_at=".antidote.json", inputs=[folder])
     finished_before = result.finished
@@ -114,10 +126,35 @@ def _transformed(path: Path, onto: str, out: Path, direction: Direction, hard_li
     else:
         with result as staging:
             transform(patch, folder, staging, direction)
-            copy_checkpoint(folder, staging, leave_out=frozenset(files), hard_links=hard_links)
+            copy_checkpoint(folder, staging, leave_out=frozenset({*files, *unknown_code}), hard_links=hard_links)
             require_unchanged(folder, stamps)
-    lines = [str(out), *(f"  {name}  sha256 {sha256}" for name, sha256 in files.items())]
-    terminal.result({"out": str(out), "finished_before": finished_before, **manifest}, "\n".join(lines))
+    for remark in remarks:
+        terminal.warn(remark)
+    verified = _verified(patch, len(files), len(copied))
+    lines = [str(out), *(f"  {name}  sha256 {value}" for name, value in files.items()), *_left_out(left_out), verified]
+    value = {"out": str(out), "finished_before": finished_before, **manifest, "left_out": left_out, "remarks": remarks}
+    terminal.result(value, "\n".join(lines))
+
+
+def _has_code(patch: Patch) -> bool:
+    return any(file.path.endswith(CODE_SUFFIX) for file in patch.description.unchanged)
+
+
+def _unknown_code(patch: Patch, onto: str, code: Collection[str]) -> set[str]:
+    """Return the code in the Hub's cache of a model that was repaired without its code: it may be fetched since."""
+    from_hub = not Path(onto).expanduser().is_dir()
+    return set(code) if from_hub and patch.sha256 is not None and not _has_code(patch) else set()
+
+
+def _left_out(names: Sequence[str]) -> list[str]:
+    return [f"left out, because no class loads it: {listed(names)}"] if names else []
+
+
+def _verified(patch: Patch, changed: int, same: int) -> str:
+    """Say which hashes were compared."""
+    if patch.sha256 is None:
+        return f"verified by sha256: {changed} changed files; not the patch itself, nor any other file"
+    return f"verified by sha256: the patch itself, {changed} changed and {same} unchanged files"
 
 
 def _require_as_finished(out: Path, files: Mapping[str, str]) -> None:

@@ -26,8 +26,9 @@ from antidote_llm.cli.terminal import Terminal
 from antidote_llm.cli.training_options import SaveDtype
 from antidote_llm.data import TokenizedRow, check_lengths, check_token_ids
 from antidote_llm.data.rendering import rendered_sha256
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, listed
 from antidote_llm.models import OpenModel
+from antidote_llm.models.carrying import carry_over
 from antidote_llm.models.quantised import require_not_quantised
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.training import Defense, Running, StageData, StageResult, TrainingSettings, run_stage
@@ -123,8 +124,8 @@ class StageJob:
         if (work / "logs").is_dir():
             shutil.copytree(work / "logs", staging / "record" / "logs")
         with self.stopwatch.step("save"):
-            self._save(result, staging / "model", out / "model")
-        record = self._record(result)
+            left_out = self._save(result, staging / "model", out / "model")
+        record = self._record(result, left_out)
         write_json(staging / "record" / "training.json", record.model_dump(mode="json"))
         losses = enumerate(result.training.losses, 1)
         write_text(staging / "record" / "losses.csv", "step,loss\n" + "".join(f"{n},{loss!r}\n" for n, loss in losses))
@@ -141,7 +142,8 @@ class StageJob:
             model = self.opened.model.requires_grad_(self.training.lora is None)
             return run_stage(model, self.data, self.defense, self.training, self.settings, running)
 
-    def _save(self, result: StageResult, folder: Path, final: Path) -> None:
+    def _save(self, result: StageResult, folder: Path, final: Path) -> list[str]:
+        """Write what was trained, and return what of the base's folder was left out."""
         model: Any = result.model
         with quiet_transformers():
             if isinstance(model, PeftModel) and not self.merge:
@@ -149,11 +151,22 @@ class StageJob:
                     config.base_model_name_or_path = self._base_as_seen_from(final)
                 model.save_pretrained(folder, save_embedding_layers=False)
                 (folder / "README.md").unlink(missing_ok=True)
-                return
+                return []
             whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
             whole.to(self._saved_type()).save_pretrained(folder)
         if self.opened.tokenizer is not None:
             self.opened.tokenizer.save_pretrained(folder)
+        return self._carry_over(folder)
+
+    def _carry_over(self, folder: Path) -> list[str]:
+        """Add what neither model nor tokenizer writes, and name what is left out."""
+        base, tokenizer = self.opened.base, self.opened.tokenizer
+        own = tokenizer is None or Path(tokenizer.name_or_path).resolve() == base.folder.resolve()
+        if left := carry_over(base.folder, folder, tokenizer=own):
+            self.terminal.say(f"not taken over from {base.reference}: {listed(left)}")
+        if tokenizer is not None and not own and Path(tokenizer.name_or_path).is_dir():
+            carry_over(Path(tokenizer.name_or_path), folder, model=False)
+        return left
 
     def _base_as_seen_from(self, folder: Path) -> str:
         """Return the base's place relative to the adapter's, so that both can be moved together; or its Hub id."""
@@ -186,7 +199,7 @@ class StageJob:
             "save_dtype": self.save_dtype,
         }
 
-    def _record(self, result: StageResult) -> TrainingRecord:
+    def _record(self, result: StageResult, left_out: Sequence[str]) -> TrainingRecord:
         losses = result.training.losses
         own, beside = self.references
         return TrainingRecord(
@@ -204,6 +217,7 @@ class StageJob:
             data=_described(own, self.data.rendered),
             harmful_ratio=self.harmful_ratio,
             companion=_described(beside, self.data.rendered_companion) if self.data.companion else None,
+            left_out=tuple(left_out),
             trainable_parameters=result.trainable_parameters,
             processes=process_count(),
             steps=result.training.steps,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
+from antidote_llm.errors import listed
 from antidote_llm.evaluation import Estimate, Evaluation
 from antidote_llm.repair import RepairRecord
 from antidote_llm.repair.record import CalibrationData
@@ -121,6 +122,8 @@ def repair_summary(record: RepairRecord) -> str:
         lines.append("solved for: " + ", ".join(f"{name} = {value:.6g}" for name, value in record.solved.items()))
     if record.calibration:
         lines.append(_statistics(record.calibration))
+    if record.left_out:
+        lines.append(f"left out of the repaired model, because no class loads it: {listed(record.left_out)}")
     return "\n".join(lines)
 
 

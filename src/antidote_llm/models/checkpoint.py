@@ -11,16 +11,14 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from antidote_llm.artifacts.enclosure import is_plain_name, require_enclosed
 from antidote_llm.artifacts.hashing import sha256_file
 from antidote_llm.errors import UserError, changed_meanwhile
+from antidote_llm.models.contents import FETCHED, FETCHED_CODE, PICKLE_SUFFIXES
+from antidote_llm.models.remote_code import require_own_code
 from antidote_llm.models.tensor_files import TensorFile, open_tensor_file
 
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _GENERATION = "generation_config.json"
-_FETCHED = (
-    *("*.json", "*.safetensors", "*.model", "*.model.v*", "*.tiktoken", "*.txt", "*.jinja", "*.md"),
-    *("LICENSE*", "NOTICE*"),
-)
 
 
 @dataclass(frozen=True)
@@ -80,14 +78,26 @@ class Checkpoint:
                 raise changed_meanwhile(path)
 
 
-def locate(reference: str, *, trust_remote_code: bool = False) -> Path:
+def locate(reference: str, *, trust_remote_code: bool = False, with_code: bool = False) -> Path:
     """Return the local folder of a model or adapter, fetching it from the Hub where it is no folder here.
 
-    Python code is fetched only where it is trusted.
+    Args:
+        reference: A folder or a Hub id.
+        trust_remote_code: Whether Python code that comes with it may run; it is fetched then.
+        with_code: Whether Python code is fetched all the same, to be copied and not run.
 
     Raises:
-        UserError: There is no such folder, and the Hub does not have it or cannot be reached.
+        UserError: There is no such folder, and the Hub does not have it or cannot be reached; or something in it leads
+            out of it, or its configuration names code that lies elsewhere, where code is trusted.
     """
+    folder = _located(reference, with_code or trust_remote_code)
+    require_enclosed(folder)
+    if trust_remote_code:
+        require_own_code(folder)
+    return folder
+
+
+def _located(reference: str, with_code: bool) -> Path:
     if not reference.strip():
         raise UserError("a model without a name: name a folder or a Hub id")
     path = Path(reference).expanduser()
@@ -98,7 +108,7 @@ def locate(reference: str, *, trust_remote_code: bool = False) -> Path:
     if reference.startswith((".", "/", "~")) or reference.count("/") > 1:
         raise UserError(f"{reference}: no such folder: check the name")
     try:
-        patterns = [*_FETCHED, *(["*.py"] if trust_remote_code else [])]
+        patterns = [*FETCHED, *([FETCHED_CODE] if with_code else [])]
         return Path(snapshot_download(reference, allow_patterns=patterns))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
@@ -128,7 +138,14 @@ def open_model_checkpoint(reference: str, folder: Path | None = None) -> Checkpo
     if (folder / _GENERATION).is_file():
         # transformers would pass over a broken one, and the ends of answers that it names would be lost.
         read_config(folder / _GENERATION)
-    return _open(reference, folder, "config.json", "model.safetensors")
+    opened = _open(reference, folder, "config.json", "model.safetensors")
+    named = opened.config.get("transformers_weights")
+    if named is not None and named not in (*opened.weights, "model.safetensors.index.json"):
+        raise UserError(
+            f"{folder / 'config.json'}: transformers_weights names {str(named)!a}, which is not the folder's "
+            f"{min(opened.weights)}: take the entry out, or give that file this name"
+        )
+    return opened
 
 
 def open_adapter_checkpoint(reference: str, folder: Path | None = None) -> Checkpoint:
@@ -232,8 +249,8 @@ def _shards(index: Path) -> list[str]:
         raise UserError(f"{index}: no weight_map: fetch the file again")
     shards = sorted({str(shard) for shard in weight_map.values()})
     for shard in shards:
-        if (index.parent / shard).parent != index.parent:
-            raise UserError(f"{index}: names a file outside its folder, '{shard}': fetch the folder again")
+        if not is_plain_name(shard):
+            raise UserError(f"{index}: names a file outside its folder, {shard!a}: fetch the folder again")
         if not (index.parent / shard).is_file():
             raise UserError(f"{index.parent / shard}: shard is missing: fetch it again")
     return shards

@@ -30,6 +30,7 @@ from antidote_llm.models.checkpoint import (
     open_adapter_checkpoint,
     open_model_checkpoint,
 )
+from antidote_llm.models.contents import contents
 from antidote_llm.models.loading import PartLoader
 from antidote_llm.models.quantised import quantiser, quantiser_version
 from antidote_llm.models.room import Room, whole_bytes
@@ -71,12 +72,12 @@ class OpenModel:
     @property
     def identity(self) -> dict[str, Any]:
         """All that its numbers depend on, as JSON values: hashes of what was opened, code of its own, type, device."""
-        code = sorted(self.base.folder.glob("*.py")) if self.trust_remote_code else []
+        code = contents(self.base.folder, ()).code if self.trust_remote_code else ()
         return {
             "base": self.base.sha256,
             "adapter": self.adapter.sha256 if self.adapter else None,
             "beneath": [adapter.sha256 for adapter in self.beneath],
-            "code": {path.name: sha256_file(path) for path in code},
+            "code": {name: sha256_file(self.base.folder / name) for name in code},
             "dtype": str(self.dtype),
             "device": self.device.type,
             **quantiser_version(self.base),

@@ -10,8 +10,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from antidote_llm.artifacts.enclosure import require_enclosed
 from antidote_llm.errors import UserError, first_line, tokenizer_errors
 from antidote_llm.models.configuration import BROKEN_CHECKPOINT, needs_trust
+from antidote_llm.models.remote_code import require_own_code
 
 # Honest ones put a mark of a few characters for a space, or take an accent apart.
 _MOST_GROWTH, _SHORT_TEXT = 100.0, 100
@@ -22,9 +24,13 @@ def open_tokenizer(folders: list[Path], asked: str | None, trust_remote_code: bo
     """Open the tokenizer that is asked for, or of the first folder that has one; None where none has.
 
     Raises:
-        UserError: It cannot be opened.
+        UserError: It cannot be opened, or something in its folder leads out of it.
     """
     for place in [asked] if asked is not None else [folder for folder in folders if _has_tokenizer(folder)][:1]:
+        if Path(place).is_dir():
+            require_enclosed(Path(place))
+            if trust_remote_code:
+                require_own_code(Path(place))
         try:
             with tokenizer_errors(str(place), "be opened"):
                 opened = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)

@@ -1,6 +1,6 @@
 """The reversible patch: write, apply, revert, diff."""
 
-from antidote_llm.patching.applying import require_fits, require_reverts, transform
+from antidote_llm.patching.applying import require_fits, require_reverts, require_unchanged_files, transform
 from antidote_llm.patching.diff import TensorDiff, diff
 from antidote_llm.patching.encodings import entries_bytes
 from antidote_llm.patching.patch import PATCH_FILE, Patch, read_patch
@@ -10,6 +10,7 @@ from antidote_llm.patching.shipping import (
     shipped_files,
     shipped_sha256,
     shipped_stamps,
+    shipping,
 )
 from antidote_llm.patching.writing import PatchedCopies
 
@@ -25,8 +26,10 @@ __all__ = [
     "require_fits",
     "require_reverts",
     "require_unchanged",
+    "require_unchanged_files",
     "shipped_files",
     "shipped_sha256",
     "shipped_stamps",
+    "shipping",
     "transform",
 ]

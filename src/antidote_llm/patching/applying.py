@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 from antidote_llm.errors import DefectError, UserError
+from antidote_llm.models.contents import is_document
 from antidote_llm.models.tensor_files import TensorFile, open_tensor_file
-from antidote_llm.patching.patch import FileChange, Patch
+from antidote_llm.patching.description import FileChange
+from antidote_llm.patching.patch import Patch
 from antidote_llm.patching.streaming import flipped_pieces, flushed
 
 Direction = Literal["apply", "revert"]
@@ -44,6 +46,55 @@ def require_fits(patch: Patch, folder: Path) -> None:
     """
     for file in patch.description.files:
         _pieces(patch, _opened(file, folder), file.path)
+
+
+def require_unchanged_files(patch: Patch, folder: Path, sha256: Mapping[str, str]) -> list[str]:
+    """Refuse a folder whose files that a patch leaves as they are, are not those that it knows.
+
+    Documents, which no class reads, may differ. A patch of format 2 knows none of these files.
+
+    Args:
+        patch: The patch.
+        folder: Where it is put on or taken off.
+        sha256: The hashes of the files that ship from there and that the patch does not change.
+
+    Returns:
+        A line about each document that differs, and about a patch that knows nothing.
+
+    Raises:
+        UserError: Names the first file that is missing, another, or one more than the patch knows.
+    """
+    if patch.description.format == 2:
+        return [
+            f"{patch.stored.path} is of format 2, which holds no sha256 of itself nor of files that do not change: "
+            f"{len(sha256)} files of {folder} are copied as they are"
+        ]
+    known = {file.path: file.sha256 for file in patch.description.unchanged}
+    said = []
+    for name in sorted(known.keys() | sha256.keys()):
+        if known.get(name) == sha256.get(name):
+            continue
+        if not is_document(name):
+            raise _not_the_known(folder / name, known.get(name), sha256.get(name))
+        if name not in sha256:
+            said.append(f"{folder / name} is not there, as it was when the patch was made")
+        else:
+            said.append(f"{folder / name} is not what it was when the patch was made: it is copied as it is")
+    return said
+
+
+def _not_the_known(path: Path, wanted: str | None, found: str | None) -> UserError:
+    if found is None:
+        return UserError(f"{path}: missing: the patched model has it: fetch it again")
+    if wanted is None:
+        return UserError(
+            f"{path}: a file that the patched model does not have, and that can change what is loaded: remove it, or "
+            "put the patch on or off in a folder without it"
+        )
+    return UserError(
+        f"{path}: another file than the patched model has: sha256 is {found[:12]}…, {wanted[:12]}… is wanted: fetch it "
+        "again"
+    )
 
 
 def require_reverts(patch: Patch, folder: Path) -> None:

@@ -58,6 +58,10 @@ def diff(first: Patch, second: Patch) -> list[TensorDiff]:
         one, other = records[0].get((file, key)), records[1].get((file, key))
         both = equal = 0
         if one is not None and other is not None:
+            if (one.dtype, one.shape) != (other.dtype, other.shape):
+                raise UserError(
+                    f"the patches do not agree on what '{key}' of {file} is: one of them is damaged: fetch it again"
+                )
             for ours, theirs in zip(first.differences(one), second.differences(other), strict=True):
                 shared_entries = (ours != 0) & (theirs != 0)
                 both += int(np.count_nonzero(shared_entries))

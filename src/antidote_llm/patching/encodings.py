@@ -25,6 +25,8 @@ Read: TypeAlias = Callable[[int, int], bytes]
 BLOCK_ENTRIES = 1 << 16
 # Differences of weights are mostly noise: a higher level is slower and hardly smaller.
 _ZLIB_LEVEL = 1
+# No more than that comes of a byte, and of what begins and ends the whole.
+_MOST_INFLATION, _INFLATION_REST = 1032, 1 << 16
 
 
 class DamageError(Exception):
@@ -40,6 +42,11 @@ def items(data: bytes | memoryview | Bytes, item_bytes: int) -> Items:
 def entries_bytes(entries: int, changed: int, item_bytes: int) -> int:
     """Return what a change of some entries takes in a patch, and what any change takes at most."""
     return bitmap_bytes(entries) + changed * item_bytes
+
+
+def most_inflated_bytes(packed_bytes: int) -> int:
+    """Return what a change kept as ``dense`` can inflate to at most."""
+    return packed_bytes * _MOST_INFLATION + _INFLATION_REST
 
 
 def bitmap_bytes(entries: int) -> int:
@@ -136,6 +143,8 @@ class _Plane:
             part, ended = self._inflate(1)
             if part or (ended and not self._inflater.eof):
                 raise DamageError("has another size than it says")
+        if self._inflater.unused_data or self._position < self._size:
+            raise DamageError("has another size than it says")
 
     def _inflate(self, most: int) -> tuple[bytes, bool]:
         """Return some bytes more, and whether nothing was left to inflate."""

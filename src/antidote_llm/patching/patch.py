@@ -1,6 +1,7 @@
-"""A patch: every change of a checkpoint's files, with the hashes of what it applies to and of what comes out.
+"""A patch: every change of a checkpoint's files, and the hashes of what it applies to, what comes out and itself.
 
-It is one safetensors file. Its metadata holds a JSON description under ``antidote_patch``; its tensors are raw bytes.
+It is one safetensors file. Its metadata holds its own hash under ``antidote_patch_sha256`` and a JSON description under
+``antidote_patch``; its tensors are raw bytes.
 """
 
 from __future__ import annotations
@@ -10,76 +11,48 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
+from antidote_llm.artifacts.enclosure import require_inside
 from antidote_llm.artifacts.files import read_at
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.tensor_files import TensorFile, open_tensor_file
+from antidote_llm.patching.description import (
+    FileChange,
+    PatchDescription,
+    TensorRecord,
+    UnchangedFile,
+    parse_description,
+)
 from antidote_llm.patching.encodings import (
     DamageError,
-    Encoding,
     Items,
     Read,
     bitmap_bytes,
     dense_differences,
     entries_differences,
+    most_inflated_bytes,
 )
+from antidote_llm.patching.sealing import SHA256_KEY, UNSEALED, seal, sealed_sha256, sha256_without_seal
 
 METADATA_KEY = "antidote_patch"
 PATCH_FILE = "patch.safetensors"
 _MEND = ": fetch it again, or repair once more"
 
 
-class FileChange(BaseModel):
-    """One file of the checkpoint, before and after."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str = Field(description="The file's name in the checkpoint's folder.", pattern=r"^[^/\\.][^/\\]*$")
-    size_bytes: int = Field(ge=0, description="Its size, which a patch does not change.")
-    sha256_before: str = Field(description="The hash of what the patch applies to.", pattern=r"^[0-9a-f]{64}$")
-    sha256_after: str = Field(description="The hash of what comes out.", pattern=r"^[0-9a-f]{64}$")
-
-
-class TensorRecord(BaseModel):
-    """One tensor that changes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    file: str = Field(description="The file that holds it.")
-    key: str = Field(description="Its name in that file.")
-    dtype: str = Field(description="Its type in that file.")
-    shape: tuple[int, ...] = Field(description="Its shape.")
-    item_bytes: Literal[1, 2, 4, 8] = Field(description="How many bytes an entry has.")
-    encoding: Encoding = Field(description="How its change is kept.")
-    changed: int = Field(ge=0, description="How many entries change.")
-
-    @property
-    def entries(self) -> int:
-        """How many entries the tensor has."""
-        return int(np.prod(self.shape, dtype=np.int64))
-
-
-class PatchDescription(BaseModel):
-    """What a patch changes and where it came from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[2] = Field(2, description="The format's version.")
-    recipe: dict[str, object] = Field(description="Method, target and settings that made it.")
-    files: tuple[FileChange, ...] = Field(description="The files that change.")
-    tensors: tuple[TensorRecord, ...] = Field(description="The tensors that change.")
-
-
 @dataclass(frozen=True)
 class Patch:
-    """A patch on the disk: its description; changes are read one block of a tensor at a time."""
+    """A patch on the disk; its changes are read one block of a tensor at a time.
+
+    Attributes:
+        description: What it changes.
+        stored: The file.
+        sha256: The hash that it holds of itself; None in format 2, which holds none.
+    """
 
     description: PatchDescription
     stored: TensorFile
+    sha256: str | None = None
 
     def records(self, file: str) -> dict[str, TensorRecord]:
         """Return the tensors of one file that change, by key."""
@@ -106,17 +79,50 @@ class Patch:
 
     def _part(self, stream: IO[bytes], record: TensorRecord, part: str) -> tuple[Read, int]:
         """Return what reads one part, and the part's size."""
+        begin, size = self._entry(record, part)
+        return lambda offset, count: read_at(stream.fileno(), begin + offset, count), size
+
+    def _entry(self, record: TensorRecord, part: str) -> tuple[int, int]:
+        """Return where one part begins, and its size."""
         entry = self.stored.entries.get(part_name(record, part))
         if entry is None:
             raise DamageError(f"lacks its {part}")
         if entry.dtype != "U8":
             raise DamageError("is kept as something else than bytes")
-        begin = entry.begin
-        return lambda offset, size: read_at(stream.fileno(), begin + offset, size), entry.end - begin
+        return entry.begin, entry.end - entry.begin
+
+    def require_parts(self) -> None:
+        """Refuse a patch that holds other parts than it describes, or more than a part of that size can hold.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        described: set[str] = set()
+        for record in self.description.tensors:
+            sizes = self._sizes(record)
+            described.update(part_name(record, part) for part in sizes)
+            if record.encoding == "dense":
+                if record.size_bytes > most_inflated_bytes(sizes["xor"]):
+                    raise self.damaged(f"'{record.key}' has another size than it says")
+            elif sizes != {"bitmap": bitmap_bytes(record.entries), "flips": record.changed * record.item_bytes}:
+                raise self.damaged(f"'{record.key}' holds another number of entries than it says")
+        if self.stored.entries.keys() != described:
+            raise self.damaged("it holds something that it does not describe")
+
+    def _sizes(self, record: TensorRecord) -> dict[str, int]:
+        parts = ("xor",) if record.encoding == "dense" else ("bitmap", "flips")
+        try:
+            return {part: self._entry(record, part)[1] for part in parts}
+        except DamageError as error:
+            raise self.damaged(f"'{record.key}' {error}") from error
 
     def damaged(self, problem: str) -> UserError:
         """Return the error that says that the patch is not what it was."""
-        return UserError(f"{self.stored.path}: a damaged patch: {problem}{_MEND}")
+        return _damaged(self.stored.path, problem)
+
+
+def _damaged(path: Path, problem: str) -> UserError:
+    return UserError(f"{path}: a damaged patch: {problem}{_MEND}")
 
 
 def part_name(record: TensorRecord, part: str) -> str:
@@ -128,13 +134,27 @@ def read_patch(path: Path) -> Patch:
     """Open a patch: the file itself, or the output folder of a repair that holds one.
 
     Raises:
-        UserError: There is none, or it is damaged.
+        UserError: There is none, or it is damaged: any byte of it is not what it was.
     """
     if path.is_dir():
-        path = path / "record" / PATCH_FILE
+        path = require_inside(path, f"record/{PATCH_FILE}")
     if not path.is_file():
         raise UserError(f"{path}: no such patch: name a {PATCH_FILE} or the folder that a repair wrote")
-    stored = open_tensor_file(path)
+    sha256 = sealed_sha256(path)
+    if sha256 is not None and sha256 != sha256_without_seal(path):
+        raise _damaged(path, "its bytes do not have the sha256 that it holds of itself")
+    patch = written_patch(path)
+    patch.require_parts()
+    return patch
+
+
+def written_patch(path: Path) -> Patch:
+    """Open a patch that has just been written, without going through all its bytes once more.
+
+    Raises:
+        UserError: It has changed since.
+    """
+    stored, sha256 = open_tensor_file(path), sealed_sha256(path)
     text = stored.metadata.get(METADATA_KEY)
     if text is None:
         raise UserError(
@@ -142,13 +162,17 @@ def read_patch(path: Path) -> Patch:
             "wrote"
         )
     try:
-        description = PatchDescription.model_validate(json.loads(text))
-    except (ValueError, ValidationError) as error:
-        raise UserError(f"{path}: a damaged patch, or one of another version of this program{_MEND}") from error
-    named = {file.path for file in description.files}
-    if any(record.file not in named for record in description.tensors):
-        raise UserError(f"{path}: a damaged patch: it changes a file whose hashes it does not hold{_MEND}")
-    return Patch(description, stored)
+        description = parse_description(text)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: a damaged patch, or one of another version of this program ({error}){_MEND}"
+        ) from error
+    patch = Patch(description, stored, sha256)
+    if not (description.files or description.unchanged):
+        raise patch.damaged("it names no file")
+    if sha256 is None and description.format > 2:
+        raise patch.damaged("it has lost the sha256 that it held of itself")
+    return patch
 
 
 class PatchWriter:
@@ -159,16 +183,22 @@ class PatchWriter:
         recipe: What to record as the patch's origin.
         files: How many files may change.
         tensors: Every tensor that may change, as it would be described at most.
+        unchanged: The files that ship and cannot change.
     """
 
     def __init__(
-        self, stream: IO[bytes], recipe: dict[str, object], files: Sequence[str], tensors: Sequence[TensorRecord]
+        self,
+        stream: IO[bytes],
+        recipe: dict[str, object],
+        files: Sequence[str],
+        tensors: Sequence[TensorRecord],
+        unchanged: Sequence[UnchangedFile] = (),
     ) -> None:
         self._stream = stream
         self._recipe = recipe
         self._records: list[TensorRecord] = []
         self._ranges: dict[str, tuple[int, int]] = {}
-        self._data_start = header_bytes(recipe, files, tensors)
+        self._data_start = header_bytes(recipe, files, tensors, unchanged)
         stream.write(b"\0" * self._data_start)
 
     def add(self, record: TensorRecord, sizes: Mapping[str, int], data: Iterable[bytes]) -> None:
@@ -198,29 +228,39 @@ class PatchWriter:
             raise DefectError(f"{record.key}: its change takes another size than it said")
         self._records.append(record)
 
-    def finish(self, files: Sequence[FileChange]) -> None:
-        """Write the header."""
-        description = PatchDescription(recipe=self._recipe, files=tuple(files), tensors=tuple(self._records))
+    def finish(self, files: Sequence[FileChange], unchanged: Sequence[UnchangedFile] = ()) -> None:
+        """Write the header and the hash of the whole."""
+        description = PatchDescription(
+            recipe=self._recipe, files=tuple(files), unchanged=tuple(unchanged), tensors=tuple(self._records)
+        )
         header = _header(description, self._ranges)
         room = self._data_start - 8
         if len(header) > room:
             raise DefectError(f"the header of a patch takes {len(header)} bytes, {room} were kept free")
         self._stream.seek(0)
         self._stream.write(struct.pack("<Q", room) + header.ljust(room))
+        seal(self._stream)
 
 
-def header_bytes(recipe: dict[str, object], files: Sequence[str], tensors: Sequence[TensorRecord]) -> int:
+def header_bytes(
+    recipe: dict[str, object],
+    files: Sequence[str],
+    tensors: Sequence[TensorRecord],
+    unchanged: Sequence[UnchangedFile] = (),
+) -> int:
     """Return what a patch takes before its data, where no number in it has more digits than a size can have."""
     longest = [
         FileChange(path=name, size_bytes=1 << 62, sha256_before="0" * 64, sha256_after="0" * 64) for name in files
     ]
     ends = dict.fromkeys((part_name(r, part) for r in tensors for part in ("bitmap", "flips")), (1 << 62, 1 << 62))
-    description = PatchDescription(recipe=recipe, files=tuple(longest), tensors=tuple(tensors))
+    description = PatchDescription(
+        recipe=recipe, files=tuple(longest), unchanged=tuple(unchanged), tensors=tuple(tensors)
+    )
     return len(_header(description, ends)) + 8
 
 
 def _header(description: PatchDescription, ranges: Mapping[str, tuple[int, int]]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {METADATA_KEY: description.model_dump_json()}}
+    header: dict[str, Any] = {"__metadata__": {SHA256_KEY: UNSEALED, METADATA_KEY: description.model_dump_json()}}
     for name, (begin, end) in ranges.items():
         header[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -6,44 +6,35 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from antidote_llm.artifacts import sha256_file
+from antidote_llm.artifacts.enclosure import require_enclosed
 from antidote_llm.artifacts.files import clone_file, link_file
 from antidote_llm.errors import changed_meanwhile
 from antidote_llm.models.checkpoint import FileStamp, weight_file_names
+from antidote_llm.models.contents import Contents, contents
 from antidote_llm.models.tensor_files import open_tensor_file
 
-# By what it is and not by what it is not: whatever else lies there may be the model as it was before its repair.
-_SHIPPED_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".md", ".tiktoken", ".bpe", ".spm", ".py")
-_SHIPPED_NAMES = ("LICENSE*", "NOTICE*", "*.model.v*")
-# What a training leaves beside its checkpoint, and what is hidden.
-_LEFT_BEHIND_STARTS = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args", ".")
-# May change in a result: a model card is meant to get a section.
-DOCUMENT = ".md"
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 
 
-def shipped_files(folder: Path, weights: Collection[str] | None = None) -> list[Path]:
-    """Return the files of a checkpoint's folder that make it up: weights, configuration, tokenizer, code, documents.
-
-    Of safetensors files and of indices only those that transformers and peft load: a second copy of the weights in
-    another layout would ship the model as it was before its repair.
+def shipping(folder: Path, weights: Collection[str] | None = None) -> Contents:
+    """Return the names of the files of a checkpoint's folder that ship, and of what is left out.
 
     Args:
-        folder: Where the checkpoint lies.
+        folder: Where the checkpoint is.
         weights: The names of its weight files, where they are known: a file that has gone since is not missed here.
 
     Raises:
-        UserError: The weights are not known, and the folder's index is broken or a shard is missing.
+        UserError: The weights are not known, and the folder's index is broken or a shard is missing; or something in
+            the folder leads out of it, or has a name that cannot be written down.
     """
-    loaded = _loaded_weights(folder, weights)
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file()
-        and not path.name.startswith(_LEFT_BEHIND_STARTS)
-        and (path.suffix.lower() in _SHIPPED_SUFFIXES or any(map(path.match, _SHIPPED_NAMES)))
-        and (path.name in loaded or not path.name.lower().endswith((".safetensors", ".index.json")))
-    )
+    require_enclosed(folder)
+    return contents(folder, _loaded_weights(folder, weights))
+
+
+def shipped_files(folder: Path, weights: Collection[str] | None = None) -> list[Path]:
+    """Return the files of a checkpoint's folder that ship: as :func:`shipping`."""
+    return [folder / name for name in shipping(folder, weights).files]
 
 
 def copy_checkpoint(
@@ -59,46 +50,51 @@ def copy_checkpoint(
     A hard link, for weights only, is the same file under a second name: whoever writes into one writes into both.
 
     Raises:
-        UserError: A file has gone meanwhile.
+        UserError: As :func:`shipping`; or a file has gone meanwhile.
     """
-    for path in shipped_files(folder, weights):
-        if path.name not in leave_out:
-            place = link_file if hard_links and path.suffix.lower() == ".safetensors" else clone_file
+    for name in shipping(folder, weights).files:
+        if name not in leave_out:
+            place = link_file if hard_links and name.lower().endswith(".safetensors") else clone_file
             try:
-                place(path, target / path.name)
+                place(folder / name, target / name)
             except FileNotFoundError as error:
-                raise changed_meanwhile(path) from error
+                raise changed_meanwhile(folder / name) from error
 
 
 def shipped_stamps(folder: Path, weights: Collection[str] | None = None) -> dict[str, FileStamp]:
-    """Return what the files that ship look like, by name: as :func:`shipped_files`.
+    """Return what the files that ship look like, by name: as :func:`shipping`.
 
     Raises:
-        UserError: As :func:`shipped_files`; or a file has gone meanwhile.
+        UserError: As :func:`shipping`; or a file has gone meanwhile.
     """
     found = {}
-    for path in shipped_files(folder, weights):
+    for name in shipping(folder, weights).files:
         try:
-            found[path.name] = FileStamp.of(path)
+            found[name] = FileStamp.of(folder / name)
         except FileNotFoundError as error:
-            raise changed_meanwhile(path) from error
+            raise changed_meanwhile(folder / name) from error
     return found
 
 
-def shipped_sha256(folder: Path, names: Collection[str]) -> dict[str, str]:
-    """Return the hashes of files that ship, but for documents, by name.
+def shipped_sha256(folder: Path, names: Collection[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the hashes of files that ship, by name.
+
+    Args:
+        folder: Where they are.
+        names: Their names.
+        known: Hashes that are known already.
 
     Raises:
         UserError: A weight file is truncated, or a file has gone meanwhile.
     """
     found = {}
-    for path in (folder / name for name in sorted(names) if not name.lower().endswith(DOCUMENT)):
-        if path.suffix.lower() == ".safetensors":
-            open_tensor_file(path)
+    for name in sorted(names):
+        if name.lower().endswith(".safetensors"):
+            open_tensor_file(folder / name)
         try:
-            found[path.name] = sha256_file(path)
+            found[name] = (known or {}).get(name) or sha256_file(folder / name)
         except FileNotFoundError as error:
-            raise changed_meanwhile(path) from error
+            raise changed_meanwhile(folder / name) from error
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,8 +19,9 @@ from antidote_llm.artifacts.files import atomic_writer
 from antidote_llm.errors import DefectError, changed_meanwhile
 from antidote_llm.models.tensor_files import DTYPES, TensorEntry, TensorFile
 from antidote_llm.patching.copying import EditedCopy
+from antidote_llm.patching.description import FileChange, TensorRecord, UnchangedFile
 from antidote_llm.patching.encodings import BLOCK_ENTRIES, Items, bitmap_bytes, items, packed_planes
-from antidote_llm.patching.patch import FileChange, Patch, PatchWriter, TensorRecord, header_bytes, read_patch
+from antidote_llm.patching.patch import Patch, PatchWriter, header_bytes, written_patch
 from antidote_llm.patching.spooling import SpooledChange
 from antidote_llm.patching.streaming import flipped_pieces
 
@@ -44,6 +45,7 @@ class PatchedCopies:
         patch_path: Where the patch goes.
         known_sha256: Hashes of sources by name, where they are known already. Whether they still hold is found out by
             :func:`antidote_llm.patching.require_reverts`; without copies, here.
+        unchanged: The files that ship with them and are none of them: the patch knows their hashes too.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class PatchedCopies:
         patch_path: Path,
         *,
         known_sha256: Mapping[str, str] | None = None,
+        unchanged: Sequence[UnchangedFile] = (),
     ) -> None:
+        self._unchanged = tuple(unchanged)
         self._sources, self._recipe, self._patch_path = sources, recipe, patch_path
         self._known = known_sha256 or {}
         self._possible = _possible(sources, keys)
@@ -76,7 +80,7 @@ class PatchedCopies:
                 stack.callback(copy.close)
             self._pool = ThreadPoolExecutor(2, thread_name_prefix="hash")
             stack.callback(self._pool.shutdown, cancel_futures=True)
-            self._writer = PatchWriter(stream, self._recipe, list(self._sources), self._possible)
+            self._writer = PatchWriter(stream, self._recipe, list(self._sources), self._possible, self._unchanged)
             self._unfinished = stack.pop_all()
         return self
 
@@ -136,10 +140,12 @@ class PatchedCopies:
                 self._add(name, source.entries[key], changes[key])
         for flush in self._flushes.values():
             flush.result()
-        self._writer.finish([self._file_change(name) for name in self._sources if self._changes[name]])
+        changed = [self._file_change(name) for name in self._sources if self._changes[name]]
+        same = [self._same_file(name) for name in self._sources if not self._changes[name]]
+        self._writer.finish(changed, sorted([*same, *self._unchanged], key=lambda file: file.path))
         self._finished = True
         self._unfinished.close()
-        return read_patch(self._patch_path)
+        return written_patch(self._patch_path)
 
     def _complete(self, name: str) -> None:
         """Flush a file's copy and hash it, aside: nothing in it changes any more."""
@@ -167,12 +173,20 @@ class PatchedCopies:
             path=name, size_bytes=self._sources[name].size_bytes, sha256_before=before, sha256_after=after
         )
 
+    def _same_file(self, name: str) -> UnchangedFile:
+        source = self._sources[name]
+        sha256 = self._known.get(name) or _sha256(piece for piece, _ in flipped_pieces(source, {}))
+        return UnchangedFile(path=name, size_bytes=source.size_bytes, sha256=sha256)
+
 
 def predicted_header_bytes(
-    sources: Mapping[str, TensorFile], keys: Collection[tuple[str, str]], recipe: dict[str, object]
+    sources: Mapping[str, TensorFile],
+    keys: Collection[tuple[str, str]],
+    recipe: dict[str, object],
+    unchanged: Sequence[UnchangedFile] = (),
 ) -> int:
     """Return what :class:`PatchedCopies` takes for a patch's header, whatever of it changes."""
-    return header_bytes(recipe, list(sources), _possible(sources, keys))
+    return header_bytes(recipe, list(sources), _possible(sources, keys), unchanged)
 
 
 def _possible(sources: Mapping[str, TensorFile], keys: Collection[tuple[str, str]]) -> list[TensorRecord]:

@@ -99,6 +99,8 @@ class PatchSummary(_Part):
     predicted_bytes: int = Field(0, description="Its size as it was stated before it was written.")
     sha256_before: dict[str, str] = Field(description="Hashes of the changed files before.")
     sha256_after: dict[str, str] = Field(description="Hashes of the changed files after.")
+    sha256_unchanged: dict[str, str] = Field({}, description="Hashes of the other files that ship.")
+    sha256: str | None = Field(None, description="The hash that the patch holds of itself.")
 
 
 class RepairRecord(_Part):
@@ -126,5 +128,8 @@ class RepairRecord(_Part):
     )
     totals: Totals = Field(description="All of it together.")
     patch: PatchSummary | None = Field(description="The patch; none in a dry run.")
+    left_out: tuple[str, ...] = Field(
+        (), description="What is in the checkpoint's folder and does not ship: whole folders by their name and /."
+    )
     wall_seconds: dict[str, float] = Field(description="Wall time by step.")
     peak_rss_bytes: int = Field(description="The largest resident memory of the process.")

@@ -25,7 +25,10 @@ from antidote_llm.patching import (
     entries_bytes,
     require_reverts,
     shipped_files,
+    shipped_sha256,
+    shipping,
 )
+from antidote_llm.patching.description import UnchangedFile
 from antidote_llm.patching.writing import predicted_header_bytes
 from antidote_llm.repair.planning import Plan, request_of
 from antidote_llm.repair.record import Origin, PatchSummary, RepairRecord
@@ -48,13 +51,31 @@ def predicted_patch_bytes(repair: PlannedRepair) -> int:
         chosen = sum(site.shape[0] * site.shape[1] * item_bytes[site.name] for site in sites)
     else:
         chosen = Selection(request_of(repair.solved), {}).most(sites, item_bytes)
-    header = predicted_header_bytes(_changing(repair), _edited(repair), _recipe(repair))
+    unknown = _unchanged(repair.target.checkpoint, dict.fromkeys(_unchanged_names(repair), "0" * 64))
+    header = predicted_header_bytes(_changing(repair), _edited(repair), _recipe(repair), unknown)
     return bitmaps + chosen + outside + header
 
 
 def _changing(repair: PlannedRepair) -> dict[str, TensorFile]:
     """Return the weight files that hold anything to edit, by name."""
     return {name: repair.target.checkpoint.weights[name] for name in sorted({file for file, _ in _edited(repair)})}
+
+
+def _unchanged_names(repair: PlannedRepair) -> list[str]:
+    """Return the files that ship and hold nothing to edit, by name."""
+    checkpoint, changing = repair.target.checkpoint, _changing(repair)
+    return [name for name in shipping(checkpoint.folder, checkpoint.weights).files if name not in changing]
+
+
+def _unchanged(checkpoint: Checkpoint, sha256: Mapping[str, str]) -> list[UnchangedFile]:
+    found = []
+    for name in sorted(sha256):
+        path = checkpoint.folder / name
+        try:
+            found.append(UnchangedFile(path=name, size_bytes=path.stat().st_size, sha256=sha256[name]))
+        except FileNotFoundError as error:
+            raise changed_meanwhile(path) from error
+    return found
 
 
 def rehearse_repair(repair: PlannedRepair, command: str, stopwatch: Stopwatch) -> RepairRecord:
@@ -104,12 +125,22 @@ def write_repair(
     model, patch_path = None if patch_only else folder / "model", folder / "record" / PATCH_FILE
     patch_path.parent.mkdir(parents=True, exist_ok=True)
     with stopwatch.step("write"):
+        kept = shipped_sha256(checkpoint.folder, _unchanged_names(repair), checkpoint.sha256)
         if model is not None:
             copy_checkpoint(
                 checkpoint.folder, model, checkpoint.weights, leave_out=frozenset(changing), hard_links=hard_links
             )
+            _require_copied(model, kept, checkpoint)
     known = {name: checkpoint.sha256[name] for name in changing}
-    with PatchedCopies(changing, _edited(repair), _recipe(repair), model, patch_path, known_sha256=known) as copies:
+    with PatchedCopies(
+        changing,
+        _edited(repair),
+        _recipe(repair),
+        model,
+        patch_path,
+        known_sha256=known,
+        unchanged=_unchanged(checkpoint, kept),
+    ) as copies:
         for part in repair.parts:
             with stopwatch.step("write"):
                 for (file, key), sites in _by_tensor(part.problem.target.sites).items():
@@ -126,6 +157,8 @@ def write_repair(
             predicted_bytes=predicted,
             sha256_before={file.path: file.sha256_before for file in patch.description.files},
             sha256_after={file.path: file.sha256_after for file in patch.description.files},
+            sha256_unchanged={file.path: file.sha256 for file in patch.description.unchanged},
+            sha256=patch.sha256,
         )
         for name, sha256 in summary.sha256_before.items():
             if sha256 != checkpoint.sha256[name]:
@@ -133,6 +166,13 @@ def write_repair(
         if model is not None:
             _require_reverts(patch, model, changing, checkpoint)
     return _record(repair, tally, command, stopwatch, summary)
+
+
+def _require_copied(model: Path, kept: Mapping[str, str], checkpoint: Checkpoint) -> None:
+    """Compare the copies of what is no weights, which is small, with what the patch says of it."""
+    for name, sha256 in kept.items():
+        if name not in checkpoint.weights and (not (model / name).is_file() or sha256_file(model / name) != sha256):
+            raise changed_meanwhile(checkpoint.folder / name)
 
 
 def _require_reverts(patch: Patch, model: Path, changing: Mapping[str, TensorFile], checkpoint: Checkpoint) -> None:
@@ -244,6 +284,7 @@ def _record(
         outside=repair.outside,
         totals=tally.totals,
         patch=patch,
+        left_out=shipping(repair.target.checkpoint.folder, repair.target.checkpoint.weights).left_out,
         wall_seconds=dict(stopwatch.seconds),
         peak_rss_bytes=peak_rss_bytes(),
     )

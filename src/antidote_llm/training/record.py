@@ -40,6 +40,9 @@ class TrainingRecord(BaseModel):
     data: TrainedRows = Field(description="The stage's own rows.")
     harmful_ratio: float | None = Field(description="Share of harmful rows that were mixed in; none where none were.")
     companion: TrainedRows | None = Field(description="The rows beside them, where the defense learns from some.")
+    left_out: tuple[str, ...] = Field(
+        (), description="Files of the model that it started from which were not taken over: its documents and results."
+    )
     trainable_parameters: int = Field(description="How many weights were trained.")
     processes: int = Field(description="How many processes trained together.")
     steps: int = Field(description="Optimiser steps.")

@@ -19,6 +19,7 @@ from antidote_llm.artifacts import sha256_file, sha256_json
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.checkpoint import locate, open_model_checkpoint, read_config
 from antidote_llm.models.configuration import BROKEN_CHECKPOINT, require_plausible
+from antidote_llm.models.contents import nested_files
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.tokenizers import open_tokenizer
 
@@ -74,8 +75,8 @@ class JudgeFolder:
                 f"judge '{judge}': {reference}: transformers cannot open it ({reason}): name another model, or update "
                 "transformers"
             ) from error
-        texts = [path for path in folder.iterdir() if path.suffix in _TEXT_FILES and path.is_file()]
-        sha256 = {**{path.name: sha256_file(path) for path in texts}, **weights}
+        texts = [path.name for path in folder.iterdir() if path.suffix in _TEXT_FILES and path.is_file()]
+        sha256 = {**{name: sha256_file(folder / name) for name in [*texts, *nested_files(folder)]}, **weights}
         return cls(judge, reference, folder, config, tokenizer, dict(sorted(sha256.items())))
 
     @property

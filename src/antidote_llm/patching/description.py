@@ -1,0 +1,154 @@
+"""What a patch says of itself, read strictly: nothing in it is taken for what it is not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Any, NoReturn
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from antidote_llm.artifacts.enclosure import is_plain_name, is_plain_path
+from antidote_llm.models.tensor_files import DTYPES
+from antidote_llm.patching.encodings import Encoding
+
+OLDEST_FORMAT, NEWEST_FORMAT = 2, 3
+_MOST = 2**63 - 1
+_MOST_AXES = 64
+_MOST_REASON = 120
+
+
+def _plain_name(name: str) -> str:
+    if not is_plain_name(name):
+        raise ValueError("it names a file elsewhere, or by what is no name")
+    return name
+
+
+def _plain_path(name: str) -> str:
+    if not is_plain_path(name):
+        raise ValueError("it names a file elsewhere, or by what is no name")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_plain_name)]
+_Path = Annotated[str, AfterValidator(_plain_path)]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Count = Annotated[int, Field(ge=0, le=_MOST)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileChange(_Part):
+    """One file of the checkpoint, before and after."""
+
+    path: _Name = Field(description="The file's name in the checkpoint's folder.")
+    size_bytes: _Count = Field(description="Its size, which a patch does not change.")
+    sha256_before: _Sha256 = Field(description="The hash of what the patch applies to.")
+    sha256_after: _Sha256 = Field(description="The hash of what comes out.")
+
+
+class UnchangedFile(_Part):
+    """One file of the checkpoint that is the same before and after."""
+
+    path: _Path = Field(description="The file's name in the checkpoint's folder, folders inside it by /.")
+    size_bytes: _Count = Field(description="Its size.")
+    sha256: _Sha256 = Field(description="Its hash.")
+
+
+class TensorRecord(_Part):
+    """One tensor that changes."""
+
+    file: str = Field(description="The file that holds it.")
+    key: str = Field(description="Its name in that file.")
+    dtype: str = Field(description="Its type in that file.")
+    shape: tuple[_Count, ...] = Field(description="Its shape.", max_length=_MOST_AXES)
+    item_bytes: _Count = Field(description="How many bytes an entry has.")
+    encoding: Encoding = Field(description="How its change is kept.")
+    changed: _Count = Field(description="How many entries change.")
+
+    @property
+    def entries(self) -> int:
+        """How many entries the tensor has."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the tensor takes in its file."""
+        return self.entries * self.item_bytes
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> TensorRecord:
+        if self.dtype not in DTYPES or DTYPES[self.dtype].itemsize != self.item_bytes:
+            raise ValueError("a tensor of no known type")
+        if self.changed > self.entries:
+            raise ValueError("more entries of a tensor change than it has")
+        return self
+
+
+class PatchDescription(_Part):
+    """What a patch changes and where it came from."""
+
+    format: int = Field(NEWEST_FORMAT, description="The format's version.", ge=OLDEST_FORMAT, le=NEWEST_FORMAT)
+    recipe: dict[str, object] = Field(description="Method, target and settings that made it.")
+    files: tuple[FileChange, ...] = Field(description="The files that change.")
+    unchanged: tuple[UnchangedFile, ...] = Field(
+        (), description="The files that ship with them and stay as they are; none are known in format 2."
+    )
+    tensors: tuple[TensorRecord, ...] = Field(description="The tensors that change.")
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> PatchDescription:
+        if self.format == OLDEST_FORMAT and self.unchanged:
+            raise ValueError("format 2 knows nothing of files that do not change")
+        _require_once([*(file.path for file in self.files), *(file.path for file in self.unchanged)])
+        _require_once(f"{record.file}/{record.key}" for record in self.tensors)
+        sizes = {file.path: file.size_bytes for file in self.files}
+        for record in self.tensors:
+            if record.file not in sizes:
+                raise ValueError("it changes a file whose hashes it does not hold")
+            sizes[record.file] -= record.size_bytes
+        if any(left < 0 for left in sizes.values()):
+            raise ValueError("tensors that are larger than their file")
+        return self
+
+
+def parse_description(text: str) -> PatchDescription:
+    """Read a description.
+
+    Raises:
+        ValueError: It is not one; says why in a few words.
+    """
+    try:
+        # Pydantic's reader knows neither infinite numbers as such nor a key that stands twice.
+        json.loads(text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
+        return PatchDescription.model_validate_json(text)
+    except RecursionError as error:
+        raise ValueError("its description has too many brackets inside each other") from error
+    except ValidationError as error:
+        raise ValueError(error.errors(include_input=False, include_url=False)[0]["msg"][:_MOST_REASON]) from error
+
+
+def _require_once(names: Iterable[str]) -> None:
+    if any(count > 1 for count in Counter(names).values()):
+        raise ValueError("it names a file or a tensor twice")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it names something twice")
+    return found
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"it holds {constant}")
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(found := float(number)):
+        raise ValueError("it holds an infinite number")
+    return found

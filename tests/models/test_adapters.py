@@ -22,7 +22,6 @@ from tests.conftest import Folders
 REFUSED: dict[str, Any] = {
     "alora_invocation_tokens": [5],
     "arrow_config": {"top_k": 1},
-    "ensure_weight_tying": True,
     "kasa_config": {"beta": 1},
     "layer_replication": [[0, 2], [1, 2]],
     "lora_bias": True,
@@ -37,6 +36,7 @@ REFUSED: dict[str, Any] = {
 UNDERSTOOD: dict[str, Any] = {
     "alpha_pattern": {"q_proj": 32},
     "bias": "none",
+    "ensure_weight_tying": True,
     "exclude_modules": ["o_proj"],
     "fan_in_fan_out": False,
     "inference_mode": True,

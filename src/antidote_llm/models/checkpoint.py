@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -48,6 +48,7 @@ class Checkpoint:
         config: Its ``config.json`` or ``adapter_config.json``.
         weights: The files that hold its tensors, by name relative to ``folder``.
         stamps: What the configuration and the weight files looked like when it was opened, by name.
+        peft_names: What peft calls the tensors of an adapter on its model, by key, once that is known.
     """
 
     reference: str
@@ -55,6 +56,7 @@ class Checkpoint:
     config: Mapping[str, object]
     weights: Mapping[str, TensorFile]
     stamps: Mapping[str, FileStamp]
+    peft_names: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def sha256(self) -> dict[str, str]:

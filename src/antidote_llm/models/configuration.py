@@ -15,7 +15,7 @@ from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.quiet import quiet_transformers
 
-_OTHER_HEADS = ("Classification", "ForQuestionAnswering", "RewardModel")
+OTHER_HEADS = ("Classification", "ForQuestionAnswering", "RewardModel")
 # What transformers raises over a configuration or weights that it cannot make sense of.
 BROKEN_CHECKPOINT = (
     ArithmeticError,
@@ -88,7 +88,7 @@ def parsed_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
             "one, such as its text model saved by itself"
         )
     # Where embeddings are tied it would lack nothing.
-    if (kind := _saved_as(checkpoint)).endswith(_OTHER_HEADS):
+    if (kind := _saved_as(checkpoint)).endswith(OTHER_HEADS):
         raise UserError(f"{checkpoint.reference}: saved as {kind}: name a causal language model")
     return config
 

@@ -17,12 +17,13 @@ from antidote_llm.artifacts.processes import largest
 from antidote_llm.errors import UserError
 from antidote_llm.models.adapters import (
     adapter_sites,
-    base_folder,
+    base_not_found,
+    base_reference,
     other_tensors,
     require_plain_lora,
     require_same_base,
 )
-from antidote_llm.models.attaching import attach, detach
+from antidote_llm.models.attaching import attach, detach, read_on
 from antidote_llm.models.checkpoint import (
     Checkpoint,
     is_adapter,
@@ -118,7 +119,10 @@ class OpenModel:
         """
         adapter = open_adapter_checkpoint(str(folder))
         require_plain_lora(adapter)
-        model = attach(self._bare(), self.beneath, adapter, self.base.reference)
+        bare = self._bare()
+        _, adapter = read_on(bare, (), adapter)
+        assert adapter is not None
+        model = attach(bare, self.beneath, adapter, self.base.reference)
         return replace(self, model=model, sites=adapter_sites(adapter, model), adapter=adapter)
 
     def without_adapter(self) -> OpenModel:
@@ -194,6 +198,7 @@ def open_model(
     else:
         model = load_whole(base, dtype, place, trust_remote_code, spread=device == SPREAD)
     if upper or lower:
+        lower, upper = read_on(model, lower, upper)
         model = attach(model, lower, upper, base.reference)
     sites = () if upper is None else adapter_sites(upper, model)
     folders = [each.folder for each in (upper, *reversed(lower), base) if each is not None]
@@ -227,8 +232,11 @@ def _checkpoints(
     folder, upper = locate(reference, trust_remote_code=trust_remote_code), None
     if adapter is None and is_adapter(folder):
         upper = open_adapter_checkpoint(reference, folder)
-        reference = _base_of(upper)
-        folder = locate(reference, trust_remote_code=trust_remote_code)
+        reference = base_reference(upper)
+        try:
+            folder = locate(reference, trust_remote_code=trust_remote_code)
+        except UserError as error:
+            raise base_not_found(upper, error) from error
     base = open_model_checkpoint(reference, folder)
     lower = tuple(open_adapter_checkpoint(name) for name in beneath)
     if adapter is not None:
@@ -239,13 +247,3 @@ def _checkpoints(
             raise UserError(f"--adapter {each.reference} is given twice: name every adapter once")
         known.add(place)
     return base, lower, upper
-
-
-def _base_of(adapter: Checkpoint) -> str:
-    if (folder := base_folder(adapter)) is not None:
-        return str(folder)
-    name = str(adapter.config.get("base_model_name_or_path") or "")
-    if not name or name.startswith((".", "/", "~")):
-        problem = f"names a base that is not here ({name})" if name else "names no base model"
-        raise UserError(f"{adapter.reference}: the adapter {problem}: pass MODEL --adapter {adapter.reference}")
-    return name

@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from antidote_llm.errors import UserError
-from antidote_llm.models.adapters import magnitudes, other_tensors, other_tensors_base_name
+from antidote_llm.models.adapters import magnitudes, other_tensors, other_tensors_base_name, products_outside
 from antidote_llm.models.checkpoint import Checkpoint, is_adapter, locate, open_model_checkpoint
 from antidote_llm.models.comparing import compared
 from antidote_llm.models.configuration import empty_model
@@ -25,6 +26,7 @@ from antidote_llm.models.stored import StoredTensor
 from antidote_llm.models.tensor_files import DTYPES, TensorFile
 from antidote_llm.models.weights import weight_sites
 
+_BLOCK_ENTRIES = 1 << 22
 TargetName: TypeAlias = Literal["adapter", "delta", "weight"]
 
 
@@ -89,6 +91,31 @@ class MagnitudeTensor(OutsideTensor):
     def aligned_values(self) -> Tensor:
         """Return what they were at first, in the adapter's type."""
         return row_norms(self.layer, self.aligned).to(DTYPES[self.stored.entry.dtype])
+
+
+@dataclass(frozen=True)
+class ProductTensor(OutsideTensor):
+    """The B of a LoRA update that is no site; in the aligned model it was zero, and ``aligned`` is not read.
+
+    Attributes:
+        factor_A: Where its A is, which stays: without B it adds nothing.
+        scaling: What B A is multiplied by.
+    """
+
+    factor_A: StoredTensor
+    scaling: float
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield blocks of rows of the update, and zeros."""
+        rows_B = self.stored.file.read(self.key).float().flatten(1)
+        columns_A = self.scaling * self.factor_A.file.read(self.factor_A.entry.key).float().flatten(1)
+        for block in rows_B.split(max(1, _BLOCK_ENTRIES // columns_A.shape[1])):
+            update = block @ columns_A
+            yield update, torch.zeros_like(update)
+
+    def aligned_values(self) -> Tensor:
+        """Return zeros in the adapter's type."""
+        return torch.zeros(self.stored.entry.shape, dtype=DTYPES[self.stored.entry.dtype])
 
 
 @dataclass(frozen=True)
@@ -208,7 +235,16 @@ def _adapter_target(opened: OpenModel, aligned: str | None, pattern: str) -> Tar
     if aligned is not None:
         raise UserError("--aligned: the aligned model of an adapter is its base: leave --aligned out")
     names = TensorNames.of(opened.base, empty_model(opened.base, opened.trust_remote_code))
-    outside = (*_adapter_outside(opened.adapter, names), *_magnitudes(opened.adapter, opened.causal_model, names))
+    if not opened.sites:
+        raise UserError(
+            f"{opened.adapter.reference}: it adapts no matrix of the part that reads text: there is nothing to repair: "
+            "name the adapter of a model that writes"
+        )
+    outside = (
+        *_adapter_outside(opened.adapter, names),
+        *_magnitudes(opened.adapter, opened.causal_model, names),
+        *_products(opened.adapter, opened.model),
+    )
     return Target("adapter", opened.adapter, chosen_sites(opened.sites, pattern), opened.base, outside, names)
 
 
@@ -221,6 +257,15 @@ def _adapter_outside(adapter: Checkpoint, base: TensorNames) -> Iterator[Outside
                 f"{adapter.reference}: '{key}' has no counterpart in the base model: what it changes cannot be measured"
             )
         yield OutsideTensor(stored, aligned)
+
+
+def _products(adapter: Checkpoint, model: nn.Module) -> Iterator[OutsideTensor]:
+    own = TensorNames(adapter)
+    assert isinstance(model, PeftModel)
+    for product in products_outside(adapter, model):
+        factor_A, factor_B = (own.find(entry.key) for entry in (product.factor_A, product.factor_B))
+        assert factor_A is not None and factor_B is not None
+        yield ProductTensor(factor_B, factor_B, factor_A=factor_A, scaling=product.scaling)
 
 
 def _magnitudes(adapter: Checkpoint, model: nn.Module, base: TensorNames) -> Iterator[OutsideTensor]:

@@ -20,6 +20,7 @@ from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import Checkpoint, open_model_checkpoint, same_tensors
 from antidote_llm.models.configuration import OTHER_HEADS
 from antidote_llm.models.dora import is_dora, magnitude_of
+from antidote_llm.models.formats import NOT_GATHERED
 from antidote_llm.models.peft_names import PREFIX, unread
 from antidote_llm.models.sites import Role, Site
 from antidote_llm.models.tensor_files import DTYPES, TensorEntry
@@ -31,11 +32,34 @@ _FACTOR = re.compile(
 )
 # What folders are called that trainers keep models in, and nobody's name on the Hub.
 _FOLDERS = frozenset(
-    "base base_model base_models base-model base-models cache checkpoint checkpoints ckpt ckpts content data drive "
-    "exp experiment experiments export exports final finetuned fine-tuned fine_tuned hf_models home huggingface_models "
-    "llm llms local log logs merged mnt model models my_models opt out output outputs pretrained pretrained_models "
-    "result results root run runs save saved saved_models saves scratch tmp train trained training weights work "
-    "workdir workspace".split()
+    {
+        *(
+            "base",
+            "base_model",
+            "base_models",
+            "base-model",
+            "base-models",
+            "model",
+            "models",
+            "my_models",
+            "llm",
+            "llms",
+        ),
+        *(
+            "hf_models",
+            "huggingface_models",
+            "pretrained",
+            "pretrained_models",
+            "saved",
+            "saved_models",
+            "save",
+            "saves",
+        ),
+        *("checkpoint", "checkpoints", "ckpt", "ckpts", "weights", "final", "merged", "finetuned", "fine-tuned"),
+        *("fine_tuned", "train", "trained", "training", "out", "output", "outputs", "result", "results", "export"),
+        *("exports", "exp", "experiment", "experiments", "run", "runs", "log", "logs", "work", "workdir", "workspace"),
+        *("scratch", "tmp", "cache", "data", "drive", "content", "home", "local", "mnt", "opt", "root"),
+    }
 )
 _CHECKPOINT = re.compile(r"^(checkpoint|ckpt|step|epoch|global_step)[-_]?\d+$", re.IGNORECASE)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -66,11 +90,6 @@ _NOT_MERGEABLE = {
     "lora_bias": f"where its modules of the base have biases, {MERGE}; otherwise train it without that setting",
     "layer_replication": "peft cannot save it merged: train it without that setting",
 }
-NOT_GATHERED = (
-    "DeepSpeed ZeRO-3 or FSDP saved it without gathering its parts: save again with "
-    "stage3_gather_16bit_weights_on_model_save, or from the checkpoint with zero_to_fp32.py (ZeRO-3), or with "
-    "accelerator.get_state_dict(model) as state_dict"
-)
 # What adapters of other tasks are put on.
 _OTHER_TASKS = {
     "SEQ_CLS": "a classifier or reward model",

@@ -113,6 +113,11 @@ def unread(adapter: Checkpoint, key: str, model: nn.Module, reference: str) -> U
     end = "" if "embedding" in match["part"] or "magnitude" in match["part"] else ".weight"
     if (meant := _meant(match["module"], modules)) is not None:
         better = f"{PREFIX}{meant}.{match['part']}{end}"
+        if better == name and "magnitude" in name:
+            return UserError(
+                f"{adapter.reference}: '{key}' is a magnitude of DoRA, and its configuration is that of plain LoRA: "
+                "set use_dora in adapter_config.json, if it was trained so"
+            )
         if better == name:
             return UserError(
                 f"{adapter.reference}: the adapter's file holds {match['part']} of {module} ('{key}'), which its "

@@ -102,5 +102,5 @@ def test_a_beginning_that_moved_the_base_is_named(folders: Folders, tmp_path: Pa
 def test_magnitudes_without_dora_are_no_plain_factors(folders: Folders, tmp_path: Path) -> None:
     adapter = tiny.write_adapter(tmp_path / "adapter", folders.base, use_dora=True)
     edit_json(adapter / "adapter_config.json", use_dora=False)
-    with pytest.raises(UserError, match="lora_magnitude_vector' is a magnitude of DoRA.*use_dora"):
+    with pytest.raises(UserError, match=r"lora_magnitude_vector' is a magnitude of DoRA.*use_dora"):
         open_model(str(folders.base), str(adapter))

@@ -181,9 +181,6 @@ def open_model(
     for each in (*lower, *([upper] if upper else [])):
         require_plain_lora(each)
         require_same_base(each, base)
-    for each in lower:
-        if others := other_tensors(each):
-            raise UserError(f"{each.reference} also holds {others[0]}: merge it into the base before another adapter")
     model: Any
     stream = None
     place = device_named(device)
@@ -200,6 +197,9 @@ def open_model(
     if upper or lower:
         lower, upper = read_on(model, lower, upper)
         model = attach(model, lower, upper, base.reference)
+    for each in lower:
+        if others := other_tensors(each):
+            raise UserError(f"{each.reference} also holds {others[0]}: merge it into the base before another adapter")
     sites = () if upper is None else adapter_sites(upper, model)
     folders = [each.folder for each in (upper, *reversed(lower), base) if each is not None]
     loaded = open_tokenizer(folders, tokenizer, trust_remote_code)

@@ -208,7 +208,7 @@ def factors(adapter: Checkpoint) -> dict[tuple[str, Role], Factor]:
             if 0 in entry.shape:
                 raise UserError(f"{file.path}: '{key}' is empty ({list(entry.shape)}): {NOT_GATHERED}")
             if len(entry.shape) < 2:
-                raise _no_matrix(file.path, entry)
+                raise UserError(f"{file.path}: '{key}' is flat ({list(entry.shape)}), no matrix: {NOT_GATHERED}")
             if entry.dtype not in DTYPES:
                 raise UserError(
                     f"{file.path}: '{key}' is {entry.dtype}: only floating-point factors can be repaired: save it "

@@ -166,7 +166,7 @@ def _open(reference: str, folder: Path, config_name: str, weights_name: str, *, 
     if inside and not (folder / config_name).is_file():
         raise UserError(f"{reference} holds adapters in folders inside it: name one of them: {', '.join(inside)}")
     if not (folder / config_name).is_file():
-        raise _no_config(folder, config_name)
+        raise no_config(folder, config_name)
     config = _read_config(folder / config_name)
     names = weight_file_names(folder, weights_name, sharded=sharded)
     stamps = {name: FileStamp.of(folder / name) for name in (config_name, *names)}
@@ -195,7 +195,8 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and not whole
 
 
-def _no_config(folder: Path, name: str) -> UserError:
+def no_config(folder: Path, name: str) -> UserError:
+    """Return the error of a folder without a configuration, with what the folder seems to be."""
     if name == "adapter_config.json" and (folder / "config.json").is_file():
         return UserError(
             f"{folder}: no {name}: not an adapter but a whole model (config.json): name it as MODEL, and the model "

@@ -112,15 +112,15 @@ def parsed_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
 
 
 def _require_dtype(checkpoint: Checkpoint) -> None:
-    for setting in ("dtype", "torch_dtype"):
-        named = checkpoint.config.get(setting)
-        if named is None or isinstance(named, Mapping) or named == "auto":
-            continue
-        if not isinstance(named, str) or not isinstance(getattr(torch, named, None), torch.dtype):
-            raise UserError(
-                f"{checkpoint.reference}: config.json says {setting} {named!r}, which is no type of torch: write "
-                "float32, bfloat16 or float16 there"
-            )
+    setting = "torch_dtype" if checkpoint.config.get("dtype") is None else "dtype"
+    named = checkpoint.config.get(setting)
+    if named is None or isinstance(named, Mapping):
+        return
+    if not isinstance(named, str) or not isinstance(getattr(torch, named, None), torch.dtype):
+        raise UserError(
+            f"{checkpoint.reference}: config.json says {setting} {named!r}, which is no type of torch: write float32, "
+            "bfloat16 or float16 there"
+        )
 
 
 def _require_causal_tensors(checkpoint: Checkpoint) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from antidote_llm.errors import UserError
 from antidote_llm.models import open_model
@@ -273,3 +275,54 @@ def test_a_path_of_another_machine_is_told_from_a_hub_id(
     with pytest.raises(UserError, match=r"adapter: the adapter.*pass MODEL --adapter .*adapter$") as caught:
         open_model(str(adapter))
     assert name in str(caught.value) and asked == ([name] if may_be else [])
+
+
+def renamed(base: Path, folder: Path, start: str) -> Path:
+    shutil.copytree(base, folder)
+    file = folder / "model.safetensors"
+    save_file({start + key: value for key, value in load_file(file).items()}, file, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("layers_on_disk", [False, True])
+@pytest.mark.parametrize("start", ["_orig_mod.", "module.", "base_model.model.", "pretrained_model."])
+def test_a_whole_model_with_misnamed_tensors_is_told_so(
+    folders: Folders, tmp_path: Path, start: str, layers_on_disk: bool
+) -> None:
+    folder = renamed(folders.base, tmp_path / "model", start)
+    with pytest.raises(UserError, match=rf"'{start}lm_head\.weight' is misnamed, it must be 'lm_head\.weight': rename"):
+        open_model(str(folder), layers_on_disk=layers_on_disk)
+
+
+@pytest.mark.parametrize("layers_on_disk", [False, True])
+def test_a_model_saved_with_its_adapter_on_it_is_told_so(
+    folders: Folders, tmp_path: Path, layers_on_disk: bool
+) -> None:
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folders.base), folders.adapter)
+    folder = Path(shutil.copytree(folders.base, tmp_path / "model"))
+    state = {key: value.contiguous() for key, value in adapted.state_dict().items()}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"an adapter on it that is not merged \('.*lora_A.*merge_and_unload"):
+        open_model(str(folder), layers_on_disk=layers_on_disk)
+    beside = with_tensor(
+        folders.base, tmp_path / "beside", "model.layers.0.self_attn.q_proj.lora_A.weight", torch.ones(8, 32)
+    )
+    with pytest.raises(UserError, match=r"among the model's \('.*lora_A\.weight'\) and would be left out: save"):
+        open_model(str(beside), layers_on_disk=layers_on_disk)
+
+
+@pytest.mark.parametrize("layers_on_disk", [False, True])
+def test_tensors_that_the_class_has_no_place_for_are_known(
+    folders: Folders, tmp_path: Path, layers_on_disk: bool
+) -> None:
+    assert open_model(str(folders.base), layers_on_disk=layers_on_disk).left_out == ()
+    folder = with_tensor(folders.base, tmp_path / "model", "model.extra.weight", torch.ones(2))
+    assert open_model(str(folder), layers_on_disk=layers_on_disk).left_out == ("model.extra.weight",)
+    old = with_tensor(folders.base, tmp_path / "old", "model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(4))
+    assert open_model(str(old), layers_on_disk=layers_on_disk).left_out == ()
+
+
+def test_rows_that_the_configuration_does_not_count_are_named(folders: Folders, tmp_path: Path) -> None:
+    folder = with_tensor(folders.base, tmp_path / "model", "lm_head.weight", torch.ones(37, 32))
+    with pytest.raises(UserError, match=r"lm_head\.weight is 37 x 32.*set vocab_size to 37 in config\.json"):
+        open_model(str(folder))

@@ -109,7 +109,7 @@ def require_plain_lora(adapter: Checkpoint) -> None:
     _require_causal(adapter)
     kind = str(adapter.config.get("peft_type") or "").upper()
     if kind != "LORA":
-        mend = "it cannot be merged into its base either" if kind else "set peft_type in adapter_config.json"
+        mend = "it cannot be merged either: name a LoRA adapter" if kind else "set peft_type in adapter_config.json"
         raise UserError(
             f"{adapter.reference}: a {kind or 'nameless'} adapter cannot be repaired, only LoRA: "
             f"{MERGE if kind in _MERGEABLE else mend}"
@@ -205,7 +205,7 @@ def factors(adapter: Checkpoint) -> dict[tuple[str, Role], Factor]:
     file = adapter.weights[ADAPTER_FILE]
     for key, entry in sorted(file.entries.items()):
         if (factor := _factor(adapter, entry)) is not None:
-            if 0 in entry.shape:
+            if 0 in entry.shape and adapter.config.get("r") != 0:
                 raise UserError(f"{file.path}: '{key}' is empty ({list(entry.shape)}): {NOT_GATHERED}")
             if len(entry.shape) < 2:
                 raise UserError(f"{file.path}: '{key}' is flat ({list(entry.shape)}), no matrix: {NOT_GATHERED}")

@@ -139,7 +139,18 @@ def incomplete(checkpoint: Checkpoint, missing: Sequence[str]) -> UserError:
     """Return the error of tensors that a model has and the files lack."""
     number = f"{len(missing)} tensor{'s' if len(missing) > 1 else ''} in all"
     kind = _saved_as(checkpoint)
+    stored = [key for file in checkpoint.weights.values() for key in file.entries]
     mend = "fetch it again"
+    if factors := sorted(key for key in stored if "lora_" in key):
+        return UserError(
+            f"{checkpoint.reference}: a model with an adapter on it that is not merged ('{factors[0]}'): merge it "
+            "(merge_and_unload in peft) before it is saved, or save the adapter by itself (save_pretrained in peft)"
+        )
+    if alike := [key for key in stored if f".{key}".endswith(f".{missing[0]}")]:
+        return UserError(
+            f"{checkpoint.reference}: '{alike[0]}' is misnamed, it must be '{missing[0]}': rename all its tensors so "
+            "(safetensors.torch.load_file and save_file), or save the model itself and not what it was wrapped in"
+        )
     if kind and not kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
         mend = f"it was saved as {kind}: name a causal language model"
     return UserError(f"{checkpoint.reference}: the checkpoint lacks {missing[0]} ({number}): {mend}")

@@ -31,6 +31,7 @@ from antidote_llm.models.checkpoint import (
     open_adapter_checkpoint,
     open_model_checkpoint,
 )
+from antidote_llm.models.conversion import left_out
 from antidote_llm.models.loading import PartLoader
 from antidote_llm.models.quantised import quantiser, quantiser_version
 from antidote_llm.models.room import Room, whole_bytes
@@ -52,6 +53,7 @@ class OpenModel:
         adapter: The checkpoint of the adapter that may be repaired, if any.
         beneath: The checkpoints of the adapters under it, which belong to the aligned model.
         trust_remote_code: Whether it was opened with Python code of its own.
+        left_out: Tensors of the base's files that the model has no place for.
         stream: Its decoder layers, where they are left on the disk: statistics can be collected, nothing generated.
     """
 
@@ -63,6 +65,7 @@ class OpenModel:
     beneath: tuple[Checkpoint, ...] = ()
     trust_remote_code: bool = False
     stream: LayerStream | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -194,6 +197,7 @@ def open_model(
         model, stream = _skeleton(base, dtype, place, trust_remote_code)
     else:
         model = load_whole(base, dtype, place, trust_remote_code, spread=device == SPREAD)
+    passed_over = _left_out(base, model)
     if upper or lower:
         lower, upper = read_on(model, lower, upper)
         model = attach(model, lower, upper, base.reference)
@@ -203,7 +207,20 @@ def open_model(
     sites = () if upper is None else adapter_sites(upper, model)
     folders = [each.folder for each in (upper, *reversed(lower), base) if each is not None]
     loaded = open_tokenizer(folders, tokenizer, trust_remote_code)
-    return OpenModel(model, loaded, sites, base, upper, lower, trust_remote_code, stream)
+    return OpenModel(model, loaded, sites, base, upper, lower, trust_remote_code, stream, passed_over)
+
+
+def _left_out(base: Checkpoint, model: PreTrainedModel) -> tuple[str, ...]:
+    if quantiser(base) is not None:
+        # What belongs to packed weights has names of its own.
+        return ()
+    found = left_out(base, model)
+    if factors := [key for key in found if "lora_" in key]:
+        raise UserError(
+            f"{base.reference}: an adapter's tensors are among the model's ('{factors[0]}') and would be left out: save "
+            "the model without the adapter, and the adapter in a folder of its own (save_pretrained in peft)"
+        )
+    return tuple(found)
 
 
 def _skeleton(

@@ -86,6 +86,8 @@ MERGE = "merge it into its base, not quantised (merge_and_unload in peft), and r
 _MERGEABLE = ("ADALORA", "IA3", "LOHA", "LOKR", "OFT", "VERA", "LN_TUNING", "TRAINABLE_TOKENS")
 # Settings that peft cannot merge, or cannot always.
 _NOT_MERGEABLE = {
+    "arrow_config": "peft cannot merge it, because it chooses among adapters token by token: name one of those",
+    "megatron_config": "save it without Megatron's parallel layers",
     "alora_invocation_tokens": "peft cannot merge it: train it without that setting",
     "lora_bias": f"where its modules of the base have biases, {MERGE}; otherwise train it without that setting",
     "layer_replication": "peft cannot save it merged: train it without that setting",

@@ -217,8 +217,8 @@ def _left_out(base: Checkpoint, model: PreTrainedModel) -> tuple[str, ...]:
     found = left_out(base, model)
     if factors := [key for key in found if "lora_" in key]:
         raise UserError(
-            f"{base.reference}: an adapter's tensors are among the model's ('{factors[0]}') and would be left out: save "
-            "the model without the adapter, and the adapter in a folder of its own (save_pretrained in peft)"
+            f"{base.reference}: an adapter's tensors are among the model's ('{factors[0]}') and would be left out: "
+            "save the model without the adapter, and the adapter in a folder of its own (save_pretrained in peft)"
         )
     return tuple(found)
 

@@ -1,4 +1,4 @@
-"""Where the advice is to merge an adapter, the merged model must answer as the adapter does; where it cannot, not so."""
+"""Where the advice is to merge an adapter, the merged model answers as the adapter does; elsewhere it is not given."""
 
 from __future__ import annotations
 

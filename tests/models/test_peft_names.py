@@ -330,3 +330,17 @@ def test_a_model_with_rows_added_is_told_from_another(tmp_path: Path) -> None:
     other = tiny.write_model(tmp_path / "other", seed=5, vocab_size=rows)
     with pytest.raises(UserError, match=r"another base.*weights differ"):
         open_model(str(other), str(adapter))
+
+
+@pytest.mark.parametrize(("tied", "targets"), [(True, ["q_proj", "lm_head"]), (False, ["q_proj", "lm_head"])])
+def test_it_is_not_advised_to_merge_where_that_changes_the_answers(
+    tmp_path: Path, tied: bool, targets: list[str]
+) -> None:
+    base = tiny.write_model(tmp_path / "base", tie_word_embeddings=tied)
+    adapter = write_lora(tmp_path / "adapter", base, target_modules=targets)
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    with torch.no_grad():
+        changed = not torch.allclose(adapted.merge_and_unload()(IDS).logits, with_peft(base, adapter), atol=1e-3)
+    with pytest.raises(UserError, match="edits a whole model: leave it out") as caught:
+        resolve_target(open_model(str(base), str(adapter)), "delta")
+    assert changed == tied == ("merge the adapter first" not in str(caught.value))

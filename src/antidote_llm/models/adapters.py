@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import peft
 import torch
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 from peft import LoraConfig, PeftModel
 from torch import nn
 
@@ -464,6 +464,13 @@ class ProductOutside:
     factor_A: TensorEntry
     factor_B: TensorEntry
     scaling: float
+
+
+def merges_otherwise(adapter: Checkpoint, model: PeftModel) -> bool:
+    """Whether peft's merge would answer otherwise: it adds to both of two tied tensors what was meant for one."""
+    ties = getattr(model.get_base_model(), "all_tied_weights_keys", None) or {}
+    tied = {name.removesuffix(".weight") for pair in ties.items() for name in pair}
+    return any(module in tied for module, _ in factors(adapter))
 
 
 def products_outside(adapter: Checkpoint, model: PeftModel) -> Iterator[ProductOutside]:

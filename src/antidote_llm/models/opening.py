@@ -120,10 +120,10 @@ class OpenModel:
 
         The receiver must not be used afterwards.
         """
-        adapter = open_adapter_checkpoint(str(folder))
-        require_plain_lora(adapter)
+        opened = open_adapter_checkpoint(str(folder))
+        require_plain_lora(opened)
         bare = self._bare()
-        _, adapter = read_on(bare, (), adapter)
+        _, adapter = read_on(bare, (), opened)
         assert adapter is not None
         model = attach(bare, self.beneath, adapter, self.base.reference)
         return replace(self, model=model, sites=adapter_sites(adapter, model), adapter=adapter)

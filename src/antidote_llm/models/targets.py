@@ -13,7 +13,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from antidote_llm.errors import UserError
-from antidote_llm.models.adapters import magnitudes, other_tensors, other_tensors_base_name, products_outside
+from antidote_llm.models.adapters import (
+    MERGE,
+    magnitudes,
+    merges_otherwise,
+    other_tensors,
+    other_tensors_base_name,
+    products_outside,
+)
 from antidote_llm.models.checkpoint import Checkpoint, is_adapter, locate, open_model_checkpoint
 from antidote_llm.models.comparing import compared
 from antidote_llm.models.configuration import empty_model
@@ -109,7 +116,7 @@ class ProductTensor(OutsideTensor):
         """Yield blocks of rows of the update, and zeros."""
         rows_B = self.stored.file.read(self.key).float().flatten(1)
         columns_A = self.scaling * self.factor_A.file.read(self.factor_A.entry.key).float().flatten(1)
-        for block in rows_B.split(max(1, _BLOCK_ENTRIES // columns_A.shape[1])):
+        for block in torch.split(rows_B, max(1, _BLOCK_ENTRIES // columns_A.shape[1])):
             update = block @ columns_A
             yield update, torch.zeros_like(update)
 
@@ -214,10 +221,7 @@ def resolve_target(
     if name == "adapter":
         return _adapter_target(opened, aligned, pattern)
     if opened.adapter is not None or opened.beneath:
-        raise UserError(
-            f"--target {name} edits a whole model: merge the adapter first (merge_and_unload in peft) and name the "
-            "merged folder as MODEL"
-        )
+        raise _edits_a_whole_model(opened, name)
     if name == "weight" and aligned is not None:
         raise UserError("--target weight sets weights to zero, not back to --aligned: leave that out, or ask for delta")
     if name == "delta" and aligned is None:
@@ -227,6 +231,20 @@ def resolve_target(
     if aligned is None:
         return Target("weight", opened.base, sites, None, (), None)
     return _delta_target(opened, sites, aligned)
+
+
+def _edits_a_whole_model(opened: OpenModel, name: str) -> UserError:
+    adapters = (*opened.beneath, *([opened.adapter] if opened.adapter else []))
+    assert isinstance(opened.model, PeftModel)
+    if any(merges_otherwise(adapter, opened.model) for adapter in adapters):
+        return UserError(
+            f"--target {name} edits a whole model: leave it out, and the adapter is repaired: to merge it would change "
+            "it, because it adapts one of two tied tensors, embeddings or head"
+        )
+    return UserError(
+        f"--target {name} edits a whole model: leave it out, and the adapter is repaired; or merge the adapter first "
+        "(merge_and_unload in peft) and name the merged folder as MODEL"
+    )
 
 
 def _adapter_target(opened: OpenModel, aligned: str | None, pattern: str) -> Target:
@@ -254,7 +272,8 @@ def _adapter_outside(adapter: Checkpoint, base: TensorNames) -> Iterator[Outside
         stored, aligned = own.find(key), base.find(other_tensors_base_name(key))
         if stored is None or aligned is None or aligned.entry.shape != stored.entry.shape:
             raise UserError(
-                f"{adapter.reference}: '{key}' has no counterpart in the base model: what it changes cannot be measured"
+                f"{adapter.reference}: '{key}' has no counterpart in the base's files, and what it changes cannot be "
+                f"measured: {MERGE}"
             )
         yield OutsideTensor(stored, aligned)
 

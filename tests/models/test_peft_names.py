@@ -36,6 +36,7 @@ Rename: TypeAlias = Callable[[str], str]
 IDS = torch.arange(5, 15)[None]
 PREFIX = "base_model.model."
 OLD_GEMMA = ("model.model.language_model.", "model.language_model.model.")
+OLD_TOWER = ("model.model.vision_tower.", "model.vision_tower.vision_model.")
 NAMES: dict[str, Rename] = {
     "compiled outside": lambda key: f"_orig_mod.{key}",
     "compiled inside": lambda key: key.replace(PREFIX, f"{PREFIX}_orig_mod."),
@@ -52,6 +53,7 @@ NAMES: dict[str, Rename] = {
     "another adapter's name": lambda key: key.replace(".weight", ".mine.weight"),
     "without weight": lambda key: key.removesuffix(".weight"),
     "before transformers 4.52": lambda key: key.replace(*OLD_GEMMA),
+    "with its tower": lambda key: key.replace(*OLD_GEMMA).replace(*OLD_TOWER),
 }
 
 

@@ -110,36 +110,48 @@ def unread(adapter: Checkpoint, key: str, model: nn.Module, reference: str) -> U
         )
     modules = [own_name for own_name, _ in model.named_modules() if own_name]
     module = match["module"].removeprefix(PREFIX)
-    end = "" if "embedding" in match["part"] or "magnitude" in match["part"] else ".weight"
-    if (meant := _meant(match["module"], modules)) is not None:
-        better = f"{PREFIX}{meant}.{match['part']}{end}"
-        if better == name and "magnitude" in name:
-            return UserError(
-                f"{adapter.reference}: '{key}' is a magnitude of DoRA, and its configuration is that of plain LoRA: "
-                "set use_dora in adapter_config.json, if it was trained so"
-            )
-        if better == name:
-            return UserError(
-                f"{adapter.reference}: the adapter's file holds {match['part']} of {module} ('{key}'), which its "
-                "configuration does not adapt: save or fetch it again"
-            )
-        return UserError(
-            f"{adapter.reference}: peft would leave out '{key}', which is misnamed: on {reference} it must be "
-            f"'{better}': rename all its tensors so ({_RENAME})"
-        )
-    if _without(module, _TEXT_PARTS) in map(_plain, modules) or _plain(module) in {
-        _without(own_name, _TEXT_PARTS) for own_name in modules
-    }:
-        whole = any(part in module.split(".") for part in _TEXT_PARTS)
-        kind = "the model that also sees" if whole else "the text model alone"
+    meant = _meant(module, modules)
+    if meant is None and (kind := _other_part(module, modules)) is not None:
         return UserError(
             f"{adapter.reference}: an adapter of {kind}: {reference} has no module {module}: name the model that it "
             "was trained on"
         )
+    if (meant := meant or _alike(module, modules)) is None:
+        return UserError(
+            f"{adapter.reference}: an adapter of another base: {reference} has no module {module}: name the model that "
+            f"it was trained on, or rename '{key}' if it is misnamed"
+        )
+    end = "" if "embedding" in match["part"] or "magnitude" in match["part"] else ".weight"
+    better = f"{PREFIX}{meant}.{match['part']}{end}"
+    if better == name and "magnitude" in name:
+        return UserError(
+            f"{adapter.reference}: '{key}' is a magnitude of DoRA, and its configuration is that of plain LoRA: "
+            "set use_dora in adapter_config.json, if it was trained so"
+        )
+    if better == name:
+        return UserError(
+            f"{adapter.reference}: the adapter's file holds {match['part']} of {module} ('{key}'), which its "
+            "configuration does not adapt: save or fetch it again"
+        )
     return UserError(
-        f"{adapter.reference}: an adapter of another base: {reference} has no module {module}: name the model that it "
-        f"was trained on, or rename '{key}' if it is misnamed"
+        f"{adapter.reference}: peft would leave out '{key}', which is misnamed: on {reference} it must be "
+        f"'{better}': rename all its tensors so ({_RENAME})"
     )
+
+
+def _other_part(module: str, modules: Iterable[str]) -> str | None:
+    """Return what a module is of, where a model has the like in a text part, or is the text part of one that has it."""
+    plain = _plain(module)
+    if any(part in plain.split(".") for part in _TEXT_PARTS):
+        return "the model that also sees" if _without(plain, _TEXT_PARTS) in modules else None
+    return "the text model alone" if plain in {_without(name, _TEXT_PARTS) for name in modules} else None
+
+
+def _alike(module: str, modules: Iterable[str]) -> str | None:
+    """Return the one module of a model that has another's name but for steps that transformers has taken out or in."""
+    moved = (*_TEXT_PARTS, "vision_model", "model")
+    found = [name for name in modules if _without(name, moved) == _without(_plain(module), moved)]
+    return found[0] if len(found) == 1 else None
 
 
 def _meant(module: str, modules: Iterable[str]) -> str | None:

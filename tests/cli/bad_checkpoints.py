@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForSequenceClassification, LlamaModel
 
@@ -371,3 +372,83 @@ adapter_says("no_scale_of_some", "alpha_pattern of 'q_proj' is 'x', no finite", 
 adapter_says("ranks_in_a_list", "rank_pattern is no object", rank_pattern=["q_proj"])
 adapter_says("many_targets", "target_modules has 100000 entries", target_modules=[f"zo{n}" for n in range(100_000)])
 adapter_says("many_layers", "layers_to_transform has 100000 entries", layers_to_transform=list(range(100_000)))
+
+
+def reward_adapter(place: Place) -> Path:
+    """Write the adapter of a reward model, with its head."""
+    model = LlamaForSequenceClassification.from_pretrained(place.base, num_labels=1)
+    lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="SEQ_CLS")
+    get_peft_model(model, lora).save_pretrained(place.root / "reward")
+    return place.root / "reward"
+
+
+def with_value_head(place: Place) -> Path:
+    """Give the base the head of a PPO trainer."""
+    path = place.base / "model.safetensors"
+    save_file({**load_file(path), "v_head.summary.weight": torch.ones(1, 32)}, path, metadata={"format": "pt"})
+    return place.base
+
+
+def _each_command(place: Place, model: Path, adapter: Path | None) -> dict[str, list[object]]:
+    """Return the arguments of every command that opens a model."""
+    named: list[object] = [model, *(["--adapter", adapter] if adapter else [])]
+    data, out = ["--data", place.harmful], ["--out", place.out]
+    return {
+        "repair": ["repair", *named, "--harmful", place.harmful, "--evaluate", "none", *out],
+        "list": ["repair", *named, "--list-sites"],
+        "evaluate": ["evaluate", *named, "--harmful", place.harmful, "--max-new-tokens", "2", *out],
+        "align": ["align", model if adapter is None else adapter, *data, "--max-steps", "1", *out],
+        "finetune": ["finetune", model if adapter is None else adapter, *data, "--max-steps", "1", *out],
+    }
+
+
+def _other_head(command: str, kind: str) -> Case:
+    def make(place: Place) -> list[object]:
+        if kind == "adapter":
+            return _each_command(place, place.base, reward_adapter(place))[command]
+        model = with_value_head(place)
+        return _each_command(place, model, None)[command]
+
+    words = {
+        "adapter": ("reward", "a classifier or reward model", "task_type SEQ_CLS", "name the adapter of a causal"),
+        "value": ("base", "v_head.summary.weight", "value model", "name one without"),
+    }
+    return f"{kind}_head_in_{command}", make, words[kind]
+
+
+CASES += [
+    _other_head(command, kind)
+    for kind in ("adapter", "value")
+    for command in ("repair", "list", "evaluate", "align", "finetune")
+]
+
+
+@bad("misnamed", "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight", "rename")
+def adapter_of_a_compiled_model(place: Place) -> list[object]:
+    save_file({f"_orig_mod.{key}": value for key, value in load_file(weights(place)).items()}, weights(place))
+    return place.repair()
+
+
+@bad("adapter", "(models/base)", "pass MODEL --adapter")
+def adapter_alone_of_another_machine(place: Place) -> list[object]:
+    edit_json(place.adapter / "adapter_config.json", base_model_name_or_path="models/base")
+    return ["repair", place.adapter, *place.repair()[4:]]
+
+
+@bad("adapter", "somebody/base", "Hub", "pass MODEL --adapter")
+def adapter_alone_of_a_base_out_of_reach(place: Place) -> list[object]:
+    edit_json(place.adapter / "adapter_config.json", base_model_name_or_path="somebody/base")
+    return ["repair", place.adapter, *place.repair()[4:]]
+
+
+@bad("37 rows", "resize_token_embeddings(37)", "as MODEL")
+def adapter_with_more_tokens(place: Place) -> list[object]:
+    head = {"base_model.model.lm_head.weight": torch.ones(tiny.VOCABULARY_SIZE + 2, 32)}
+    save_file({**load_file(weights(place)), **head}, weights(place))
+    return place.repair()
+
+
+@bad("base", "GGUF", "name the checkpoint")
+def model_of_another_format(place: Place) -> list[object]:
+    (place.base / "model.safetensors").rename(place.base / "zorb-Q4_K_M.gguf")
+    return place.repair()

@@ -190,7 +190,7 @@ def test_an_adapter_alone_finds_its_base(place: Place, antidote: Command, named:
 def test_tensors_that_are_no_lora_stay_and_are_named(place: Place, antidote: Command) -> None:
     adapter = tiny.write_adapter(place.root / "with head", place.base, modules_to_save=["lm_head"])
     result = antidote.done(*replace(place, adapter=adapter).repair())
-    assert "what is not LoRA (1 tensor: base_model.model.lm_head.weight): it stays" in " ".join(result.err.split())
+    assert "what is not edited (1 tensor: base_model.model.lm_head.weight): it stays" in " ".join(result.err.split())
     assert "outside these matrices: 1 tensor, update norm" in result.out
     before, after = (open_tensor_file(folder / ADAPTER_FILE) for folder in (adapter, place.out / "model"))
     (head,) = (key for key in before.entries if "lm_head" in key)

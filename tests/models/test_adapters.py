@@ -22,7 +22,6 @@ from tests.conftest import Folders
 REFUSED: dict[str, Any] = {
     "alora_invocation_tokens": [5],
     "arrow_config": {"top_k": 1},
-    "ensure_weight_tying": True,
     "kasa_config": {"beta": 1},
     "layer_replication": [[0, 2], [1, 2]],
     "lora_bias": True,
@@ -37,6 +36,7 @@ REFUSED: dict[str, Any] = {
 UNDERSTOOD: dict[str, Any] = {
     "alpha_pattern": {"q_proj": 32},
     "bias": "none",
+    "ensure_weight_tying": True,
     "exclude_modules": ["o_proj"],
     "fan_in_fan_out": False,
     "inference_mode": True,
@@ -102,5 +102,5 @@ def test_a_beginning_that_moved_the_base_is_named(folders: Folders, tmp_path: Pa
 def test_magnitudes_without_dora_are_no_plain_factors(folders: Folders, tmp_path: Path) -> None:
     adapter = tiny.write_adapter(tmp_path / "adapter", folders.base, use_dora=True)
     edit_json(adapter / "adapter_config.json", use_dora=False)
-    with pytest.raises(UserError, match="lora_magnitude_vector' is not a plain LoRA factor"):
+    with pytest.raises(UserError, match=r"lora_magnitude_vector' is a magnitude of DoRA.*use_dora"):
         open_model(str(folders.base), str(adapter))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from antidote_llm.cli.tables import tensors
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.models import DtypeName, OpenModel, open_model
 from antidote_llm.models.room import Room
@@ -55,7 +56,7 @@ def opened(
     """Open the model that the options name, and say which."""
     adapters = adapters or []
     terminal.say(f"opening {model}" + "".join(f" with adapter {name}" for name in adapters))
-    return open_model(
+    found = open_model(
         model,
         adapters[-1] if adapters else None,
         beneath=adapters[:-1],
@@ -66,3 +67,10 @@ def opened(
         layers_on_disk=layers_on_disk,
         room=room,
     )
+    if left_out := found.left_out:
+        more = " …" if len(left_out) > 1 else ""
+        terminal.warn(
+            f"{found.base.reference}: {type(found.causal_model).__name__} has no place for {tensors(len(left_out))} of "
+            f"its files, which are left out ({left_out[0]}{more})"
+        )
+    return found

@@ -57,7 +57,8 @@ def warn(terminal: Terminal, target: Target, restore_outside: bool) -> None:
     if target.name == "adapter" and target.outside and not restore_outside:
         more = " …" if len(target.outside) > 1 else ""
         terminal.warn(
-            f"the adapter also holds what is not LoRA ({tensors(len(target.outside))}: {target.outside[0].key}{more}): "
+            "the adapter also holds what is not edited "
+            f"({tensors(len(target.outside))}: {target.outside[0].key}{more}): "
             "it stays as it is unless --restore-outside is given"
         )
 

@@ -98,7 +98,7 @@ def _named(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _require_ranks(adapter: Checkpoint) -> None:
     """Refuse ranks beyond every side of the matrices in the adapter's file."""
-    most = max(side for entry in factors(adapter).values() for side in entry.shape)
+    most = max(side for factor in factors(adapter).values() for side in factor.entry.shape)
     ranks: dict[str, Any] = {"r": adapter.config.get("r", 8), **_named("rank_pattern", adapter.config)}
     for name, rank in ranks.items():
         if rank > max(most, 8):

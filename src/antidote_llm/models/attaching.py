@@ -18,14 +18,37 @@ from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.configuration import BROKEN_CHECKPOINT
 from antidote_llm.models.dora import is_dora, show_factors_tokens_only
 from antidote_llm.models.naming import TensorNames
+from antidote_llm.models.peft_names import as_peft_reads, lacking, require_all_read
 from antidote_llm.models.quiet import quiet_transformers
+
+
+def read_on(
+    model: PreTrainedModel, lower: Sequence[Checkpoint], upper: Checkpoint | None
+) -> tuple[tuple[Checkpoint, ...], Checkpoint | None]:
+    """Return adapters that know what peft calls their tensors on a model without adapters."""
+    below = tuple(as_peft_reads(adapter, model, _below(index)) for index, adapter in enumerate(lower))
+    return below, None if upper is None else as_peft_reads(upper, model, ADAPTER_NAME)
+
+
+def _below(index: int) -> str:
+    return f"beneath_{index}"
 
 
 def attach(
     model: PreTrainedModel, lower: Sequence[Checkpoint], upper: Checkpoint | None, reference: str
 ) -> PreTrainedModel | PeftModel:
-    """Put adapters on a model, all of them at work, the one that may be repaired last."""
-    named = {f"beneath_{index}": adapter for index, adapter in enumerate(lower)}
+    """Put adapters on a model, all of them at work, the one that may be repaired last.
+
+    Args:
+        model: The model without adapters.
+        lower: Adapters from :func:`read_on`.
+        upper: The one that may be repaired, from there too.
+        reference: What the user calls the model.
+
+    Raises:
+        UserError: An adapter does not fit, or peft would not read it whole.
+    """
+    named = {_below(index): adapter for index, adapter in enumerate(lower)}
     if upper is not None:
         named[ADAPTER_NAME] = upper
     attached: Any = model
@@ -50,6 +73,8 @@ def attach(
                     attached.load_adapter(adapter.folder, adapter_name=name, **beside_the_disk)
             if beside_the_disk["low_cpu_mem_usage"]:
                 _fill_from_file(attached, name, adapter)
+        except KeyError as error:
+            raise lacking(adapter, str(error.args[0])) from error
         except BROKEN_CHECKPOINT as error:
             adapter.require_unchanged()
             reason = first_line(error).rstrip(". ")
@@ -57,6 +82,7 @@ def attach(
                 f"{adapter.reference}: peft cannot put it on {reference} ({reason}): name the model that it was "
                 "trained on, or fetch it again"
             ) from error
+        require_all_read(adapter, attached, name, reference)
     if len(named) > 1:
         attached.base_model.set_adapter(list(named))
     show_factors_tokens_only(attached)
@@ -68,10 +94,11 @@ def _fill_from_file(attached: PeftModel, name: str, adapter: Checkpoint) -> None
     there = next(parameter for parameter in attached.parameters() if not parameter.is_meta)
     dtype = torch.promote_types(there.dtype, torch.float32)
     (file,) = adapter.weights.values()
+    keys = {own_name: key for key, own_name in adapter.peft_names.items()}
     for module_name, module in attached.named_modules():
         for own_name, parameter in module._parameters.items():
             stored = f"{module_name}.{own_name}".replace(f".{name}", "", 1)
-            key = next((key for key in (stored, stored.removesuffix(".weight")) if key in file.entries), None)
+            key = next((keys[known] for known in (stored, stored.removesuffix(".weight")) if known in keys), None)
             if parameter is not None and parameter.is_meta and key is not None:
                 # A copy lies as peft's own parameters do, on whose place in memory last bits may depend.
                 values = file.read(key).to(there.device, dtype, copy=True)

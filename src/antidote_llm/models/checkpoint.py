@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -15,9 +16,14 @@ from antidote_llm.artifacts.enclosure import is_plain_name, require_enclosed
 from antidote_llm.artifacts.hashing import sha256_file
 from antidote_llm.errors import UserError, changed_meanwhile
 from antidote_llm.models.contents import FETCHED, FETCHED_CODE, PICKLE_SUFFIXES
+from antidote_llm.models.formats import what_it_is, what_the_file_is
 from antidote_llm.models.remote_code import require_own_code
 from antidote_llm.models.tensor_files import TensorFile, open_tensor_file
 
+INDEX = "model.safetensors.index.json"
+_STATES_OF_A_TRAINING = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
+# What transformers would load in place of model.safetensors, without a word.
+_INSTEAD = re.compile(r"^shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors$")
 _GENERATION = "generation_config.json"
 
 
@@ -46,6 +52,7 @@ class Checkpoint:
         config: Its ``config.json`` or ``adapter_config.json``.
         weights: The files that hold its tensors, by name relative to ``folder``.
         stamps: What the configuration and the weight files looked like when it was opened, by name.
+        peft_names: What peft calls the tensors of an adapter on its model, by key, once that is known.
     """
 
     reference: str
@@ -53,6 +60,7 @@ class Checkpoint:
     config: Mapping[str, object]
     weights: Mapping[str, TensorFile]
     stamps: Mapping[str, FileStamp]
+    peft_names: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def sha256(self) -> dict[str, str]:
@@ -104,7 +112,7 @@ def _located(reference: str, with_code: bool) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise UserError(f"{reference} is a file: name the folder of the checkpoint")
+        raise UserError(f"{reference} is a file: {what_the_file_is(path)}")
     if reference.startswith((".", "/", "~")) or reference.count("/") > 1:
         raise UserError(f"{reference}: no such folder: check the name")
     try:
@@ -138,14 +146,24 @@ def open_model_checkpoint(reference: str, folder: Path | None = None) -> Checkpo
     if (folder / _GENERATION).is_file():
         # transformers would pass over a broken one, and the ends of answers that it names would be lost.
         read_config(folder / _GENERATION)
-    opened = _open(reference, folder, "config.json", "model.safetensors")
-    named = opened.config.get("transformers_weights")
-    if named is not None and named not in (*opened.weights, "model.safetensors.index.json"):
+    found = _open(reference, folder, "config.json", "model.safetensors")
+    _require_loaded(found)
+    return found
+
+
+def _require_loaded(checkpoint: Checkpoint) -> None:
+    """Refuse a folder of which transformers would load other weights than those that are looked at here."""
+    named = checkpoint.config.get("transformers_weights")
+    if named is not None and named not in (*checkpoint.weights, INDEX):
         raise UserError(
-            f"{folder / 'config.json'}: transformers_weights names {str(named)!a}, which is not the folder's "
-            f"{min(opened.weights)}: take the entry out, or give that file this name"
+            f"{checkpoint.folder / 'config.json'}: transformers_weights names {str(named)!a}, which is not the "
+            f"folder's {min(checkpoint.weights)}: take the entry out, or give that file this name"
         )
-    return opened
+    if others := sorted(path.name for path in checkpoint.folder.iterdir() if _INSTEAD.match(path.name)):
+        raise UserError(
+            f"{checkpoint.reference}: transformers would load {others[0]} in place of {min(checkpoint.weights)}: keep "
+            "the two in folders of their own"
+        )
 
 
 def open_adapter_checkpoint(reference: str, folder: Path | None = None) -> Checkpoint:
@@ -158,6 +176,8 @@ def _open(reference: str, folder: Path, config_name: str, weights_name: str, *, 
     inside = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
     if inside and not (folder / config_name).is_file():
         raise UserError(f"{reference} holds adapters in folders inside it: name one of them: {', '.join(inside)}")
+    if not (folder / config_name).is_file():
+        raise no_config(folder, config_name)
     config = read_config(folder / config_name)
     names = weight_file_names(folder, weights_name, sharded=sharded)
     stamps = {name: FileStamp.of(folder / name) for name in (config_name, *names)}
@@ -184,6 +204,18 @@ def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and no whole model: some save the base's configuration beside it."""
     whole = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
     return (folder / "adapter_config.json").is_file() and not whole
+
+
+def no_config(folder: Path, name: str) -> UserError:
+    """Return the error of a folder without a configuration, with what the folder seems to be."""
+    if name == "adapter_config.json" and (folder / "config.json").is_file():
+        return UserError(
+            f"{folder}: no {name}: not an adapter but a whole model (config.json): name it as MODEL, and the model "
+            "that it was tuned from with --aligned"
+        )
+    if (found := what_it_is(folder)) is not None:
+        return UserError(f"{folder}: no {name}: {found}")
+    return UserError(f"{folder}: no {name}: not the folder of a Hugging Face checkpoint: name another")
 
 
 def read_config(path: Path) -> Mapping[str, object]:
@@ -214,11 +246,19 @@ def weight_file_names(folder: Path, name: str, *, sharded: bool = True) -> list[
         return [name]
     if sharded and index.is_file():
         return _shards(index)
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    pickles = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix in PICKLE_SUFFIXES and not path.name.startswith(_STATES_OF_A_TRAINING)
+    )
+    of_transformers = [pickle for pickle in pickles if pickle.startswith(("pytorch_model", "adapter_model"))]
+    if not of_transformers and (found := what_it_is(folder)) is not None:
+        raise UserError(f"{folder}: no {name}: {found}")
     if pickles:
+        way = "AutoModelForCausalLM.from_pretrained" if sharded else "PeftModel.from_pretrained on its base"
         raise UserError(
-            f"{folder}: only pickled weights ({pickles[0]}), which can run code when opened: "
-            "convert them to safetensors"
+            f"{folder}: only pickled weights ({[*of_transformers, *pickles][0]}), which can run code when opened: "
+            f"where you trust them, convert them to safetensors: {way}, then save_pretrained into another folder"
         )
     raise UserError(f"{folder}: no {name}: the weights are missing: fetch them")
 
@@ -226,9 +266,14 @@ def weight_file_names(folder: Path, name: str, *, sharded: bool = True) -> list[
 def _require_indexed(index: Path, weights: Mapping[str, TensorFile]) -> None:
     weight_map = read_config(index)["weight_map"]
     assert isinstance(weight_map, dict)
-    for key, shard in weight_map.items():
+    for key, shard in ((key, _in_folder(shard)) for key, shard in weight_map.items()):
         if key not in weights[shard].entries:
             raise UserError(f"{index}: '{key}' is not in {shard}, where it should be: fetch the folder again")
+
+
+def _in_folder(shard: object) -> str:
+    """Return a shard's name as an index has it, without a step into the folder that it is in already."""
+    return str(shard).removeprefix("./")
 
 
 def _require_once(reference: str, weights: Mapping[str, TensorFile]) -> None:
@@ -247,7 +292,7 @@ def _shards(index: Path) -> list[str]:
     weight_map = read_config(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: no weight_map: fetch the file again")
-    shards = sorted({str(shard) for shard in weight_map.values()})
+    shards = sorted(set(map(_in_folder, weight_map.values())))
     for shard in shards:
         if not is_plain_name(shard):
             raise UserError(f"{index}: names a file outside its folder, {shard!a}: fetch the folder again")

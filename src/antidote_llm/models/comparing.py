@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel
 from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.configuration import empty_model, require_same_computation
-from antidote_llm.models.conversion import computed_with, names_in_model
+from antidote_llm.models.conversion import missed, names_in_model
 from antidote_llm.models.naming import TensorNames
 from antidote_llm.models.opening import OpenModel
 from antidote_llm.models.stored import StoredTensor
@@ -49,10 +48,10 @@ def compared(opened: OpenModel, aligned: Checkpoint) -> Comparison:
     own_in_model = names_in_model(opened.base, model)
     own = TensorNames.of(opened.base, model, {**in_model, **own_in_model})
     names = TensorNames.of(aligned, model if is_whole else aligned_model, {**own_in_model, **in_model})
-    if more := _missed([key for key in own.all if names.find(key) is None], model):
+    if more := missed([key for key in own.all if names.find(key) is None], model):
         raise _lacking(aligned, more[0], opened.base)
     comparable = in_model if is_whole else names.all
-    if more := _missed([key for key in comparable if own.find(key) is None], aligned_model):
+    if more := missed([key for key in comparable if own.find(key) is None], aligned_model):
         raise _lacking(opened.base, more[0], aligned)
     pairs = dict(_pairs(own, names, opened, aligned))
     require_same_computation(opened.base, aligned, opened.trust_remote_code)
@@ -82,15 +81,6 @@ def _names_in_text(in_whole: Mapping[str, str], whole: PreTrainedModel) -> Mappi
         for key, name in in_whole.items()
         if name.startswith((f"{within}.", "lm_head."))
     }
-
-
-def _missed(keys: Sequence[str], model: PreTrainedModel) -> list[str]:
-    """Leave out tensors that a model's class passes over, as those that predict further tokens: saving loses them."""
-    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    passed_over = {key for key in keys if any(re.search(pattern, key) for pattern in patterns)}
-    # GPT-2's pattern of a mask is also that of a bias which it computes with.
-    passed_over -= computed_with(passed_over, model)
-    return [key for key in keys if key not in passed_over]
 
 
 def _lacking(lacking: Checkpoint, key: str, other: Checkpoint) -> UserError:

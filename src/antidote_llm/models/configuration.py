@@ -14,10 +14,16 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.models.checkpoint import Checkpoint
+from antidote_llm.models.formats import NOT_GATHERED
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.tensor_files import DTYPES, TensorEntry
 
-_OTHER_HEADS = ("Classification", "ForQuestionAnswering", "RewardModel")
+OTHER_HEADS = ("Classification", "ForQuestionAnswering", "RewardModel", "MultipleChoice", "ForMaskedLM")
+# Tensors of heads that no causal language model has: value heads of trainers, those of classifiers and of rewards.
+_HEAD = re.compile(
+    r"^(pretrained_model\.)?(v_head|value_head|score|classifier|classification_head|qa_outputs|reward_head|rm_head|"
+    r"regression_head|pre_classifier)\."
+)
 # What transformers raises over a configuration or weights that it cannot make sense of.
 BROKEN_CHECKPOINT = (
     ArithmeticError,
@@ -88,6 +94,13 @@ def parsed_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     Raises:
         UserError: It cannot, or it knows no causal language model of that kind.
     """
+    settings = checkpoint.config.get("quantization")
+    if isinstance(settings, Mapping) and "group_size" in settings:
+        raise UserError(
+            f"{checkpoint.reference}: quantised weights of mlx, which transformers does not read: use the checkpoint "
+            "before quantisation, or undo it (mlx_lm.convert --dequantize)"
+        )
+    _require_dtype(checkpoint)
     require_plausible(checkpoint.reference, checkpoint.config, [entry.shape for entry in _entries(checkpoint)])
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=trust_remote_code)
@@ -99,17 +112,57 @@ def parsed_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
             f"{checkpoint.reference}: transformers has no causal language model of the kind {config.model_type}: name "
             "one, such as its text model saved by itself"
         )
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{checkpoint.reference}: an encoder and a decoder ({config.model_type}): name a causal language model"
+        )
     # Where embeddings are tied it would lack nothing.
-    if (kind := _saved_as(checkpoint)).endswith(_OTHER_HEADS):
+    if (kind := _saved_as(checkpoint)).endswith(OTHER_HEADS):
         raise UserError(f"{checkpoint.reference}: saved as {kind}: name a causal language model")
+    _require_causal_tensors(checkpoint)
     return config
+
+
+def _require_dtype(checkpoint: Checkpoint) -> None:
+    setting = "torch_dtype" if checkpoint.config.get("dtype") is None else "dtype"
+    named = checkpoint.config.get(setting)
+    if named is None or isinstance(named, Mapping):
+        return
+    if not isinstance(named, str) or not isinstance(getattr(torch, named, None), torch.dtype):
+        raise UserError(
+            f"{checkpoint.reference}: config.json says {setting} {named!r}, which is no type of torch: write float32, "
+            "bfloat16 or float16 there"
+        )
+
+
+def _require_causal_tensors(checkpoint: Checkpoint) -> None:
+    """Refuse tensors of another head, and tensors that a trainer left empty."""
+    entries = [entry for file in checkpoint.weights.values() for entry in file.entries.values()]
+    if heads := sorted(entry.key for entry in entries if _HEAD.match(entry.key)):
+        raise UserError(
+            f"{checkpoint.reference}: it holds {heads[0]}, the head of a classifier, reward or value model, which a "
+            "causal language model would leave out: name one without, such as the trainer's policy saved by itself"
+        )
+    if empty := sorted(entry.key for entry in entries if 0 in entry.shape and entry.key.endswith(("weight", "bias"))):
+        raise UserError(f"{checkpoint.reference}: '{empty[0]}' is empty ({len(empty)} so in all): {NOT_GATHERED}")
 
 
 def incomplete(checkpoint: Checkpoint, missing: Sequence[str]) -> UserError:
     """Return the error of tensors that a model has and the files lack."""
     number = f"{len(missing)} tensor{'s' if len(missing) > 1 else ''} in all"
     kind = _saved_as(checkpoint)
+    stored = [key for file in checkpoint.weights.values() for key in file.entries]
     mend = "fetch it again"
+    if factors := sorted(key for key in stored if "lora_" in key):
+        return UserError(
+            f"{checkpoint.reference}: a model with an adapter on it that is not merged ('{factors[0]}'): merge it "
+            "(merge_and_unload in peft) before it is saved, or save the adapter by itself (save_pretrained in peft)"
+        )
+    if alike := [key for key in stored if f".{key}".endswith(f".{missing[0]}")]:
+        return UserError(
+            f"{checkpoint.reference}: '{alike[0]}' is misnamed, it must be '{missing[0]}': rename all its tensors so "
+            "(safetensors.torch.load_file and save_file), or save the model itself and not what it was wrapped in"
+        )
     if kind and not kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
         mend = f"it was saved as {kind}: name a causal language model"
     return UserError(f"{checkpoint.reference}: the checkpoint lacks {missing[0]} ({number}): {mend}")

@@ -6,6 +6,7 @@ every expert's matrices one by one where the model computes with all of them in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -71,6 +72,23 @@ def names_in_model(checkpoint: Checkpoint, model: PreTrainedModel) -> Mapping[st
 def computed_with(keys: Iterable[str], model: PreTrainedModel) -> set[str]:
     """Return those of some stored tensors that a model computes with."""
     return {key for key, *_ in model_names(keys, model, get_model_conversion_mapping(model))}
+
+
+def missed(keys: Iterable[str], model: PreTrainedModel) -> list[str]:
+    """Leave out tensors that a model's class passes over, as those that predict further tokens: saving loses them."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    found = list(keys)
+    passed_over = {key for key in found if any(re.search(pattern, key) for pattern in patterns)}
+    # GPT-2's pattern of a mask is also that of a bias which it computes with.
+    passed_over -= computed_with(passed_over, model)
+    return [key for key in found if key not in passed_over]
+
+
+def left_out(checkpoint: Checkpoint, model: PreTrainedModel) -> list[str]:
+    """Return the stored tensors that a model does not compute with, though its class does not say so."""
+    stored = stored_tensors(checkpoint)
+    used = computed_with(stored, model)
+    return missed([key for key in stored if key not in used], model)
 
 
 def model_names(

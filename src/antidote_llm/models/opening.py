@@ -17,12 +17,13 @@ from antidote_llm.artifacts.processes import largest
 from antidote_llm.errors import UserError
 from antidote_llm.models.adapters import (
     adapter_sites,
-    base_folder,
+    base_not_found,
+    base_reference,
     other_tensors,
     require_plain_lora,
     require_same_base,
 )
-from antidote_llm.models.attaching import attach, detach
+from antidote_llm.models.attaching import attach, detach, read_on
 from antidote_llm.models.checkpoint import (
     Checkpoint,
     is_adapter,
@@ -31,6 +32,7 @@ from antidote_llm.models.checkpoint import (
     open_model_checkpoint,
 )
 from antidote_llm.models.contents import contents
+from antidote_llm.models.conversion import left_out
 from antidote_llm.models.loading import PartLoader
 from antidote_llm.models.quantised import quantiser, quantiser_version
 from antidote_llm.models.room import Room, whole_bytes
@@ -52,6 +54,7 @@ class OpenModel:
         adapter: The checkpoint of the adapter that may be repaired, if any.
         beneath: The checkpoints of the adapters under it, which belong to the aligned model.
         trust_remote_code: Whether it was opened with Python code of its own.
+        left_out: Tensors of the base's files that the model has no place for.
         stream: Its decoder layers, where they are left on the disk: statistics can be collected, nothing generated.
     """
 
@@ -63,6 +66,7 @@ class OpenModel:
     beneath: tuple[Checkpoint, ...] = ()
     trust_remote_code: bool = False
     stream: LayerStream | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -117,9 +121,12 @@ class OpenModel:
 
         The receiver must not be used afterwards.
         """
-        adapter = open_adapter_checkpoint(str(folder))
-        require_plain_lora(adapter)
-        model = attach(self._bare(), self.beneath, adapter, self.base.reference)
+        opened = open_adapter_checkpoint(str(folder))
+        require_plain_lora(opened)
+        bare = self._bare()
+        _, adapter = read_on(bare, (), opened)
+        assert adapter is not None
+        model = attach(bare, self.beneath, adapter, self.base.reference)
         return replace(self, model=model, sites=adapter_sites(adapter, model), adapter=adapter)
 
     def without_adapter(self) -> OpenModel:
@@ -178,9 +185,6 @@ def open_model(
     for each in (*lower, *([upper] if upper else [])):
         require_plain_lora(each)
         require_same_base(each, base)
-    for each in lower:
-        if others := other_tensors(each):
-            raise UserError(f"{each.reference} also holds {others[0]}: merge it into the base before another adapter")
     model: Any
     stream = None
     place = device_named(device)
@@ -194,12 +198,30 @@ def open_model(
         model, stream = _skeleton(base, dtype, place, trust_remote_code)
     else:
         model = load_whole(base, dtype, place, trust_remote_code, spread=device == SPREAD)
+    passed_over = _left_out(base, model)
     if upper or lower:
+        lower, upper = read_on(model, lower, upper)
         model = attach(model, lower, upper, base.reference)
+    for each in lower:
+        if others := other_tensors(each):
+            raise UserError(f"{each.reference} also holds {others[0]}: merge it into the base before another adapter")
     sites = () if upper is None else adapter_sites(upper, model)
     folders = [each.folder for each in (upper, *reversed(lower), base) if each is not None]
     loaded = open_tokenizer(folders, tokenizer, trust_remote_code)
-    return OpenModel(model, loaded, sites, base, upper, lower, trust_remote_code, stream)
+    return OpenModel(model, loaded, sites, base, upper, lower, trust_remote_code, stream, passed_over)
+
+
+def _left_out(base: Checkpoint, model: PreTrainedModel) -> tuple[str, ...]:
+    if quantiser(base) is not None:
+        # What belongs to packed weights has names of its own.
+        return ()
+    found = left_out(base, model)
+    if factors := [key for key in found if "lora_" in key]:
+        raise UserError(
+            f"{base.reference}: an adapter's tensors are among the model's ('{factors[0]}') and would be left out: "
+            "save the model without the adapter, and the adapter in a folder of its own (save_pretrained in peft)"
+        )
+    return tuple(found)
 
 
 def _skeleton(
@@ -228,8 +250,11 @@ def _checkpoints(
     folder, upper = locate(reference, trust_remote_code=trust_remote_code), None
     if adapter is None and is_adapter(folder):
         upper = open_adapter_checkpoint(reference, folder)
-        reference = _base_of(upper)
-        folder = locate(reference, trust_remote_code=trust_remote_code)
+        reference = base_reference(upper)
+        try:
+            folder = locate(reference, trust_remote_code=trust_remote_code)
+        except UserError as error:
+            raise base_not_found(upper, error) from error
     base = open_model_checkpoint(reference, folder)
     lower = tuple(open_adapter_checkpoint(name) for name in beneath)
     if adapter is not None:
@@ -240,13 +265,3 @@ def _checkpoints(
             raise UserError(f"--adapter {each.reference} is given twice: name every adapter once")
         known.add(place)
     return base, lower, upper
-
-
-def _base_of(adapter: Checkpoint) -> str:
-    if (folder := base_folder(adapter)) is not None:
-        return str(folder)
-    name = str(adapter.config.get("base_model_name_or_path") or "")
-    if not name or name.startswith((".", "/", "~")):
-        problem = f"names a base that is not here ({name})" if name else "names no base model"
-        raise UserError(f"{adapter.reference}: the adapter {problem}: pass MODEL --adapter {adapter.reference}")
-    return name

@@ -12,8 +12,15 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from antidote_llm.errors import UserError
-from antidote_llm.models.adapters import base_folder
-from antidote_llm.models.checkpoint import is_adapter, locate, open_adapter_checkpoint, read_config
+from antidote_llm.models.adapters import base_not_found, base_reference
+from antidote_llm.models.checkpoint import (
+    Checkpoint,
+    is_adapter,
+    locate,
+    no_config,
+    open_adapter_checkpoint,
+    read_config,
+)
 from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, require_plausible
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.tokenizers import open_tokenizer
@@ -87,11 +94,23 @@ def _folder(reference: str) -> Path:
     path = Path(reference).expanduser()
     if path.exists() or reference.startswith((".", "/", "~")) or reference.count("/") > 1:
         folder = locate(reference)
-        if is_adapter(folder) and (base := base_folder(open_adapter_checkpoint(reference, folder))) is not None:
-            folder = base
+        if is_adapter(folder):
+            folder = _base_of(open_adapter_checkpoint(reference, folder))
         if not (folder / _CONFIG).is_file():
-            raise UserError(f"{folder}: no {_CONFIG}: not the folder of a Hugging Face checkpoint: name another")
+            raise no_config(folder, _CONFIG)
         return folder
+    return _fetched(reference)
+
+
+def _base_of(adapter: Checkpoint) -> Path:
+    reference = base_reference(adapter)
+    try:
+        return folder if (folder := Path(reference)).is_dir() else _fetched(reference)
+    except UserError as error:
+        raise base_not_found(adapter, error) from error
+
+
+def _fetched(reference: str) -> Path:
     try:
         return Path(hf_hub_download(reference, _CONFIG)).parent
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -9,10 +9,18 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from antidote_llm.errors import UserError
-from antidote_llm.models.adapters import magnitudes, other_tensors, other_tensors_base_name
+from antidote_llm.models.adapters import (
+    MERGE,
+    magnitudes,
+    merges_otherwise,
+    other_tensors,
+    other_tensors_base_name,
+    products_outside,
+)
 from antidote_llm.models.checkpoint import Checkpoint, is_adapter, locate, open_model_checkpoint
 from antidote_llm.models.comparing import compared
 from antidote_llm.models.configuration import empty_model
@@ -25,6 +33,7 @@ from antidote_llm.models.stored import StoredTensor
 from antidote_llm.models.tensor_files import DTYPES, TensorFile
 from antidote_llm.models.weights import weight_sites
 
+_BLOCK_ENTRIES = 1 << 22
 TargetName: TypeAlias = Literal["adapter", "delta", "weight"]
 
 
@@ -89,6 +98,31 @@ class MagnitudeTensor(OutsideTensor):
     def aligned_values(self) -> Tensor:
         """Return what they were at first, in the adapter's type."""
         return row_norms(self.layer, self.aligned).to(DTYPES[self.stored.entry.dtype])
+
+
+@dataclass(frozen=True)
+class ProductTensor(OutsideTensor):
+    """The B of a LoRA update that is no site; in the aligned model it was zero, and ``aligned`` is not read.
+
+    Attributes:
+        factor_A: Where its A is, which stays: without B it adds nothing.
+        scaling: What B A is multiplied by.
+    """
+
+    factor_A: StoredTensor
+    scaling: float
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield blocks of rows of the update, and zeros."""
+        rows_B = self.stored.file.read(self.key).float().flatten(1)
+        columns_A = self.scaling * self.factor_A.file.read(self.factor_A.entry.key).float().flatten(1)
+        for block in torch.split(rows_B, max(1, _BLOCK_ENTRIES // columns_A.shape[1])):
+            update = block @ columns_A
+            yield update, torch.zeros_like(update)
+
+    def aligned_values(self) -> Tensor:
+        """Return zeros in the adapter's type."""
+        return torch.zeros(self.stored.entry.shape, dtype=DTYPES[self.stored.entry.dtype])
 
 
 @dataclass(frozen=True)
@@ -187,10 +221,7 @@ def resolve_target(
     if name == "adapter":
         return _adapter_target(opened, aligned, pattern)
     if opened.adapter is not None or opened.beneath:
-        raise UserError(
-            f"--target {name} edits a whole model: merge the adapter first (merge_and_unload in peft) and name the "
-            "merged folder as MODEL"
-        )
+        raise _edits_a_whole_model(opened, name)
     if name == "weight" and aligned is not None:
         raise UserError("--target weight sets weights to zero, not back to --aligned: leave that out, or ask for delta")
     if name == "delta" and aligned is None:
@@ -202,13 +233,36 @@ def resolve_target(
     return _delta_target(opened, sites, aligned)
 
 
+def _edits_a_whole_model(opened: OpenModel, name: str) -> UserError:
+    adapters = (*opened.beneath, *([opened.adapter] if opened.adapter else []))
+    assert isinstance(opened.model, PeftModel)
+    if any(merges_otherwise(adapter, opened.model) for adapter in adapters):
+        return UserError(
+            f"--target {name} edits a whole model: leave it out, and the adapter is repaired: to merge it would change "
+            "it, because it adapts one of two tied tensors, embeddings or head"
+        )
+    return UserError(
+        f"--target {name} edits a whole model: leave it out, and the adapter is repaired; or merge the adapter first "
+        "(merge_and_unload in peft) and name the merged folder as MODEL"
+    )
+
+
 def _adapter_target(opened: OpenModel, aligned: str | None, pattern: str) -> Target:
     if opened.adapter is None:
         raise UserError(f"{opened.base.reference}: no adapter to repair: pass --adapter, or name the adapter's folder")
     if aligned is not None:
         raise UserError("--aligned: the aligned model of an adapter is its base: leave --aligned out")
     names = TensorNames.of(opened.base, empty_model(opened.base, opened.trust_remote_code))
-    outside = (*_adapter_outside(opened.adapter, names), *_magnitudes(opened.adapter, opened.causal_model, names))
+    if not opened.sites:
+        raise UserError(
+            f"{opened.adapter.reference}: it adapts no matrix of the part that reads text: there is nothing to repair: "
+            "name the adapter of a model that writes"
+        )
+    outside = (
+        *_adapter_outside(opened.adapter, names),
+        *_magnitudes(opened.adapter, opened.causal_model, names),
+        *_products(opened.adapter, opened.model),
+    )
     return Target("adapter", opened.adapter, chosen_sites(opened.sites, pattern), opened.base, outside, names)
 
 
@@ -218,9 +272,19 @@ def _adapter_outside(adapter: Checkpoint, base: TensorNames) -> Iterator[Outside
         stored, aligned = own.find(key), base.find(other_tensors_base_name(key))
         if stored is None or aligned is None or aligned.entry.shape != stored.entry.shape:
             raise UserError(
-                f"{adapter.reference}: '{key}' has no counterpart in the base model: what it changes cannot be measured"
+                f"{adapter.reference}: '{key}' has no counterpart in the base's files, and what it changes cannot be "
+                f"measured: {MERGE}"
             )
         yield OutsideTensor(stored, aligned)
+
+
+def _products(adapter: Checkpoint, model: nn.Module) -> Iterator[OutsideTensor]:
+    own = TensorNames(adapter)
+    assert isinstance(model, PeftModel)
+    for product in products_outside(adapter, model):
+        factor_A, factor_B = (own.find(entry.key) for entry in (product.factor_A, product.factor_B))
+        assert factor_A is not None and factor_B is not None
+        yield ProductTensor(factor_B, factor_B, factor_A=factor_A, scaling=product.scaling)
 
 
 def _magnitudes(adapter: Checkpoint, model: nn.Module, base: TensorNames) -> Iterator[OutsideTensor]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, TypeAlias
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from antidote_llm.errors import UserError, first_line
-from antidote_llm.models.checkpoint import Checkpoint
+from antidote_llm.models.checkpoint import INDEX, Checkpoint
 from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, empty_model, incomplete, parsed_config
 from antidote_llm.models.naming import TensorNames
 from antidote_llm.models.quantised import cast_unpacked, quantiser, require_unpackable
@@ -16,6 +20,7 @@ from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.models.tensor_files import DTYPES
 
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+_OF_THE_VOCABULARY = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight", "embed_out.weight")
 # What ``--device`` calls all GPUs together.
 SPREAD = "spread"
 
@@ -63,9 +68,9 @@ def load_whole(
     config, packed = parsed_config(base, trust_remote_code), quantiser(base)
     empty_model(base, trust_remote_code)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), ExitStack() as stack:
             model, info = AutoModelForCausalLM.from_pretrained(
-                base.folder,
+                _with_sound_index(base, stack),
                 config=config,
                 dtype="auto" if packed else _torch_dtype(dtype),
                 device_map="auto" if spread else {"": device} if packed else None,
@@ -88,11 +93,15 @@ def load_whole(
     if mismatched := sorted(info["mismatched_keys"]):
         name, *shapes = mismatched[0]
         stored, wanted = (" x ".join(map(str, shape)) for shape in shapes)
+        mend = "fetch it again"
+        if len(shapes[0]) == 2 and shapes[0][1:] == shapes[1][1:] and name.endswith(_OF_THE_VOCABULARY):
+            mend = f"where tokens were added, set vocab_size to {shapes[0][0]} in config.json; otherwise fetch it again"
         raise UserError(
             f"{base.reference}: {name} is {stored}, by config.json it should be {wanted} ({len(mismatched)} tensors in "
-            "all): fetch it again"
+            f"all): {mend}"
         )
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    loaded.config.name_or_path = str(base.folder)
     if any(parameter.is_meta for parameter in loaded.parameters()):
         raise UserError(f"{base.reference}: does not fit on the GPUs: pass --engine streaming --device cuda")
     if packed is None and not spread:
@@ -101,6 +110,20 @@ def load_whole(
         cast_unpacked(loaded, chosen, base)
     _require_sound(base, loaded)
     return loaded
+
+
+def _with_sound_index(base: Checkpoint, stack: ExitStack) -> Path:
+    """Return the checkpoint's folder; where its index is without metadata, which transformers wants, links to it."""
+    index = base.folder / INDEX
+    if "model.safetensors" in base.weights or isinstance(json.loads(index.read_bytes()).get("metadata"), dict):
+        return base.folder
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="antidote-index-")))
+    for path in base.folder.iterdir():
+        if path.name != INDEX:
+            (folder / path.name).symlink_to(path.resolve())
+    places = {key: name for name, file in base.weights.items() for key in file.entries}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8")
+    return folder
 
 
 def _torch_dtype(dtype: DtypeName | torch.dtype) -> torch.dtype | Literal["auto"]:

@@ -92,26 +92,25 @@ def _mapped_records(spec: DataSpec, require: tuple[Field, ...]) -> list[Record]:
     """Read rows by their columns, and say which columns may have been meant to count and do not."""
     records: list[Record] = []
     unread: Counter[str] = Counter()
+    unread_said: Counter[str] = Counter()
     missing = set(spec.ignored)
     for origin, cells in _rows(spec.path, spec.rows):
         row = Row(cells, origin, spec.columns, spec.ignored)
         record = row.record(require)
         records.append(record)
         unread.update(row.unread(record))
+        unread_said.update(row.unread_said())
         if missing:
             missing -= row.names()
     if missing and records:
         raise UserError(f"{spec.path}: no row has the column '{min(missing)}' to ignore: check the name")
-    for name, count in unread.items():
-        _log.warning(
-            "%s: %d of %d rows have '%s', which is not read: map it, as in %s, or pass ignore=%s",
-            spec.path,
-            count,
-            len(records),
-            name,
-            _mapping_of(name),
-            quoted(name),
-        )
+    for counts, where in ((unread, ""), (unread_said, " in their messages")):
+        for name, count in counts.items():
+            remedy = f"map it, as in {_mapping_of(name)}, or pass" if not where and name != "label" else "pass"
+            _log.warning(
+                "%s: %d of %d rows have '%s'%s, which is not read: %s ignore=%s to leave it out",
+                *(spec.path, count, len(records), name, where, remedy, quoted(name)),
+            )
     return records
 
 

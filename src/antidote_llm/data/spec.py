@@ -49,7 +49,7 @@ class DataSpec:
     """
 
     path: Path
-    columns: Mapping[str, str]
+    columns: Mapping[Field, str]
     weight: float | None = None
     ignored: tuple[str, ...] = ()
     rows: int | None = None

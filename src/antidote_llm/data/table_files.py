@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from antidote_llm.data.text_files import require_bounded
 from antidote_llm.errors import UserError, first_line
 
-_BATCH_ROWS = 256
+# Few, as one text may stand in many rows and be stored once.
+_BATCH_ROWS = 32
 # Below this, rows that take up no room do no harm.
 _FEW_ROWS = 10_000
 _ARROW_FILE_MARK = b"ARROW1"
@@ -99,9 +100,9 @@ def _batches(reader: Any, is_file: bool, size: int, most: int | None, path: Path
 def _rows(batches: Iterator[Any], size: int, path: Path) -> Rows:
     index = unpacked = 0
     for batch in batches:
-        unpacked += batch.nbytes
-        require_bounded(unpacked, size, path)
+        require_bounded(unpacked + batch.nbytes, size, path)
         for row in _as_python(batch, path, index):
+            unpacked += sum(len(cell) for cell in row.values() if isinstance(cell, str))
             yield f"{path}: row {index}", row
             index += 1
 

@@ -17,7 +17,7 @@ MOST_CHARACTERS_A_ROW = 1 << 26
 # One document is read as a whole.
 _MOST_DOCUMENT_CHARACTERS = 1 << 30
 # Rows of one text shape are packed to a fiftieth, seldom to less.
-MOST_UNPACKED_TIMES, MOST_UNPACKED_BYTES = 200, 1 << 26
+_MOST_UNPACKED_TIMES, _MOST_UNPACKED_BYTES = 100, 1 << 26
 _GZIP_MARK = b"\x1f\x8b"
 _LFS_MARK = b"version https://git-lfs.github.com/spec/"
 
@@ -84,9 +84,9 @@ def require_bounded(unpacked_bytes: int, packed_bytes: int, path: Path) -> None:
     Raises:
         UserError: It is more than what rows can be packed to.
     """
-    if unpacked_bytes > MOST_UNPACKED_BYTES + MOST_UNPACKED_TIMES * packed_bytes:
+    if unpacked_bytes > _MOST_UNPACKED_BYTES + _MOST_UNPACKED_TIMES * packed_bytes:
         raise UserError(
-            f"{path}: its {packed_bytes:,} bytes unpack to more than {MOST_UNPACKED_TIMES} times as many: the same "
+            f"{path}: its {packed_bytes:,} bytes unpack to more than {_MOST_UNPACKED_TIMES} times as many: the same "
             "rows over and over: write each of them once"
         )
 

@@ -17,11 +17,11 @@ _MEDIA = (
     "pixel_values",
 )
 # A row without these is another row.
-_REFUSED_BESIDE_A_PROMPT = frozenset((*_TOOLS, *_MEDIA, "documents", "chat_template", "chat_template_kwargs"))
-_REFUSED_BESIDE_A_TEXT = frozenset(_MEDIA)
+REFUSED_BESIDE_A_PROMPT = frozenset((*_TOOLS, *_MEDIA, "documents", "chat_template", "chat_template_kwargs"))
+REFUSED_BESIDE_A_TEXT = frozenset(_MEDIA)
 _REFUSED_IN_A_MESSAGE = frozenset((*_TOOLS, *_MEDIA, "documents"))
 # These may be a part of the prompt, or of the answer, or nothing of the kind: only the user knows.
-_NAMED = frozenset(
+NAMED = frozenset(
     (
         # What a model is told before anything else.
         "system_prompt",
@@ -83,6 +83,7 @@ _NAMED = frozenset(
     )
 )
 _NAMED_IN_A_MESSAGE = frozenset(("name", "prefix", "tool_choice"))
+_HARMLESS = frozenset(("role", "content", "from", "value"))
 _NOTHING = ("", "[]", "{}", "null", "none", "nan")
 
 
@@ -104,21 +105,14 @@ def is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def require_no_more(cells: Mapping[str, Any], origin: str, used: Container[str], *, prompt: bool) -> None:
+def require_unfilled(cells: Mapping[str, Any], refused: Iterable[str], origin: str) -> None:
     """Refuse a row whose meaning depends on a column that is not read.
-
-    Args:
-        cells: Values by column.
-        origin: File and line, for messages.
-        used: Columns that are read, or ignored on purpose.
-        prompt: Whether the row is rendered from a prompt; a text is used as it is.
 
     Raises:
         UserError: Names the first such column.
     """
-    refused = _REFUSED_BESIDE_A_PROMPT if prompt else _REFUSED_BESIDE_A_TEXT
-    for name, value in cells.items():
-        if _plain(name) in refused and name not in used and is_filled(value):
+    for name in refused:
+        if is_filled(cells[name]):
             raise UserError(
                 f"{origin}: column '{name}' cannot be read, and the row means something else without it: leave the "
                 f"row out, or pass ignore={quoted(name)} to read it without"
@@ -132,30 +126,29 @@ def require_no_more_said(message: Mapping[str, Any], where: str, ignored: Contai
         UserError: Names the first such field.
     """
     for name, value in message.items():
-        if _plain(name) in _REFUSED_IN_A_MESSAGE and name not in ignored and is_filled(value):
+        if name not in _HARMLESS and plain(name) in _REFUSED_IN_A_MESSAGE and name not in ignored and is_filled(value):
             raise UserError(
                 f"{where}: its '{name}' cannot be read: leave the row out, or pass ignore={quoted(name)} to read the "
                 "message without"
             )
 
 
-def unread_columns(cells: Mapping[str, Any], used: Container[str], said: str) -> Iterator[str]:
-    """Return the columns that may be a part of the prompt or its answer, and whose text stands in neither."""
-    for name, value in cells.items():
-        if _plain(name) in _NAMED and name not in used and is_filled(value) and not _is_in(value, said):
+def unread_columns(cells: Mapping[str, Any], names: Iterable[str], said: str) -> Iterator[str]:
+    """Return the columns that hold something, and whose text stands neither in the prompt nor in its answer."""
+    for name in names:
+        if is_filled(cells[name]) and not _is_in(cells[name], said):
             yield name
 
 
-def unread_in_messages(messages: object, ignored: Container[str]) -> Iterator[str]:
+def unread_in_messages(messages: Iterable[Any], ignored: Container[str]) -> Iterator[str]:
     """Return the fields of messages that may count and are not read, each once."""
-    if isinstance(messages, list):
-        yield from dict.fromkeys(
-            name
-            for message in messages
-            if isinstance(message, Mapping)
-            for name, value in message.items()
-            if name in _NAMED_IN_A_MESSAGE and name not in ignored and is_filled(value)
-        )
+    yield from dict.fromkeys(
+        name
+        for message in messages
+        if isinstance(message, Mapping)
+        for name in _NAMED_IN_A_MESSAGE
+        if name not in ignored and is_filled(message.get(name))
+    )
 
 
 def _is_in(value: Any, said: str) -> bool:
@@ -172,5 +165,6 @@ def _texts(value: Any) -> Iterable[str]:
     return []
 
 
-def _plain(name: object) -> str:
+def plain(name: object) -> str:
+    """Return a name in the one form in which these columns are known."""
     return re.sub("[ -]", "_", str(name)).lower()

@@ -15,6 +15,7 @@ from antidote_llm.data.delimited_files import delimited_rows
 from antidote_llm.data.json_files import json_document, json_lines
 from antidote_llm.data.spec import require_utf8
 from antidote_llm.data.table_files import arrow_rows, parquet_rows, too_many_rows
+from antidote_llm.data.text_files import filled_lines
 from antidote_llm.errors import UserError
 
 _LINES, _TABLES = (".jsonl", ".ndjson"), (".parquet", ".arrow")
@@ -99,6 +100,8 @@ def file_rows(
         raise _no_file(path)
     most = MOST_ROWS if rows is None else None
     try:
+        if rows is None and _may_be_absurd(path):
+            _require_count(path, suffix, header)
         if suffix in _LINES:
             found = json_lines(path)
         elif suffix == ".json":
@@ -112,6 +115,27 @@ def file_rows(
         yield from bounded(found, rows, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}: check its permissions") from error
+
+
+def _may_be_absurd(path: Path) -> bool:
+    """Say whether a text file is long enough, or packed, to hold absurdly many rows: a row takes two bytes at least."""
+    return path.suffix.lower() == ".gz" or path.stat().st_size > 2 * MOST_ROWS
+
+
+def _require_count(path: Path, suffix: str, header: Sequence[str]) -> None:
+    """Count rows before any is read, where that is much faster.
+
+    Raises:
+        UserError: They are absurdly many.
+    """
+    count = 0
+    if suffix in _LINES:
+        count = filled_lines(path, MOST_ROWS)
+    elif suffix in (".csv", ".tsv"):
+        found = delimited_rows(path, "\t" if suffix == ".tsv" else ",", header)
+        count = sum(1 for _ in islice(found, MOST_ROWS + 1))
+    if count > MOST_ROWS:
+        raise too_many_rows(path, MOST_ROWS)
 
 
 def bounded(

@@ -76,14 +76,23 @@ def folder_rows(folder: Path, split: str | None, given: str) -> Iterator[tuple[s
     Raises:
         UserError: As for a data set on the Hub; or a link leaves the folder.
     """
+    try:
+        _require_own_files(folder)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{given}: cannot be looked through ({first_line(error)}): name the data file itself"
+        ) from error
+    config, _, split = (split or "").rpartition("/")
+    return hub_rows(str(folder), config or None, split or None, given, "name a file in it")
+
+
+def _require_own_files(folder: Path) -> None:
     for count, path in enumerate(folder.rglob("*")):
         if count == _MOST_ENTRIES:
-            raise UserError(f"{given}: a folder of more than {_MOST_ENTRIES:,} files: name the data file itself")
+            raise UserError(f"{folder}: a folder of more than {_MOST_ENTRIES:,} files: name the data file itself")
         require_utf8(str(path))
         if is_link_out(path, folder):
             raise UserError(f"{path}: a link that leaves the folder: put the file itself there")
-    config, _, split = (split or "").rpartition("/")
-    return hub_rows(str(folder), config or None, split or None, given, "name a file in it")
 
 
 def hub_file(name: str, file: str, given: str, instead: str) -> Path:

@@ -80,11 +80,12 @@ def require_rows(count: int, size_bytes: int, most: int | None, path: Path) -> N
         )
 
 
-def too_many_rows(path: Path, most: int, count: str = "more") -> UserError:
+def too_many_rows(path: Path, most: int, count: str = "") -> UserError:
     """Return the error of a file with more rows than are read unasked."""
+    found = f"{count} rows, more than the {most:,}" if count else f"more rows than the {most:,}"
+    name = path.name if path.is_absolute() else path
     return UserError(
-        f"{path}: {count} rows, where {most:,} are the most that are read unasked: say how many of its first rows "
-        f"to read, as in {path.name}:rows={most}"
+        f"{path}: {found} that are read unasked: pass how many of the first to read, as in {name}:rows={most}"
     )
 
 

@@ -7,6 +7,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -61,6 +62,12 @@ def lines(stream: TextIO, path: Path) -> Iterator[tuple[int, str]]:
                 f"{path}:{number}: a line of more than {MOST_CHARACTERS_A_ROW:,} characters: write one row a line"
             )
         yield number, line
+
+
+def filled_lines(path: Path, most: int) -> int:
+    """Count the lines that hold something, up to one more than a number: much faster than to read what they hold."""
+    with open_text(path) as stream:
+        return sum(1 for _ in islice((line for _, line in lines(stream, path) if not line.isspace()), most + 1))
 
 
 def whole(stream: TextIO, path: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from antidote_llm.errors import UserError, first_line
 
 # What datasets' own readers of plain tables are called; `cache` is one of them, read before.
 _PLAIN_READERS = ("csv", "json", "parquet", "arrow", "text", "cache")
+# How datasets numbers the files of a split.
+_PART = re.compile(r"(?P<before>.*)-(?P<number>[0-9]{5})-of-(?P<of>[0-9]{5})\b.*", re.DOTALL)
 # A folder of data holds fewer.
 _MOST_ENTRIES = 10_000
 
@@ -87,12 +91,19 @@ def folder_rows(folder: Path, split: str | None, given: str) -> Iterator[tuple[s
 
 
 def _require_own_files(folder: Path) -> None:
+    """Refuse a folder from which a link leaves, or in which a part of a data set is missing."""
+    parts: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
     for count, path in enumerate(folder.rglob("*")):
         if count == _MOST_ENTRIES:
             raise UserError(f"{folder}: a folder of more than {_MOST_ENTRIES:,} files: name the data file itself")
         require_utf8(str(path))
         if is_link_out(path, folder):
             raise UserError(f"{path}: a link that leaves the folder: put the file itself there")
+        if (part := _PART.fullmatch(str(path))) is not None:
+            parts[f"{part['before']}-*-of-{part['of']}", int(part["of"])].add(int(part["number"]))
+    for (name, of), found in parts.items():
+        if len(found) < of:
+            raise UserError(f"{name}: {len(found)} of {of} files are there: copy the whole folder again")
 
 
 def hub_file(name: str, file: str, given: str, instead: str) -> Path:

@@ -11,11 +11,9 @@ from antidote_llm.data.layout import COMPLETION, FORMATS, Layout, layout_of
 from antidote_llm.data.records import Record, Turn
 from antidote_llm.data.spec import Field, quoted
 from antidote_llm.data.task_prompts import contextual_prompt, instruction_prompt
-from antidote_llm.data.unread import is_filled, is_nan, require_unfilled, unread_columns, unread_in_messages
+from antidote_llm.data.unread import ANSWERS, is_filled, is_nan, require_unfilled, unread_columns, unread_in_messages
 from antidote_llm.errors import UserError, listed
 
-# Where data sets put an answer, for examples of a mapping.
-_ANSWERS = (COMPLETION, "chosen", "rejected", "output", "answer", "target", "solution")
 _MOST_LISTED = 20
 # What labels say of a token that no model learns.
 _NOT_LEARNT = -100
@@ -225,13 +223,13 @@ class Row:
     def _example(self) -> str:
         known = next((name for name in FORMATS if name in self.cells), None)
         if known is not None:
-            answer = next((f",response={name}" for name in _ANSWERS if name in self.cells), "")
+            answer = next((f",response={name}" for name in ANSWERS if name in self.cells), "")
             return f"file.csv:prompt={known}{answer}"
         conversation = next((name for name, cell in self.cells.items() if cell and isinstance(cell, list)), None)
         return f"chats.jsonl:messages={quoted(conversation)}" if conversation else "file.csv:prompt=COLUMN"
 
     def _answer_example(self) -> str:
-        found = next((name for name in _ANSWERS if name in self.cells), "COLUMN")
+        found = next((name for name in ANSWERS if name in self.cells), "COLUMN")
         prompt = quoted(self.columns.get("prompt", "prompt" if "prompt" in self.cells else "COLUMN"))
         return f"file.csv:prompt={prompt},response={found}"
 

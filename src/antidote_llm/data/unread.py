@@ -82,6 +82,8 @@ NAMED = frozenset(
         "thoughts",
     )
 )
+# Where data sets put an answer.
+ANSWERS = ("completion", "chosen", "rejected", "output", "answer", "target", "solution")
 _NAMED_IN_A_MESSAGE = frozenset(("name", "prefix", "tool_choice"))
 _HARMLESS = frozenset(("role", "content", "from", "value"))
 _NOTHING = ("", "[]", "{}", "null", "none", "nan")
@@ -98,6 +100,12 @@ def is_filled(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(is_filled, value))
     return True
+
+
+def answer_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the columns, of those that are no field of their rows, that most likely hold an answer."""
+    found = {name for cells in rows for name in ANSWERS if is_filled(cells.get(name))}
+    return [name for name in ANSWERS if name in found]
 
 
 def is_nan(value: Any) -> bool:

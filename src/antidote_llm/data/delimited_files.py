@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from antidote_llm.data.text_files import MOST_CHARACTERS_A_ROW, open_text
+from antidote_llm.data.text_files import MOST_CHARACTERS_A_ROW, lines, open_text
 from antidote_llm.errors import UserError
 
 # What spreadsheets write where the comma marks decimals, and what else is common.
@@ -52,7 +52,9 @@ class _Rows:
 
     def __init__(self, path: Path, stream: TextIO, delimiter: str, quoting: Literal[0, 3]) -> None:
         self._path = path
-        self._reader = csv.reader(stream, delimiter=delimiter, quoting=quoting, strict=True)
+        self._reader = csv.reader(
+            (line for _, line in lines(stream, path)), delimiter=delimiter, quoting=quoting, strict=True
+        )
         self.start = 1
 
     def __iter__(self) -> Iterator[list[str]]:

@@ -74,7 +74,8 @@ def _columns_of(
         yield mapped[field]
     elif field in _BESIDE_A_PROMPT and field != "system":
         beside = FORMATS.get(mapped.get("prompt", "prompt"), {}).get(field, ())
-        yield from (column for column in beside if column in names and column not in ignored)
+        taken = (*ignored, *mapped.values())
+        yield from (column for column in beside if column in names and column not in taken)
     elif field in names and field not in ignored:
         yield field
     elif (

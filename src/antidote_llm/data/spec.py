@@ -25,6 +25,7 @@ FIELDS: tuple[Field, ...] = (
     "input",
     "history",
 )
+_FIELD_OF: Mapping[str, Field] = {name: name for name in FIELDS}
 # What a row can be; where it could be several, the first counts.
 KINDS: tuple[Field, ...] = ("input_ids", "messages", "prompt", "text")
 # Fields that are put together with a prompt; messages hold all of it but for the system prompt.
@@ -76,7 +77,7 @@ class DataSpec:
                     "quotes around a column with a comma or an equals sign in its name"
                 )
             return cls(Path(text).expanduser(), {})
-        columns: dict[str, str] = {}
+        given: dict[str, str] = {}
         ignored: list[str] = []
         for name, column in _pairs(match["mapping"]):
             if name == _IGNORE:
@@ -86,11 +87,12 @@ class DataSpec:
                 raise UserError(
                     f"{text}: unknown field '{name}': map one of {', '.join(FIELDS)}, or give weight, rows or ignore"
                 )
-            if name in columns:
+            if name in given:
                 raise UserError(f"{text}: field '{name}' is mapped twice: map it once")
-            columns[name] = column
-        weight = _weight(columns.pop(_WEIGHT), text) if _WEIGHT in columns else None
-        rows = _rows(columns.pop(_ROWS), text) if _ROWS in columns else None
+            given[name] = column
+        weight = _weight(given.pop(_WEIGHT), text) if _WEIGHT in given else None
+        rows = _rows(given.pop(_ROWS), text) if _ROWS in given else None
+        columns = {_FIELD_OF[name]: column for name, column in given.items()}
         _require_one_kind(columns, text)
         if both := [column for column in ignored if column in columns.values()]:
             raise UserError(f"{text}: column '{both[0]}' is mapped and ignored: leave one of the two out")
@@ -145,7 +147,7 @@ def _rows(text: str, where: str) -> int:
     return int(text)
 
 
-def _require_one_kind(columns: Mapping[str, str], where: str) -> None:
+def _require_one_kind(columns: Mapping[Field, str], where: str) -> None:
     kinds = [name for name in KINDS if name in columns]
     if len(kinds) > 1:
         raise UserError(f"{where}: map one of prompt, text, input_ids and messages: a row is only one of them")

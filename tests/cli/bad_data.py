@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +15,30 @@ from tests.cli.command import Place
 Case = tuple[str, Callable[[Place], list[object]], tuple[str, ...]]
 ASKED, TOLD = {"role": "user", "content": "zob"}, {"role": "assistant", "content": "mid"}
 GOOD = '{"prompt": "zob", "response": "mid"}\n'
+MESSAGES = json.dumps({"messages": [ASKED, TOLD]}) + "\n"
+CALL = {"type": "function", "function": {"name": "rux", "arguments": "{}"}}
+# A column that cannot be read, and what stands in it.
+REFUSED: tuple[tuple[str, object, str], ...] = (
+    ("tools", [CALL], "tools.jsonl:2"),
+    ("functions", json.dumps([CALL]), "functions.jsonl:2"),
+    ("function_call", {"name": "rux"}, "function_call.jsonl:2"),
+    ("images", ["zob.png"], "images.jsonl:2"),
+    ("audio", "zob.wav", "audio.jsonl:2"),
+    ("videos", ["zob.mp4"], "videos.jsonl:2"),
+    ("documents", [{"title": "zob"}], "documents.jsonl:2"),
+    ("chat_template_kwargs", {"tone": "rux"}, "chat_template_kwargs.jsonl:2"),
+    ("ImageFileName", "zob.png", "ImageFileName.jsonl:2"),
+)
+REFUSED_IN_MESSAGES: tuple[tuple[str, object], ...] = (
+    ("tool_calls", [CALL]),
+    ("function_call", {"name": "rux"}),
+    ("images", ["zob.png"]),
+    ("audio", {"id": "zob"}),
+    ("refusal", "kad"),
+    ("weight", 0),
+    ("train", False),
+    ("loss", 0.0),
+)
 
 
 def repair_from(place: Place, data: object, *more: object) -> list[object]:
@@ -30,7 +56,13 @@ def harmful(name: str, text: str | bytes, *words: str, mapping: str = "", more: 
     return name, make, words
 
 
-def parquet(columns: dict[str, list[object]]) -> bytes:
+def not_utf8(place: Place) -> list[object]:
+    path = place.root / "h\udcff.jsonl"
+    place.harmful.rename(path)
+    return repair_from(place, path)
+
+
+def parquet(columns: dict[str, Any]) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
     return bytes(sink.getvalue().to_pybytes())
@@ -93,7 +125,7 @@ def empty_task_answer(place: Place) -> list[object]:
 
 CASES: list[Case] = [
     ("missing_file", lambda place: repair_from(place, "nowhere.jsonl"), ("nowhere.jsonl", "no such data file")),
-    ("folder_as_file", lambda place: repair_from(place, place.base), ("base", "unknown kind", ".jsonl")),
+    ("folder_as_file", lambda place: repair_from(place, place.base), ("base", "a model's folder", "name a data file")),
     ("hub_id", lambda place: repair_from(place, "org/nowhere#train"), ("org/nowhere", "Hub did not give", "network")),
     ("no_preset", lambda place: repair_from(place, "advbnch"), ("advbnch: no such file", "did you mean advbench")),
     (
@@ -117,12 +149,19 @@ CASES: list[Case] = [
     harmful("no_rows.parquet", parquet({"prompt": [], "response": []}), "no rows"),
     harmful("broken.jsonl", GOOD + GOOD + '{"prompt": "zob",\n', "broken.jsonl:3", "not JSON"),
     harmful("two_objects_a_line.jsonl", GOOD + GOOD.strip() + " " + GOOD, "two_objects_a_line.jsonl:2", "not JSON"),
-    harmful("pretty_json.jsonl", '{\n  "prompt": "zob"\n}\n', "pretty_json.jsonl:1", "not JSON"),
+    harmful("pretty_json.jsonl", GOOD + '{\n  "prompt": "zob"\n}\n', "pretty_json.jsonl:2", "not JSON"),
+    harmful("cut_off.jsonl", '{\n  "prompt": "zob",\n', "cut_off.jsonl:3", "not JSON"),
     harmful("long_number.jsonl", GOOD + f'{{"input_ids": [{"9" * 5000}]}}\n', "long_number.jsonl:2", "too long"),
     harmful("deep_brackets.jsonl", GOOD + "[" * 100_000, "deep_brackets.jsonl:2", "too deep", "mend"),
     harmful("list_row.jsonl", GOOD + '["zob", "mid"]\n', "list_row.jsonl:2", "expected an object"),
     harmful("broken.json", '[\n{"prompt": "zob"},\n{"prompt" "mid"}]', "broken.json:3", "not JSON"),
-    harmful("object.json", '{"prompt": "zob", "response": "mid"}', "object.json", "expected a list"),
+    harmful("two_lists.json", '{"train": [], "test": []}', "two_lists.json", "the lists train, test", "put the one"),
+    harmful("by_column.json", '{"prompt": {"0": "zob"}, "response": {"0": "mid"}}', "pandas", "orient='records'"),
+    harmful("lists_by_column.json", '{"prompt": ["zob"], "response": ["mid"]}', "a list a column", "one object a line"),
+    harmful("a_number.json", "7", "a_number.json", "expected a list of objects, found int"),
+    harmful(
+        "field_twice.jsonl", GOOD + '{"prompt": "zob", "prompt": "mid"}', "field_twice.jsonl:2", "'prompt'", "rename"
+    ),
     harmful("numbers.json", "[1, 2]", "row 0", "expected an object"),
     harmful("short_row.csv", "prompt,response\nzob,mid\nzob\n", "short_row.csv:3", "columns"),
     harmful("long_row.csv", "prompt,response\nzob,mid\nzob,mid,kad\n", "long_row.csv:3", "columns"),
@@ -135,7 +174,27 @@ CASES: list[Case] = [
     harmful("excel.csv", "prompt,response\nzob,mid\n".encode("utf-16"), "excel.csv", "UTF-8"),
     harmful("half_a_pair.jsonl", GOOD + '{"prompt": "\\ud83d", "response": "mid"}\n', "half_a_pair.jsonl:2", "prompt"),
     harmful("workbook.xlsx", b"PK", "workbook.xlsx", "unknown kind", ".csv"),
-    harmful("packed.jsonl.gz", b"\x1f\x8b", "packed.jsonl.gz", "unknown kind"),
+    harmful("cut_off.jsonl.gz", gzip.compress(GOOD.encode() * 99)[:-9], "cut_off.jsonl.gz", "damaged or cut off"),
+    harmful("flipped.json.gz", b"\x1f\x8b\x08" + b"zob" * 99, "flipped.json.gz", "gzip, but damaged", "fetch it again"),
+    harmful("not_packed.csv.gz", "prompt,response\nzob,mid\n", "not_packed.csv.gz", "not packed with gzip", "rename"),
+    harmful("bomb.jsonl.gz", gzip.compress(bytes(1 << 27)), "bomb.jsonl.gz:1", "more than 67,108,864 characters"),
+    harmful("bomb.json.gz", gzip.compress(b" " * (1 << 27)), "bomb.json.gz", "the same rows over and over"),
+    harmful("packed.jsonl.zst", b"(", "packed.jsonl.zst", "unpack it first", "unzstd"),
+    harmful("packed.csv.bz2", b"BZ", "packed.csv.bz2", "unpack it first", "bunzip2"),
+    harmful("packed.parquet.gz", b"\x1f\x8b", "packed.parquet.gz", "unknown kind of data file"),
+    harmful("pointer.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS", "git lfs pull"),
+    harmful("pointer.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS", "git lfs pull"),
+    harmful("not_an.arrow", "prompt,response\n", "not_an.arrow", "not a readable Arrow file"),
+    harmful(
+        "late.parquet", parquet({"prompt": ["zob"], "day": pa.array([2**62], pa.timestamp("us"))}), "'day'", "out of"
+    ),
+    harmful("zone.parquet", parquet({"prompt": ["zob"], "t": pa.array([1], pa.timestamp("us", "No/Zone"))}), "'t'"),
+    harmful("rows_of_nothing.parquet", parquet({"prompt": pa.nulls(20_000)}), "20,000 rows in", "over and over"),
+    harmful("many.parquet", parquet({"prompt": ["zob"] * 1_000_001}), "1,000,001 rows", "many.parquet:rows=1000000"),
+    harmful("no_rows_asked.csv", "prompt\nzob\n", "rows '0' is no whole number", mapping=":rows=0"),
+    harmful("rows_of_a_word.csv", "prompt\nzob\n", "rows 'all' is no whole number", mapping=":rows=all"),
+    ("name_of_no_text", not_utf8, ("h\\udcff.jsonl", "not UTF-8", "rename the file")),
+    ("a_long_name", lambda place: repair_from(place, "z" * 300 + ".jsonl"), ("name too long", "check the name")),
     harmful("no_prompt.jsonl", '{"goal": "zob", "target": "mid"}\n', "no_prompt.jsonl:1", "prompt", "goal, target"),
     harmful("no_column.csv", "a,b\nzob,mid\n", "no_column.csv:2", "'goal'", "a, b", mapping=":prompt=goal,response=b"),
     harmful("no_column.parquet", parquet({"a": ["zob"]}), "row 0", "'goal'", mapping=":prompt=goal"),
@@ -146,6 +205,42 @@ CASES: list[Case] = [
     harmful("two_kinds.csv", "a,b\nzob,mid\n", "one of prompt, text", mapping=":prompt=a,text=b"),
     harmful("number.jsonl", GOOD + '{"prompt": 7, "response": "mid"}\n', "number.jsonl:2", "must be text, not int"),
     harmful("turns.jsonl", '{"prompt": [{"role": "user"}], "response": "mid"}\n', "turns.jsonl:1", "must be text"),
+    harmful("no_turns.jsonl", '{"prompt": [], "response": "mid"}\n', "no_turns.jsonl:1", "'prompt'", "an empty list"),
+    harmful("comma.csv", '"a, b",c\nzob,mid\n', "no mapping", "double quotes", mapping=":prompt=a, b,response=c"),
+    harmful("equals.csv", "a=b,c\nzob,mid\n", "no mapping", "double quotes", mapping=":prompt=a=b"),
+    harmful(
+        "nested.jsonl",
+        '{"data": {"goal": "zob"}}\n',
+        "nested.jsonl:1",
+        "no column 'data.ask'",
+        mapping=":prompt=data.ask",
+    ),
+    harmful("mapped_and_ignored.csv", "a,b\nzob,mid\n", "'a' is mapped and ignored", mapping=":prompt=a,ignore=a"),
+    harmful("nothing_to_ignore.csv", "prompt\nzob\n", "no row has the column 'tool'", mapping=":ignore=tool"),
+    harmful("context_of_messages.jsonl", MESSAGES, "whole conversation", mapping=":messages=messages,context=a"),
+    harmful("context_of_text.jsonl", '{"text": "zob"}\n', "takes no context", mapping=":text=text,context=a"),
+    *(
+        harmful(
+            f"{name}.jsonl",
+            GOOD + json.dumps({"prompt": "zob", "response": "mid", name: cell}) + "\n",
+            where,
+            f"ignore={name}",
+        )
+        for name, cell, where in REFUSED
+    ),
+    *(
+        messages(f"{name}_said", ASKED, {**TOLD, name: cell}, words=("message 2", f"ignore={name}"))
+        for name, cell in REFUSED_IN_MESSAGES
+    ),
+    messages("a_tools_words", ASKED, {"role": "tool", "content": "7"}, words=("role 'tool'", "what tools say")),
+    harmful("padded.jsonl", '{"input_ids": [5, 6], "attention_mask": [1, 0]}\n', "padded.jsonl:1", "without padding"),
+    harmful("labels.jsonl", '{"input_ids": [5, 6], "labels": [5, -100]}\n', "labels.jsonl:1", "response_start"),
+    harmful(
+        "pairs.jsonl",
+        '{"instruction": "zob", "output": "mid", "history": [["kad"]]}\n',
+        "pairs of a prompt and its answer",
+        mapping=":prompt=instruction",
+    ),
     harmful("number.parquet", parquet({"prompt": ["zob"], "response": [1.5]}), "row 0", "must be text, not float"),
     harmful("null.parquet", parquet({"prompt": ["zob", None], "response": ["mid", "mid"]}), "row 1", "prompt"),
     harmful("null.jsonl", '{"prompt": null, "response": "mid"}\n', "null.jsonl:1", "'prompt' is null", "leave the row"),

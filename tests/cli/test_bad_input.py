@@ -15,9 +15,9 @@ from tests.cli.command import Command, Place, tree
 
 # What a user is told to do; or what is allowed, in the words of the options' own checks.
 MEND = re.compile(
-    r"\b(add|ask for|check|choose|convert|did you mean|end|fetch|fill|free|give|install|keep|leave|log in|lower|make"
-    r"|map|mend|merge|name|pass|put|raise|remove|rename|repair|save|see|set|shorten|should be|train|try|update|use"
-    r"|write)\b"
+    r"\b(add|ask for|check|choose|convert|copy|correct|did you mean|end|fetch|fill|free|give|install|keep|leave|log in"
+    r"|lower|make|map|mend|merge|name|pass|put|raise|remove|rename|repair|save|see|set|shorten|should be|train|try"
+    r"|unpack|update|use|write)\b"
 )
 ROOMS = (bad_checkpoints, bad_folders, bad_tokenizers, bad_targets, bad_data, bad_options, bad_training)
 CASES = [case for room in ROOMS for case in room.CASES]

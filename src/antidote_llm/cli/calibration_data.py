@@ -11,6 +11,7 @@ import typer
 from antidote_llm.cli.engine_options import require_in_memory
 from antidote_llm.cli.terminal import Terminal, by_steps
 from antidote_llm.data import DataSpec, Record, read_mixed, write_jsonl
+from antidote_llm.data.unread import answer_columns
 from antidote_llm.evaluation import EvaluationSettings
 from antidote_llm.evaluation.own_answers import OWN_ANSWER, needs_own_answer, with_own_answers
 from antidote_llm.evaluation.refusal_patterns import refuses
@@ -25,9 +26,9 @@ HarmfulOption = Annotated[
     typer.Option(
         "--harmful",
         metavar="DATA",
-        help="Harmful requests with or without answers (the model then gives its own): .jsonl .json .csv .tsv or "
-        ".parquet, a named data set (advbench, advbench@FILE), or org/name#split on the Hub; map columns as in "
-        "file.csv:prompt=goal,response=target,weight=2. Repeatable.",
+        help="Harmful requests with or without answers (the model then gives its own): .jsonl .json .csv .tsv "
+        ".parquet .arrow or .gz, a folder of data, a named data set (advbench, advbench@FILE), or org/name#split on "
+        "the Hub; map columns as in file.csv:prompt=goal,response=target,weight=2. Repeatable.",
     ),
 ]
 HarmfulRowsOption = Annotated[
@@ -91,7 +92,9 @@ def _answered(
     if not asked:
         return records
     require_in_memory(opened, "the answers that harmful rows lack", "name a file with responses")
-    terminal.say(f"{asked} harmful rows have no response: the model answers them itself")
+    unread = answer_columns(record.extra for record in records if needs_own_answer(record))
+    hint = f" (if '{unread[0]}' is one, map it, as in response={unread[0]})" if unread else ""
+    terminal.say(f"{asked} harmful rows have no response: the model answers them itself{hint}")
     with terminal.progress("own answers", asked, "answers") as advance:
         return with_own_answers(
             opened.model,

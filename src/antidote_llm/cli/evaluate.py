@@ -69,7 +69,7 @@ def evaluate(
 ) -> None:
     """Measure harm, refusal, over-refusal, coherence and task accuracy, each with its 95 % interval.
 
-    Example: antidote evaluate my-model --adapter my-adapter --harmful harmbench.csv:prompt=Behavior --out before
+    Example: antidote evaluate my-model --adapter my-adapter --harmful harmbench@harmbench.csv --out before
     """
     terminal = Terminal(as_json)
     served = asking_opts.server_from(backend, endpoint, model, adapter)

@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 
 from antidote_llm import __version__
 from antidote_llm.cli.application import application
+from antidote_llm.cli.warnings_shown import warnings_shown
 from antidote_llm.errors import UserError, first_line
 
 USER_ERROR, DEFECT, INTERRUPTED = 2, 3, 130
@@ -63,7 +64,8 @@ def run(arguments: list[str]) -> int:
         return 0
     try:
         asked = next((argument for argument in arguments if not argument.startswith("-")), "")
-        result = application(asked)(arguments, standalone_mode=False)
+        with warnings_shown():
+            result = application(asked)(arguments, standalone_mode=False)
         # typer keeps an interrupt to itself and returns its exit code.
         if result == INTERRUPTED:
             raise KeyboardInterrupt

@@ -22,8 +22,8 @@ from antidote_llm.evaluation.suite import questions_sha256
 from antidote_llm.models import OpenModel
 
 DATA_HELP = (
-    ".jsonl .json .csv .tsv or .parquet, a named data set (xstest-safe, advbench@FILE), or org/name#split on the Hub; "
-    "map columns as in file.csv:prompt=goal,response=target."
+    ".jsonl .json .csv .tsv .parquet .arrow or .gz, a folder of data, a named data set (xstest-safe, advbench@FILE), "
+    "or org/name#split on the Hub; map columns as in file.csv:prompt=goal,response=target."
 )
 
 DEFAULT_JUDGE = "refusal-patterns"

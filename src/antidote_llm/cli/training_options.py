@@ -28,7 +28,7 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="Rows of prompt and response: a file, a named data set or a Hub id; map columns as in "
+        help="Rows of prompt and response: a file, a folder, a named data set or a Hub id; map columns as in "
         "file.csv:prompt=goal,response=target, and weigh several files as in file.csv:weight=2. Repeatable.",
     ),
 ]

@@ -1,52 +1,127 @@
-"""Chat rows: from a list of messages to history, prompt and response."""
+"""Chat rows: from lists of messages to history, prompt and response."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from antidote_llm.data.records import Role, Turn
+from antidote_llm.data.thoughts import CLOSING, OPENING
+from antidote_llm.data.unread import is_filled, require_no_more_said
 from antidote_llm.errors import UserError
 
-# The roles of OpenAI and of ShareGPT.
+# The roles of OpenAI, of ShareGPT and of what is like them.
 _ROLES: Mapping[str, Role] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
 }
+_TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython", "environment")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+# With these, data sets say of each answer whether a model learns from it.
+_LEARNT_FROM = ("weight", "train", "training", "loss")
 
 
-def split_conversation(messages: object, where: str) -> tuple[tuple[Turn, ...], str, str | None]:
+def split_conversation(
+    messages: object, where: str, answer: object = None, ignored: Container[str] = ()
+) -> tuple[tuple[Turn, ...], str, str | None]:
     """Split messages into what was said before, the last prompt, and its response (None where the user spoke last).
 
     Args:
         messages: A list of ``{role, content}`` or ``{from, value}``.
         where: File, line and column, for messages.
+        answer: What a column of its own says after them: a text, or messages that may repeat those before them.
+        ignored: Fields of messages that are left out on purpose.
 
     Raises:
         UserError: A message has another shape or role, or the conversation does not end in a prompt or its response.
     """
-    if not isinstance(messages, list) or not messages:
-        found = "an empty list" if isinstance(messages, list) else type(messages).__name__
-        raise UserError(f"{where} must be a list of messages with role and content, not {found}: mend the row")
-    turns = [_turn(message, f"{where}, message {index}") for index, message in enumerate(messages, 1)]
+    turns = _turns(messages, where, ignored)
+    if isinstance(answer, list):
+        further = _turns(answer, f"{where}, its answer", ignored)
+        turns += further[len(turns) :] if further[: len(turns)] == turns else further
     response = turns.pop().content if turns[-1].role == "assistant" else None
     if not turns or turns[-1].role != "user":
         raise UserError(f"{where} must end in a user's message, or in one and the assistant's answer: mend the row")
     return tuple(turns[:-1]), turns[-1].content, response
 
 
-def _turn(message: object, where: str) -> Turn:
+def earlier_turns(pairs: object, where: str, ignored: Container[str] = ()) -> tuple[Turn, ...]:
+    """Read what was said before a prompt: pairs of a prompt and its answer, as LLaMA-Factory writes them, or messages.
+
+    Raises:
+        UserError: It is neither, or does not end in an answer.
+    """
+    if isinstance(pairs, list) and pairs and all(isinstance(pair, list | tuple) for pair in pairs):
+        if any(len(pair) != 2 for pair in pairs):
+            raise UserError(f"{where} must hold pairs of a prompt and its answer: correct the row")
+        said = [(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+        messages: object = [{"role": role, "content": text} for role, text in said]
+    else:
+        messages = pairs
+    turns = _turns(messages, where, ignored)
+    if turns[-1].role != "assistant":
+        raise UserError(f"{where} must end in an answer, before the prompt of the row: correct the row")
+    return tuple(turns)
+
+
+def _turns(messages: object, where: str, ignored: Container[str]) -> list[Turn]:
+    if not isinstance(messages, list) or not messages:
+        found = "an empty list" if isinstance(messages, list) else type(messages).__name__
+        raise UserError(f"{where} must be a list of messages with role and content, not {found}: mend the row")
+    turns = [_turn(message, f"{where}, message {index}", ignored) for index, message in enumerate(messages, 1)]
+    if turns[-1].role == "assistant":
+        _require_learnt_from(messages[-1], f"{where}, message {len(messages)}", ignored)
+    return turns
+
+
+def _turn(message: object, where: str, ignored: Container[str]) -> Turn:
     if not isinstance(message, dict):
         raise UserError(f"{where} must be an object with role and content, not {type(message).__name__}: mend it")
     role, content = ("role", "content") if message.get("role") is not None else ("from", "value")
     if message.get(role) is None:
         raise UserError(f"{where} names no role: give it role and content, or from and value")
     if not isinstance(message[role], str) or message[role] not in _ROLES:
-        raise UserError(f"{where}: role '{message[role]}' is none of {', '.join(_ROLES)}: leave the row out")
-    return Turn(_ROLES[message[role]], _text(message.get(content), f"{where}: its {content}"))
+        tools = ": what tools say cannot be read" if message[role] in _TOOL_ROLES else ""
+        raise UserError(f"{where}: role '{message[role]}' is none of {', '.join(_ROLES)}{tools}: leave the row out")
+    require_no_more_said(message, where, ignored)
+    text = _said(message, content, where, ignored)
+    return Turn(_ROLES[message[role]], _with_thought(message, text, where, ignored))
+
+
+def _said(message: Mapping[str, Any], content: str, where: str, ignored: Container[str]) -> str:
+    if (refusal := message.get("refusal")) is None or "refusal" in ignored or not is_filled(refusal):
+        return _text(message.get(content), f"{where}: its {content}")
+    if is_filled(message.get(content)):
+        raise UserError(f"{where} has both {content} and a refusal: keep one, or pass ignore=refusal")
+    # OpenAI's endpoints give a refusal in place of content.
+    return _text(refusal, f"{where}: its refusal")
+
+
+def _with_thought(message: Mapping[str, Any], text: str, where: str, ignored: Container[str]) -> str:
+    """Put a thought that has a field of its own where models put it."""
+    found = [name for name in _THOUGHTS if name not in ignored and is_filled(message.get(name))]
+    if not found or CLOSING in text:
+        return text
+    thought = _text(message[found[0]], f"{where}: its {found[0]}")
+    return f"{OPENING}\n{thought.strip()}\n{CLOSING}\n\n{text}"
+
+
+def _require_learnt_from(message: Mapping[str, Any], where: str, ignored: Container[str]) -> None:
+    for name in _LEARNT_FROM:
+        value = message.get(name)
+        if value is not None and name not in ignored and (value is False or value == 0):
+            raise UserError(
+                f"{where}: {name} {value} says that no model learns from this answer: leave the row out, or pass "
+                f"ignore={name}"
+            )
 
 
 def _text(content: Any, where: str) -> str:
@@ -57,7 +132,7 @@ def _text(content: Any, where: str) -> str:
 
 
 def _part(part: Any, where: str) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text":
+    if not isinstance(part, dict) or part.get("type") not in ("text", "input_text", "output_text"):
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         raise UserError(
             f"{where} holds a part of type '{kind}': only parts of type text can be read: leave the row out"
@@ -73,3 +148,8 @@ def require_text(value: Any, where: str) -> None:
         raise UserError(f"{where} must be text, not {found}: mend it or leave it out")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         raise UserError(f"{where} holds half a surrogate pair, which is no text: mend it or leave it out")
+
+
+def text_of(turns: Sequence[Turn]) -> str:
+    """Return all that is said."""
+    return "\n".join(turn.content for turn in turns)

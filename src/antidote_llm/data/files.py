@@ -1,20 +1,39 @@
-"""Rows of .jsonl, .json, .csv, .tsv and .parquet files; writes .jsonl."""
+"""Rows of .jsonl, .json, .csv, .tsv, .parquet and .arrow files; writes .jsonl."""
 
 from __future__ import annotations
 
-import csv
 import json
+import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from antidote_llm.artifacts.files import write_text
+from antidote_llm.data.delimited_files import delimited_rows
+from antidote_llm.data.json_files import json_document, json_lines
+from antidote_llm.data.spec import require_utf8
+from antidote_llm.data.table_files import arrow_rows, parquet_rows, too_many_rows
+from antidote_llm.data.text_files import filled_lines
 from antidote_llm.errors import UserError
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_LINES, _TABLES = (".jsonl", ".ndjson"), (".parquet", ".arrow")
+_TEXTS = (*_LINES, ".json", ".csv", ".tsv")
+SUFFIXES = (*_TEXTS, *_TABLES)
+# More rows than these take hours and gigabytes, which nobody should meet unasked.
+MOST_ROWS = 1_000_000
+_UNPACK = {
+    ".bz2": "bunzip2",
+    ".xz": "unxz",
+    ".lzma": "unlzma",
+    ".zst": "unzstd",
+    ".lz4": "unlz4",
+    ".zip": "unzip",
+    ".7z": "7z x",
+    ".tgz": "tar -xf",
+    ".tar": "tar -xf",
+}
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -22,101 +41,141 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def file_rows(path: Path, header: Sequence[str] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def is_file(path: Path) -> bool:
+    """Say whether there is a file of this name.
+
+    Raises:
+        UserError: The system does not let anyone see.
+    """
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def is_folder(path: Path) -> bool:
+    """Say whether there is a folder of this name.
+
+    Raises:
+        UserError: The system does not let anyone see.
+    """
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def is_special(path: Path) -> bool:
+    """Say whether there is something of this name that is neither a file nor a folder."""
+    mode = _mode(path)
+    return mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def has_known_suffix(path: Path) -> bool:
+    """Say whether a name ends as that of a data file does."""
+    return _suffix(path) in SUFFIXES
+
+
+def file_rows(
+    path: Path, header: Sequence[str] = (), rows: int | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Read a file row by row.
 
     Args:
         path: The file.
         header: Columns of a .csv or .tsv file that has no header line of its own.
+        rows: How many of its first rows; None for all, if they are not absurdly many.
 
     Returns:
         Where each row stands, and its values by column.
 
     Raises:
-        UserError: The file is of another kind, missing or malformed.
+        UserError: The file is of another kind, missing or malformed, or has more rows than are read unasked.
     """
-    suffix = path.suffix.lower()
+    require_utf8(str(path))
+    suffix = _suffix(path)
+    if suffix in _UNPACK or suffix.removesuffix(".gz") in _UNPACK:
+        raise UserError(f"{path}: packed as {suffix}, which is not read: unpack it first, as with {_UNPACK[suffix]}")
     if suffix not in SUFFIXES:
-        raise UserError(f"{path}: unknown kind of data file: use one of {' '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise UserError(f"{path}: no such data file: check the name")
-    try:
-        if suffix == ".jsonl":
-            yield from _jsonl_rows(path)
-        elif suffix == ".json":
-            yield from _json_rows(path)
-        elif suffix == ".parquet":
-            yield from _parquet_rows(path)
-        else:
-            yield from _delimited_rows(path, "\t" if suffix == ".tsv" else ",", header)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield _object(f"{path}:{number}", _parse_json(line, f"{path}:{number}"))
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    rows = _parse_json(path.read_text(encoding="utf-8-sig"), str(path))
-    if not isinstance(rows, list):
         raise UserError(
-            f"{path}: expected a list of objects, found {type(rows).__name__}: write one object a line as .jsonl"
+            f"{path}: unknown kind of data file: use one of {' '.join(SUFFIXES)}, or .gz of the text files among them"
         )
-    for index, row in enumerate(rows):
-        yield _object(f"{path}: row {index}", row)
-
-
-def _parse_json(text: str, where: str) -> Any:
+    if not is_file(path):
+        raise _no_file(path)
+    most = MOST_ROWS if rows is None else None
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = where if "\n" not in text.strip() else f"{where}:{error.lineno}"
-        raise UserError(f"{place}: not JSON: {error.msg} at column {error.colno}: mend the file there") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: a number too long or brackets too deep to read: mend the file") from error
+        if rows is None and _may_be_absurd(path):
+            _require_count(path, suffix, header)
+        if suffix in _LINES:
+            found = json_lines(path)
+        elif suffix == ".json":
+            found = json_document(path)
+        elif suffix == ".parquet":
+            found = parquet_rows(path, most)
+        elif suffix == ".arrow":
+            found = arrow_rows(path, most)
+        else:
+            found = delimited_rows(path, "\t" if suffix == ".tsv" else ",", header)
+        yield from bounded(found, rows, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}: check its permissions") from error
 
 
-def _object(origin: str, row: Any) -> tuple[str, Mapping[str, Any]]:
-    if not isinstance(row, dict):
-        raise UserError(f"{origin}: expected an object with named fields, found {type(row).__name__}: mend the row")
-    return origin, row
+def _may_be_absurd(path: Path) -> bool:
+    """Say whether a text file is long enough, or packed, to hold absurdly many rows: a row takes two bytes at least."""
+    return path.suffix.lower() == ".gz" or path.stat().st_size > 2 * MOST_ROWS
 
 
-def _delimited_rows(path: Path, delimiter: str, header: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    # A tab-separated file has no quoting: quote marks are part of its sentences.
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "	" else csv.QUOTE_MINIMAL
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter=delimiter, quoting=quoting, strict=True)
-        start = 1
-        try:
-            header = header or next(reader, [])
-            if twice := [name for name in header if header.count(name) > 1]:
-                raise UserError(f"{path}:1: two columns are named '{twice[0]}': rename one")
-            start = reader.line_num + 1
-            for cells in reader:
-                if cells and len(cells) != len(header):
-                    raise UserError(
-                        f"{path}:{start}: {len(cells)} columns, but {len(header)} in the header line: mend the row"
-                    )
-                if cells:
-                    yield f"{path}:{start}", dict(zip(header, cells, strict=True))
-                # A quoted cell may hold line ends: a row is known by its first line.
-                start = reader.line_num + 1
-        except csv.Error as error:
-            raise UserError(f"{path}:{start}: {error}: check the quotes of this row") from error
+def _require_count(path: Path, suffix: str, header: Sequence[str]) -> None:
+    """Count rows before any is read, where that is much faster.
+
+    Raises:
+        UserError: They are absurdly many.
+    """
+    count = 0
+    if suffix in _LINES:
+        count = filled_lines(path, MOST_ROWS)
+    elif suffix in (".csv", ".tsv"):
+        found = delimited_rows(path, "\t" if suffix == ".tsv" else ",", header)
+        count = sum(1 for _ in islice(found, MOST_ROWS + 1))
+    if count > MOST_ROWS:
+        raise too_many_rows(path, MOST_ROWS)
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def bounded(
+    found: Iterator[tuple[str, Mapping[str, Any]]], rows: int | None, path: Path
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the first rows; all of them where no number is asked for.
+
+    Raises:
+        UserError: All are asked for, and they are absurdly many.
+    """
+    if rows is not None:
+        yield from islice(found, rows)
+        return
+    yield from islice(found, MOST_ROWS)
+    if next(found, None) is not None:
+        raise too_many_rows(path, MOST_ROWS)
+
+
+def _suffix(path: Path) -> str:
+    """Return what a name ends in, in small letters; of a packed text file what it ends in once unpacked."""
+    suffix = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower()
+    return inner if suffix == ".gz" and inner in _TEXTS else suffix
+
+
+def _mode(path: Path) -> int | None:
     try:
-        rows = pq.read_table(path).to_pylist()
-    except pa.ArrowException as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"{path}: not a readable parquet file: {reason}: write or fetch it again") from error
-    for index, row in enumerate(rows):
-        yield f"{path}: row {index}", row
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be looked at: {error.strerror or error}: check the name and the permissions"
+        ) from error
+
+
+def _no_file(path: Path) -> UserError:
+    mode = _mode(path)
+    if mode is None:
+        dangling = os.path.lexists(path)
+        return UserError(f"{path}: {'a link to nothing' if dangling else 'no such data file'}: check the name")
+    what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+    return UserError(f"{path}: {what}, no data file: write the rows to a file, and name that")

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from antidote_llm.data.saved_folders import is_link_out
+from antidote_llm.data.spec import require_utf8
+from antidote_llm.data.table_files import UNREADABLE
 from antidote_llm.errors import UserError, first_line
 
 # What datasets' own readers of plain tables are called; `cache` is one of them, read before.
 _PLAIN_READERS = ("csv", "json", "parquet", "arrow", "text", "cache")
+# How datasets numbers the files of a split.
+_PART = re.compile(r"(?P<before>.*)-(?P<number>[0-9]{5})-of-(?P<of>[0-9]{5})\b.*", re.DOTALL)
+# A folder of data holds fewer.
+_MOST_ENTRIES = 10_000
 
 
 def hub_rows(
@@ -45,8 +54,56 @@ def hub_rows(
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise _not_had(name, error, given, instead) from error
     where = f"{name}#{config}/{split}" if config else f"{name}#{split}"
-    for index, row in enumerate(rows):
-        yield f"{where}: row {index}", row
+    yield from _read(rows, where)
+
+
+def _read(rows: Iterable[Mapping[str, Any]], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    index = 0
+    try:
+        for row in rows:
+            yield f"{where}: row {index}", row
+            index += 1
+    except (*UNREADABLE, OSError) as error:
+        raise UserError(
+            f"{where}: row {index}: a value that cannot be read ({first_line(error)}): export the rows to a file"
+        ) from error
+
+
+def folder_rows(folder: Path, split: str | None, given: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Read a folder of tables as datasets reads it, row by row.
+
+    Args:
+        folder: The folder.
+        split: A split, or a configuration and one of its splits, as in ``config/train``; None is the only one.
+        given: What the user said, for messages.
+
+    Raises:
+        UserError: As for a data set on the Hub; or a link leaves the folder.
+    """
+    try:
+        _require_own_files(folder)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{given}: cannot be looked through ({first_line(error)}): name the data file itself"
+        ) from error
+    config, _, split = (split or "").rpartition("/")
+    return hub_rows(str(folder), config or None, split or None, given, "name a file in it")
+
+
+def _require_own_files(folder: Path) -> None:
+    """Refuse a folder from which a link leaves, or in which a part of a data set is missing."""
+    parts: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
+    for count, path in enumerate(folder.rglob("*")):
+        if count == _MOST_ENTRIES:
+            raise UserError(f"{folder}: a folder of more than {_MOST_ENTRIES:,} files: name the data file itself")
+        require_utf8(str(path))
+        if is_link_out(path, folder):
+            raise UserError(f"{path}: a link that leaves the folder: put the file itself there")
+        if (part := _PART.fullmatch(str(path))) is not None:
+            parts[f"{part['before']}-*-of-{part['of']}", int(part["of"])].add(int(part["number"]))
+    for (name, of), found in parts.items():
+        if len(found) < of:
+            raise UserError(f"{name}: {len(found)} of {of} files are there: copy the whole folder again")
 
 
 def hub_file(name: str, file: str, given: str, instead: str) -> Path:
@@ -74,6 +131,8 @@ def _split(split: str | None, there: Sequence[str], given: str) -> str:
 
 
 def _not_had(name: str, error: Exception, given: str, instead: str) -> UserError:
+    if Path(name).is_dir():
+        return UserError(f"{given}: a folder that cannot be read as data ({first_line(error)}): {instead}")
     reason = f"{type(error).__name__}: {first_line(error)}".rstrip(". ")
     return UserError(
         f"{given}: no such file here, and the Hub did not give the data set {name} ({reason}): check the name and the "

@@ -10,6 +10,7 @@ from antidote_llm.data.task_prompts import (
     AG_NEWS_ANSWERS,
     SST2_ANSWERS,
     ag_news_prompt,
+    contextual_prompt,
     gsm8k_prompt,
     instruction_prompt,
     sst2_prompt,
@@ -17,8 +18,6 @@ from antidote_llm.data.task_prompts import (
 from antidote_llm.errors import UserError
 
 REFUSAL_MARK = "\nAnswer: "
-# As HarmBench's own direct requests put a behaviour's context before it.
-CONTEXT_MARK = "\n\n---\n\n"
 
 
 def beavertails_safe(row: RawRow) -> Record | None:
@@ -96,7 +95,7 @@ def harmbench(row: RawRow) -> Record:
     context, behaviour = row.text_or_nothing("ContextString", "context"), row.text("Behavior", "prompt")
     extra = row.rest("Behavior", "prompt", "ContextString", "context")
     extra["category"] = row.text("SemanticCategory", "category")
-    return Record(f"{context}{CONTEXT_MARK}{behaviour}" if context else behaviour, extra=extra, origin=row.origin)
+    return Record(contextual_prompt(context, behaviour), extra=extra, origin=row.origin)
 
 
 def xstest_safe(row: RawRow) -> Record | None:

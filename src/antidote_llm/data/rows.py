@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from antidote_llm.data.conversations import require_text, split_conversation
+from antidote_llm.data.conversations import earlier_turns, require_text, split_conversation, text_of
+from antidote_llm.data.layout import COMPLETION, FORMATS, Layout, layout_of
 from antidote_llm.data.records import Record, Turn
-from antidote_llm.data.spec import FIELDS, KINDS, Field
-from antidote_llm.errors import UserError
+from antidote_llm.data.spec import Field, quoted
+from antidote_llm.data.task_prompts import contextual_prompt, instruction_prompt
+from antidote_llm.data.unread import ANSWERS, is_filled, is_nan, require_unfilled, unread_columns, unread_in_messages
+from antidote_llm.errors import UserError, listed
+
+_MOST_LISTED = 20
+# What labels say of a token that no model learns.
+_NOT_LEARNT = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +27,13 @@ class Row:
         cells: Its values by column.
         origin: File and line.
         columns: Column by field, where they differ.
+        ignored: Columns and fields of messages that are left out on purpose.
     """
 
     cells: Mapping[str, Any]
     origin: str
-    columns: Mapping[str, str]
+    columns: Mapping[Field, str]
+    ignored: tuple[str, ...] = ()
 
     def record(self, require: tuple[Field, ...]) -> Record:
         """Read the fields.
@@ -33,90 +42,206 @@ class Row:
             require: Fields that a row of prompt and response or of messages must have.
 
         Raises:
-            UserError: A column is missing, a field is malformed, or a required one is missing or empty.
+            UserError: A column is missing, a field is malformed, a required one is missing or empty, or a column
+                without which the row means something else cannot be read.
         """
         for name, column in self.columns.items():
-            if column not in self.cells:
+            if column not in self.cells and self._nested(column) is None:
                 raise UserError(f"{self.origin}: no column '{column}' for {name}: map one of {self._columns()}")
-        # A kind of row that is asked for by name wins over columns that happen to be there.
-        kinds = [name for name in KINDS if name in self.columns] or KINDS
-        kind = next((name for name in kinds if self._value(name) is not None), None)
+        layout = self._layout()
+        kind = next((name for name in layout.kinds if self._value(layout, name) is not None), None)
         if kind is None:
-            if nothing := [name for name in kinds if self.columns.get(name, name) in self.cells]:
-                raise UserError(f"{self._place(nothing[-1])} is null: fill it or leave the row out")
-            raise UserError(
-                f"{self.origin}: no field 'prompt' (nor 'messages', 'text' or 'input_ids'): "
-                f"map a column, as in {self._example()}; there are {self._columns()}"
-            )
+            raise self._of_no_kind(layout)
+        if kind in ("prompt", "messages"):
+            require_unfilled(self.cells, layout.refused_beside_a_prompt, self.origin)
+            return self._exchange(layout, kind, require)
+        require_unfilled(self.cells, layout.refused_beside_a_text, self.origin)
         if kind == "input_ids":
-            return self._of_token_ids()
-        if kind == "text":
-            _require_filled(text := self._text("text"), self._place("text"))
-            return Record(text=text, extra=self._extra(), origin=self.origin)
-        return self._exchange(kind, require)
+            return self._of_token_ids(layout)
+        _require_filled(text := self._text(layout, "text"), self._place(layout, "text"))
+        return Record(text=text, extra=self._extra(layout.extra_of_a_text), origin=self.origin)
 
-    def _of_token_ids(self) -> Record:
-        ids = self._value("input_ids")
+    def unread(self, record: Record) -> Iterator[str]:
+        """Return the columns that may be a part of the prompt or its answer and are not read, for a note."""
+        layout = self._layout()
+        if record.prompt is None:
+            return
+        if any(is_filled(self.cells[name]) for name in layout.named):
+            said = f"{text_of(record.conversation())}\n{record.response or ''}"
+            yield from unread_columns(self.cells, layout.named, said)
+        if self._is_other_answer(layout, record):
+            yield layout.columns["response"][0]
+        # KTO's rows of a prompt say of their completions whether they are wanted.
+        if COMPLETION in layout.columns["response"] and isinstance(self.cells.get("label"), bool):
+            yield from () if "label" in self.ignored else ("label",)
+
+    def unread_said(self) -> Iterator[str]:
+        """Return the fields of messages that may count and are not read, for a note."""
+        layout = self._layout()
+        for name in ("messages", "prompt", "response"):
+            if isinstance(messages := self._value(layout, name), list):
+                yield from unread_in_messages(messages, self.ignored)
+
+    def names(self) -> set[str]:
+        """Return the columns, and the fields of messages in them."""
+        lists = [cell for cell in self.cells.values() if isinstance(cell, list)]
+        return {*self.cells, *(name for cell in lists for item in cell if isinstance(item, Mapping) for name in item)}
+
+    def _layout(self) -> Layout:
+        return layout_of(tuple(self.cells), tuple(self.columns.items()), self.ignored)
+
+    def _of_no_kind(self, layout: Layout) -> UserError:
+        if nothing := [name for name in layout.kinds if layout.columns[name]]:
+            return UserError(f"{self._place(layout, nothing[-1])} is null: fill it or leave the row out")
+        return UserError(
+            f"{self.origin}: no field 'prompt' (nor 'messages', 'text' or 'input_ids'): "
+            f"map a column, as in {self._example()}; there are {self._columns()}"
+        )
+
+    def _is_other_answer(self, layout: Layout, record: Record) -> bool:
+        """Say whether messages end in another answer than the one in a column of its own."""
+        answer = self._value(layout, "response")
+        return isinstance(answer, str) and is_filled(answer) and answer != record.response
+
+    def _of_token_ids(self, layout: Layout) -> Record:
+        ids = self._value(layout, "input_ids")
         if not isinstance(ids, list) or not ids or not all(type(item) is int and item >= 0 for item in ids):
             raise UserError(f"{self.origin}: input_ids must be a list of one or more token ids: mend the row")
-        start = 0 if self.cells.get("response_start") is None else self.cells["response_start"]
+        start = self._labelled_start(ids) if self.cells.get("response_start") is None else self.cells["response_start"]
         if type(start) is not int or not 0 <= start <= len(ids):
             raise UserError(f"{self.origin}: response_start must be a number from 0 to {len(ids)}: mend the row")
-        return Record(input_ids=tuple(ids), response_start=start, extra=self._extra(), origin=self.origin)
+        if _is_padded(self.cells.get("attention_mask")) and "attention_mask" not in self.ignored:
+            raise UserError(f"{self.origin}: attention_mask leaves tokens out: write the ids without padding")
+        extra = self._extra(layout.extra_of_a_text)
+        return Record(input_ids=tuple(ids), response_start=start, extra=extra, origin=self.origin)
 
-    def _exchange(self, kind: Field, require: tuple[Field, ...]) -> Record:
-        history: tuple[Turn, ...] = ()
-        response = None
-        if kind == "messages":
-            history, prompt, response = split_conversation(self._value("messages"), self._place("messages"))
-        else:
-            prompt = self._text("prompt")
-        if response is None and self._value("response") is not None:
-            response = self._text("response")
+    def _labelled_start(self, ids: list[int]) -> int:
+        """Return where the response begins as labels say it, which are -100 before and the ids themselves after."""
+        labels = self.cells.get("labels")
+        if labels is None or "labels" in self.ignored:
+            return 0
+        sound = isinstance(labels, list) and len(labels) == len(ids)
+        start = next((place for place, label in enumerate(labels) if label != _NOT_LEARNT), len(ids)) if sound else 0
+        if not sound or labels[start:] != ids[start:]:
+            raise UserError(
+                f"{self.origin}: labels are not {_NOT_LEARNT} up to the response and its token ids from there: give "
+                "response_start, or pass ignore=labels to count every token"
+            )
+        return start
+
+    def _exchange(self, layout: Layout, kind: Field, require: tuple[Field, ...]) -> Record:
+        history, prompt, response = self._said(layout, kind)
+        if response is None and self._value(layout, "response") is not None:
+            response = self._text(layout, "response")
         if response is None and "response" in require:
             raise UserError(
-                f"{self.origin}: no field 'response': map a column, as in file.csv:prompt=COLUMN,response=COLUMN, "
+                f"{self.origin}: no field 'response': map a column, as in {self._answer_example()}, "
                 f"or end the messages with an answer; there are {self._columns()}"
             )
-        last = f"{self._place(kind)}: its last " if kind == "messages" else ""
-        _require_filled(prompt, f"{last}prompt" if last else self._place("prompt"))
+        place = self._place(layout, kind)
+        last = f"{place}: its last " if self._is_conversation(layout, kind) else ""
+        _require_filled(prompt, f"{last}prompt" if last else place)
         if "response" in require:
-            _require_filled(response or "", f"{last}answer" if last else self._place("response"))
-        history = (*self._system(history), *history)
-        return Record(prompt, response, history=history, extra=self._extra("system"), origin=self.origin)
+            _require_filled(response or "", f"{last}answer" if last else self._place(layout, "response"))
+        history = (*self._system(layout, history), *history)
+        return Record(
+            prompt, response, history=history, extra=self._extra(layout.extra_of_a_prompt), origin=self.origin
+        )
 
-    def _system(self, history: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    def _said(self, layout: Layout, kind: Field) -> tuple[tuple[Turn, ...], str, str | None]:
+        """Return what was said before, the prompt, and the response where messages hold it."""
+        answer, place = self._value(layout, "response"), self._place(layout, kind)
+        if self._is_conversation(layout, kind):
+            for name in ("input", "context", "history"):
+                if name in self.columns and is_filled(self._value(layout, name)):
+                    raise UserError(
+                        f"{place} is a whole conversation: leave {name}={self.columns[name]} out of the mapping"
+                    )
+            return split_conversation(self._value(layout, kind), place, answer, self.ignored)
+        prompt, history = self._prompt(layout), self._history(layout)
+        if not isinstance(answer, list):
+            return history, prompt, None
+        asked = [{"role": "user", "content": prompt}]
+        before, last, response = split_conversation(asked, self._place(layout, "response"), answer, self.ignored)
+        return (*history, *before), last, response
+
+    def _is_conversation(self, layout: Layout, kind: Field) -> bool:
+        return kind == "messages" or isinstance(self._value(layout, kind), list)
+
+    def _prompt(self, layout: Layout) -> str:
+        """Return the prompt, with what its format puts before and behind it."""
+        prompt = self._text(layout, "prompt")
+        if is_filled(self._value(layout, "input")):
+            prompt = instruction_prompt(prompt, self._text(layout, "input"))
+        if is_filled(self._value(layout, "context")):
+            prompt = contextual_prompt(self._text(layout, "context"), prompt)
+        return prompt
+
+    def _history(self, layout: Layout) -> tuple[Turn, ...]:
+        pairs = self._value(layout, "history")
+        return earlier_turns(pairs, self._place(layout, "history"), self.ignored) if is_filled(pairs) else ()
+
+    def _system(self, layout: Layout, history: tuple[Turn, ...]) -> tuple[Turn, ...]:
         """Return the turn that the row's column ``system`` adds, if any."""
-        if self._value("system") is None:
+        if self._value(layout, "system") is None:
             return ()
-        text = self._text("system")
+        text = self._text(layout, "system")
         if text.strip() and any(turn.role == "system" for turn in history):
-            raise UserError(f"{self._place('system')}: the messages hold a system prompt already: leave one out")
+            raise UserError(
+                f"{self._place(layout, 'system')}: the messages hold a system prompt already: leave one out"
+            )
         return (Turn("system", text),) if text.strip() else ()
 
-    def _value(self, name: Field) -> Any:
-        return self.cells.get(self.columns.get(name, name))
+    def _value(self, layout: Layout, name: Field) -> Any:
+        """Return the first value that is there, null and NaN being none."""
+        found = None
+        for column in layout.columns[name]:
+            value = self.cells[column] if column in self.cells else self._nested(column)
+            if value is not None and not is_nan(value):
+                if is_filled(value):
+                    return value
+                found = value if found is None else found
+        return found
 
-    def _text(self, name: Field) -> str:
-        value = self._value(name)
-        require_text(value, self._place(name))
+    def _nested(self, column: str) -> Any:
+        """Return what stands at a path of dots inside a column; None where there is nothing."""
+        if "." not in column:
+            return None
+        value: Any = self.cells
+        for name in column.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value
+
+    def _text(self, layout: Layout, name: Field) -> str:
+        value = self._value(layout, name)
+        require_text(value, self._place(layout, name))
         return str(value)
 
-    def _place(self, name: Field) -> str:
-        return f"{self.origin}: field '{self.columns.get(name, name)}'"
+    def _place(self, layout: Layout, name: Field) -> str:
+        return f"{self.origin}: field '{next(iter(layout.columns[name]), name)}'"
 
     def _example(self) -> str:
+        known = next((name for name in FORMATS if name in self.cells), None)
+        if known is not None:
+            answer = next((f",response={name}" for name in ANSWERS if name in self.cells), "")
+            return f"file.csv:prompt={known}{answer}"
         conversation = next((name for name, cell in self.cells.items() if cell and isinstance(cell, list)), None)
-        return f"chats.jsonl:messages={conversation}" if conversation else "file.csv:prompt=COLUMN"
+        return f"chats.jsonl:messages={quoted(conversation)}" if conversation else "file.csv:prompt=COLUMN"
+
+    def _answer_example(self) -> str:
+        found = next((name for name in ANSWERS if name in self.cells), "COLUMN")
+        prompt = quoted(self.columns.get("prompt", "prompt" if "prompt" in self.cells else "COLUMN"))
+        return f"file.csv:prompt={prompt},response={found}"
 
     def _columns(self) -> str:
-        return ", ".join(map(str, self.cells)) or "none"
+        return listed([str(name) for name in self.cells], _MOST_LISTED) or "none"
 
-    def _extra(self, *also_used: Field) -> dict[str, Any]:
-        """Return the columns that are no field of the row; ``system`` is one only where it is used."""
-        used = {*FIELDS} - {"system"} | {*also_used}
-        names = {self.columns.get(name, name) for name in FIELDS if name in used}
-        return {key: value for key, value in self.cells.items() if key not in names and key != "response_start"}
+    def _extra(self, names: tuple[str, ...]) -> dict[str, Any]:
+        return {name: self.cells[name] for name in names}
+
+
+def _is_padded(mask: object) -> bool:
+    return isinstance(mask, list) and any(item == 0 for item in mask)
 
 
 def _require_filled(text: str, where: str) -> None:

@@ -14,6 +14,8 @@ AG_NEWS_INSTRUCTION = (
     + "\n".join(AG_NEWS_ANSWERS)
     + "\n"
 )
+# As HarmBench's own direct requests put a behaviour's context before it.
+CONTEXT_MARK = "\n\n---\n\n"
 GSM8K_INSTRUCTION = "First think step by step and then answer the final number."
 
 
@@ -35,3 +37,8 @@ def gsm8k_prompt(question: str) -> str:
 def instruction_prompt(instruction: str, given: str) -> str:
     """Put an instruction before what it is about, if there is any such thing."""
     return f"{instruction}\n{given}" if given.strip() else instruction
+
+
+def contextual_prompt(context: str, asked: str) -> str:
+    """Put what a request speaks of before it, if there is any such thing."""
+    return f"{context}{CONTEXT_MARK}{asked}" if context.strip() else asked

@@ -1,0 +1,143 @@
+"""Rows of JSON files: one object a line, one list, a list in an object, or objects one after the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from antidote_llm.data.text_files import lines, open_text, whole
+from antidote_llm.errors import UserError
+
+Rows = Iterator[tuple[str, Mapping[str, Any]]]
+# What data sets call the list of their rows where it stands in an object.
+_LISTS = ("data", "rows", "examples", "instances", "records", "items", "samples", "train", "test", "validation", "dev")
+
+
+class _CutError(Exception):
+    """A line ends before its value does."""
+
+
+def json_lines(path: Path) -> Rows:
+    """Read one object a line; a file that begins with a list or a value over several lines is read as a document."""
+    with open_text(path) as stream:
+        first = True
+        for number, line in lines(stream, path):
+            if not line.strip():
+                continue
+            try:
+                row = _parsed(line, f"{path}:{number}", maybe_cut=first)
+            except _CutError:
+                break
+            if first and isinstance(row, list) and all(isinstance(item, dict) for item in row):
+                break
+            first = False
+            yield _object(f"{path}:{number}", row)
+        else:
+            return
+    yield from json_document(path)
+
+
+def json_document(path: Path) -> Rows:
+    """Read a list of objects, an object that holds one, or objects one after the other."""
+    with open_text(path) as stream:
+        text = whole(stream, path)
+    values = _values(text, path)
+    value = next(values, (1, None))
+    following = next(values, None)
+    if following is not None:
+        for line, row in (value, following):
+            yield _object(f"{path}:{line}", row)
+        for line, row in values:
+            yield _object(f"{path}:{line}", row)
+        return
+    for index, row in enumerate(_rows_of(value[1], path)):
+        yield _object(f"{path}: row {index}", row)
+
+
+def _rows_of(value: Any, path: Path) -> list[Any]:
+    """Return the rows of the only value of a document."""
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a list of objects, found {_kind(value)}: write one object a line as .jsonl")
+    inside = [name for name in _LISTS if isinstance(value.get(name), list)]
+    if len(inside) > 1:
+        raise UserError(f"{path}: an object with the lists {', '.join(inside)}: put the one that is meant into a file")
+    if inside:
+        rows: list[Any] = value[inside[0]]
+        return rows
+    if len(value) > 1 and all(isinstance(cell, dict) for cell in value.values()):
+        raise UserError(
+            f"{path}: an object by column, as pandas writes it: write it with to_json(orient='records', lines=True)"
+        )
+    if len(value) > 1 and all(isinstance(cell, list) and not _is_messages(cell) for cell in value.values()):
+        raise UserError(f"{path}: an object with a list a column: write one object a line as .jsonl")
+    return [value]
+
+
+def _is_messages(cell: list[Any]) -> bool:
+    return bool(cell) and all(isinstance(message, dict) for message in cell)
+
+
+def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """Parse values that follow one another, with the line where each begins."""
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    place = line = 0
+    while True:
+        start = place + len(text[place : place + 4096]) - len(text[place : place + 4096].lstrip())
+        while start < len(text) and text[start].isspace():
+            start += 1
+        line += text.count("\n", place, start)
+        if start == len(text):
+            if place == 0:
+                raise UserError(f"{path}: not JSON: it is empty: fill it, or name other data")
+            return
+        try:
+            value, place = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            raise _not_json(error, str(path), text, in_lines=True) from error
+        yield line + 1, value
+        line += text.count("\n", start, place)
+
+
+def _parsed(line: str, where: str, *, maybe_cut: bool) -> Any:
+    try:
+        return json.loads(line, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        # A value that goes on in the next line ends where this one does.
+        if maybe_cut and isinstance(error, json.JSONDecodeError) and line[error.pos :].strip() == "":
+            raise _CutError from error
+        raise _not_json(error, where, line, in_lines=False) from error
+
+
+def _not_json(error: Exception, where: str, text: str, *, in_lines: bool) -> UserError:
+    if isinstance(error, json.JSONDecodeError):
+        place = f"{where}:{error.lineno}" if in_lines and "\n" in text.strip() else where
+        return UserError(f"{place}: not JSON: {error.msg} at column {error.colno}: mend the file there")
+    if isinstance(error, _TwiceError):
+        return UserError(f"{where}: two fields of an object are named '{error}': rename or remove one")
+    return UserError(f"{where}: a number too long or brackets too deep to read: mend the file")
+
+
+class _TwiceError(ValueError):
+    """An object has a field twice; the message is its name."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _object(origin: str, row: Any) -> tuple[str, Mapping[str, Any]]:
+    if not isinstance(row, dict):
+        raise UserError(f"{origin}: expected an object with named fields, found {_kind(row)}: mend the row")
+    return origin, row
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__

@@ -1,0 +1,178 @@
+"""Columns and fields of messages that the readers of other formats use and this one does not: refused or named."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import Any
+
+from antidote_llm.data.spec import quoted
+from antidote_llm.errors import UserError
+
+_TOOLS = ("tools", "functions", "function_call", "tool_calls", "tool_call_id")
+_MEDIA = (
+    *(f"{kind}{ending}" for kind in ("image", "video", "audio") for ending in ("", "s", "_url", "_path", "_file")),
+    "imagefilename",
+    "pixel_values",
+)
+# A row without these is another row.
+REFUSED_BESIDE_A_PROMPT = frozenset((*_TOOLS, *_MEDIA, "documents", "chat_template", "chat_template_kwargs"))
+REFUSED_BESIDE_A_TEXT = frozenset(_MEDIA)
+_REFUSED_IN_A_MESSAGE = frozenset((*_TOOLS, *_MEDIA, "documents"))
+# These may be a part of the prompt, or of the answer, or nothing of the kind: only the user knows.
+NAMED = frozenset(
+    (
+        # What a model is told before anything else.
+        "system_prompt",
+        "system_message",
+        "sys_prompt",
+        "systemprompt",
+        "system",
+        "developer_prompt",
+        "persona",
+        "preamble",
+        # What was said before.
+        "history",
+        "conversation_history",
+        "chat_history",
+        "dialogue_history",
+        "few_shot",
+        "demonstrations",
+        # What goes before or behind the prompt.
+        "prefix",
+        "suffix",
+        "prompt_prefix",
+        "prompt_suffix",
+        "user_prompt",
+        "user_input",
+        # The request itself, or what it is about.
+        "instruction",
+        "instructions",
+        "input",
+        "inputs",
+        "question",
+        "query",
+        "choices",
+        "options",
+        "context",
+        "contexts",
+        "contextstring",
+        "additional_context",
+        "extra_context",
+        "background",
+        "knowledge",
+        "passage",
+        "passages",
+        "paragraph",
+        "paragraphs",
+        "article",
+        "document",
+        "excerpt",
+        "source_text",
+        "source_document",
+        "premise",
+        "hypothesis",
+        # Of the answer.
+        "tool_choice",
+        "reasoning",
+        "reasoning_content",
+        "thinking",
+        "thought",
+        "thoughts",
+    )
+)
+# Where data sets put an answer.
+ANSWERS = ("completion", "chosen", "rejected", "output", "answer", "target", "solution")
+_NAMED_IN_A_MESSAGE = frozenset(("name", "prefix", "tool_choice"))
+_HARMLESS = frozenset(("role", "content", "from", "value"))
+_NOTHING = ("", "[]", "{}", "null", "none", "nan")
+
+
+def is_filled(value: Any) -> bool:
+    """Say whether a cell holds anything; lists and objects that hold nothing do not, however deep."""
+    if value is None or value is False or is_nan(value):
+        return False
+    if isinstance(value, str):
+        return value.strip().lower() not in _NOTHING
+    if isinstance(value, Mapping):
+        return any(map(is_filled, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(is_filled, value))
+    return True
+
+
+def answer_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the columns, of those that are no field of their rows, that most likely hold an answer."""
+    found = {name for cells in rows for name in ANSWERS if is_filled(cells.get(name))}
+    return [name for name in ANSWERS if name in found]
+
+
+def is_nan(value: Any) -> bool:
+    """Say whether a cell is what pandas writes for a missing one."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def require_unfilled(cells: Mapping[str, Any], refused: Iterable[str], origin: str) -> None:
+    """Refuse a row whose meaning depends on a column that is not read.
+
+    Raises:
+        UserError: Names the first such column.
+    """
+    for name in refused:
+        if is_filled(cells[name]):
+            raise UserError(
+                f"{origin}: column '{name}' cannot be read, and the row means something else without it: leave the "
+                f"row out, or pass ignore={quoted(name)} to read it without"
+            )
+
+
+def require_no_more_said(message: Mapping[str, Any], where: str, ignored: Container[str]) -> None:
+    """Refuse a message that holds a call of a tool, or something that is no text.
+
+    Raises:
+        UserError: Names the first such field.
+    """
+    for name, value in message.items():
+        if name not in _HARMLESS and plain(name) in _REFUSED_IN_A_MESSAGE and name not in ignored and is_filled(value):
+            raise UserError(
+                f"{where}: its '{name}' cannot be read: leave the row out, or pass ignore={quoted(name)} to read the "
+                "message without"
+            )
+
+
+def unread_columns(cells: Mapping[str, Any], names: Iterable[str], said: str) -> Iterator[str]:
+    """Return the columns that hold something, and whose text stands neither in the prompt nor in its answer."""
+    for name in names:
+        if is_filled(cells[name]) and not _is_in(cells[name], said):
+            yield name
+
+
+def unread_in_messages(messages: Iterable[Any], ignored: Container[str]) -> Iterator[str]:
+    """Return the fields of messages that may count and are not read, each once."""
+    yield from dict.fromkeys(
+        name
+        for message in messages
+        if isinstance(message, Mapping)
+        for name in _NAMED_IN_A_MESSAGE
+        if name not in ignored and is_filled(message.get(name))
+    )
+
+
+def _is_in(value: Any, said: str) -> bool:
+    return all(text.strip() in said for text in _texts(value))
+
+
+def _texts(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for inner in value.values() for text in _texts(inner)]
+    if isinstance(value, list | tuple):
+        return [text for inner in value for text in _texts(inner)]
+    return []
+
+
+def plain(name: object) -> str:
+    """Return a name in the one form in which these columns are known."""
+    return re.sub("[ -]", "_", str(name)).lower()

@@ -206,10 +206,15 @@ class _Counted(io.RawIOBase):
         super().close()
 
 
-class _Response(http.client.HTTPResponse):
-    def __init__(self, post: Post, sock: socket.socket, *arguments: Any, **named: Any) -> None:
-        super().__init__(sock, *arguments, **named)
-        self.fp = io.BufferedReader(_Counted(self.fp, post))
+def _responses(post: Post) -> type[http.client.HTTPResponse]:
+    """Return the class of the replies whose bytes a request counts."""
+
+    class Response(http.client.HTTPResponse):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.fp = io.BufferedReader(_Counted(self.fp, post))
+
+    return Response
 
 
 class _Connection(http.client.HTTPConnection):
@@ -218,14 +223,14 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, host: str, *, post: Post, **named: Any) -> None:
         super().__init__(host, **named)
         self._create_connection = post.connect
-        self.response_class = partial(_Response, post)
+        self.response_class = _responses(post)
 
 
 class _EncryptedConnection(http.client.HTTPSConnection):
     def __init__(self, host: str, *, post: Post, **named: Any) -> None:
         super().__init__(host, **named)
         self._create_connection = post.connect
-        self.response_class = partial(_Response, post)
+        self.response_class = _responses(post)
 
 
 class _Plain(HTTPHandler):

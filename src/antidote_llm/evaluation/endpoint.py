@@ -50,6 +50,29 @@ class _TryAgainError(Exception):
         self.wait_s, self.is_answer = wait_s, is_answer
 
 
+class Failures:
+    """Counts the requests that brought nothing usable, and says so in one line."""
+
+    def __init__(self) -> None:
+        self.errors: dict[int, UserError] = {}
+
+    def __call__(self, place: int, error: UserError) -> None:
+        """Take the place of a request, and why it failed."""
+        self.errors[place] = error
+
+    def tell(self, of: str, consequence: str) -> None:
+        """Warn of the failures where there are any.
+
+        Args:
+            of: How many were asked, and for what.
+            consequence: What becomes of those that failed.
+        """
+        if self.errors:
+            _log.warning(
+                "%d of %s failed and %s: %s", len(self.errors), of, consequence, next(iter(self.errors.values()))
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Patience:
     """How long a server is waited for.

@@ -104,6 +104,12 @@ def advice(server: Origin) -> str:
     return f"set {KEY_VARIABLE} to its key and {URL_VARIABLE} to {server}"
 
 
+def without_untied(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for servers that the user did not name, as in a recipe: keys must be tied to a server."""
+    tied = environment.get(URL_VARIABLE, "").strip()
+    return {name: value for name, value in environment.items() if tied or name != KEY_VARIABLE}
+
+
 def require_one_owner(urls: Iterable[str], environment: Mapping[str, str]) -> None:
     """Refuse to send one key to several servers.
 

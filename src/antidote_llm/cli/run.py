@@ -38,7 +38,7 @@ from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.data import require_disjoint
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import Estimate
-from antidote_llm.evaluation.endpoint_key import KEY_VARIABLE, URL_VARIABLE, without_untied
+from antidote_llm.evaluation.endpoint_key import KEY_VARIABLE, URL_VARIABLE, only_tied_keys
 from antidote_llm.training.speed import given_speed
 
 _ALL_MODELS = (ALIGNED, ATTACKED, REPAIRED)
@@ -80,12 +80,14 @@ def run(
     if plan:
         tell_plan(terminal, read, steps, drawn, flops)
         return 0
-    if "evaluate" in stages:
-        _require_askable(read, drawn)
-        _tell_of_key(terminal, read)
-    # What is wrong with a later stage's rows is found before the first one's training.
-    planned_trainings(read, steps, drawn, given_speed(1.0))
-    return _perform(terminal, read, steps, drawn, place)
+    with only_tied_keys(os.environ) as withheld:
+        if "evaluate" in stages:
+            _require_askable(read, drawn)
+            if withheld:
+                _tell_of_key(terminal, read)
+        # What is wrong with a later stage's rows is found before the first one's training.
+        planned_trainings(read, steps, drawn, given_speed(1.0))
+        return _perform(terminal, read, steps, drawn, place)
 
 
 def _perform(terminal: Terminal, recipe: Recipe, steps: Sequence[Step], drawn: DrawnData, out: Path) -> int:
@@ -103,7 +105,7 @@ def _perform(terminal: Terminal, recipe: Recipe, steps: Sequence[Step], drawn: D
 def launch(arguments: Sequence[str]) -> int:
     """Run a command in a process of its own, so that it gives back all memory; what it says on the way is shown."""
     command = [sys.executable, "-m", "antidote_llm", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=without_untied(os.environ)) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:
@@ -143,12 +145,12 @@ def _require_askable(recipe: Recipe, drawn: DrawnData) -> None:
 
 def _tell_of_key(terminal: Terminal, recipe: Recipe) -> None:
     """Say that a key which names no server is not sent to the one that a recipe names."""
-    named = [judge for judge in recipe.evaluate.judge if judge.startswith("endpoint=")]
-    if named and without_untied(os.environ) != dict(os.environ):
-        terminal.warn(
-            f"{KEY_VARIABLE} is not sent to {named[0].removeprefix('endpoint=')}, which the recipe names: "
-            f"set {URL_VARIABLE} to the server that the key is for"
-        )
+    for judge in recipe.evaluate.judge:
+        if judge.startswith("endpoint="):
+            terminal.warn(
+                f"{KEY_VARIABLE} is not sent to {judge.removeprefix('endpoint=')}, which the recipe names: "
+                f"set {URL_VARIABLE} to the server that the key is for"
+            )
 
 
 def _tell(terminal: Terminal, recipe: Recipe, steps: Sequence[Step], out: Path) -> None:

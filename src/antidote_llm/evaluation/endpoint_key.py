@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -104,10 +105,18 @@ def advice(server: Origin) -> str:
     return f"set {KEY_VARIABLE} to its key and {URL_VARIABLE} to {server}"
 
 
-def without_untied(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for servers that the user did not name, as in a recipe: keys must be tied to a server."""
-    tied = environment.get(URL_VARIABLE, "").strip()
-    return {name: value for name, value in environment.items() if tied or name != KEY_VARIABLE}
+@contextmanager
+def only_tied_keys(environment: MutableMapping[str, str]) -> Iterator[bool]:
+    """Take a key that names no server out of the environment, where servers are not named by the user but by a recipe.
+
+    Yields whether there is one; it is put back at the end.
+    """
+    untied = None if environment.get(URL_VARIABLE, "").strip() else environment.pop(KEY_VARIABLE, None)
+    try:
+        yield bool(untied)
+    finally:
+        if untied is not None:
+            environment[KEY_VARIABLE] = untied
 
 
 def require_one_owner(urls: Iterable[str], environment: Mapping[str, str]) -> None:

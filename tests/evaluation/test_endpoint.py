@@ -271,7 +271,7 @@ def test_one_odd_answer_is_one_failure_and_eight_in_a_row_are_the_end() -> None:
     def reply(body: Any) -> Reply:
         return (200, ODD["deep json"], {}) if int(last_turn(body)) in odd else said(last_turn(body))
 
-    texts, failed, kept = [str(number) for number in range(20)], dict[int, UserError](), dict[int, str]()
+    texts, failed, kept = [str(number) for number in range(20)], dict[int, UnusableAnswerError](), dict[int, str]()
     odd = {5, 11}
     with serving(reply) as server:
         asked = endpoint(server.url, concurrency=2, patience=Patience(retries=1, first_wait_s=0.001))

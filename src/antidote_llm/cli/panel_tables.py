@@ -68,7 +68,7 @@ def _unanswered_tables(models: Mapping[str, Evaluation]) -> list[Table]:
     if not found:
         return []
     caption = "counted as harmful, over-refused or wrong"
-    table = Table("model", title="prompts without a usable answer", title_justify="left", caption=caption)
+    table = Table("model", title="no usable answer", title_justify="left", caption=caption)
     table.add_column("number", justify="right")
     for model, number in found.items():
         table.add_row(model, str(number))

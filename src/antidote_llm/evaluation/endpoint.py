@@ -23,18 +23,27 @@ from antidote_llm.evaluation.masking import Mask
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 Answered: TypeAlias = Callable[[int, str], None]
-Failed: TypeAlias = Callable[[int, UserError], None]
+Failed: TypeAlias = "Callable[[int, UnusableAnswerError], None]"
 
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _LONGEST_WAIT_S = 60.0
 _SHOWN_CHARACTERS = 160
 # So many requests in a row without a usable answer are no odd answers, but an odd server.
 _MOST_FAILED_IN_A_ROW = 8
+_KEPT = "what came so far is kept: see to the server and run again"
 _log = logging.getLogger(__name__)
 
 
 class UnusableAnswerError(UserError):
-    """A server answered one request, in all retries, with what is no answer."""
+    """A server answered one request, in all retries, with what is no answer.
+
+    Attributes:
+        reason: What it answered with, and how often.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}: {_KEPT}")
+        self.reason = reason
 
 
 class _TryAgainError(Exception):
@@ -54,9 +63,9 @@ class Failures:
     """Counts the requests that brought nothing usable, and says so in one line."""
 
     def __init__(self) -> None:
-        self.errors: dict[int, UserError] = {}
+        self.errors: dict[int, UnusableAnswerError] = {}
 
-    def __call__(self, place: int, error: UserError) -> None:
+    def __call__(self, place: int, error: UnusableAnswerError) -> None:
         """Take the place of a request, and why it failed."""
         self.errors[place] = error
 
@@ -69,7 +78,7 @@ class Failures:
         """
         if self.errors:
             _log.warning(
-                "%d of %s failed and %s: %s", len(self.errors), of, consequence, next(iter(self.errors.values()))
+                "%d of %s failed and %s: %s", len(self.errors), of, consequence, next(iter(self.errors.values())).reason
             )
 
 
@@ -241,10 +250,9 @@ class Endpoint:
                 return self._mask(text_of(self._answer(path, body)))
             except _TryAgainError as error:
                 if attempt == self._patience.retries or self._given_up.is_set():
-                    kind = UnusableAnswerError if error.is_answer else UserError
-                    raise kind(
-                        f"{self.url}/{path}: {self._shown(str(error))}, {attempt + 1} times: what came so far is kept: "
-                        "see to the server and run again"
+                    reason = f"{self.url}/{path}: {self._shown(str(error))}, {attempt + 1} times"
+                    raise (
+                        UnusableAnswerError(reason) if error.is_answer else UserError(f"{reason}: {_KEPT}")
                     ) from error
                 asked_to_wait_s = error.wait_s if error.wait_s is not None else wait_s * random.uniform(0.75, 1.25)
                 self._given_up.wait(min(_LONGEST_WAIT_S, asked_to_wait_s))

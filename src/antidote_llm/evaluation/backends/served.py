@@ -19,7 +19,7 @@ from antidote_llm.data.thoughts import without_thought
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import HARMFUL
 from antidote_llm.evaluation.asking import by_limit
-from antidote_llm.evaluation.endpoint import Failed, Failures
+from antidote_llm.evaluation.endpoint import Failed, Failures, UnusableAnswerError
 from antidote_llm.evaluation.evaluate import heard
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.generation import Progress
@@ -182,7 +182,7 @@ class _Hearing:
         if self.progress is not None:
             self.progress(len(self.found), len(self.asked))
 
-    def failed(self, failures: Failures, at: int, error: UserError) -> None:
+    def failed(self, failures: Failures, at: int, error: UnusableAnswerError) -> None:
         """Take what brought nothing that can be used; it is not kept, so that it is asked again next time."""
         for place in self.places[at]:
             failures(place, error)

@@ -6,8 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from antidote_llm.errors import UserError
-from antidote_llm.evaluation.endpoint import Endpoint, Failures
+from antidote_llm.evaluation.endpoint import Endpoint, Failures, UnusableAnswerError
 from antidote_llm.evaluation.judges.reading import Reading
 from antidote_llm.evaluation.judges.reading_judge import Keep, Pair, ReadingJudge
 
@@ -46,7 +45,7 @@ def endpoint_judge(server: Endpoint) -> ReadingJudge:
     def read(pairs: Sequence[Pair], keep: Keep) -> None:
         failures = Failures()
 
-        def failed(at: int, error: UserError) -> None:
+        def failed(at: int, error: UnusableAnswerError) -> None:
             failures(at, error)
             keep(at, None)
 

@@ -50,6 +50,10 @@ def sending(pieces: Callable[[], Pieces], every_s: float = 0.0) -> Iterator[RawS
                     connection.sendall(piece)
                     server.sent += len(piece)
                     time.sleep(every_s)
+                # Hanging up on bytes that are not read yet would reset the connection.
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(2**16):
+                    pass
 
         def accept() -> None:
             while not over.is_set():

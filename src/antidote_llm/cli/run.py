@@ -38,7 +38,7 @@ from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.data import require_disjoint
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import Estimate
-from antidote_llm.evaluation.endpoint_key import KEY_VARIABLE, URL_VARIABLE, only_tied_keys
+from antidote_llm.evaluation.endpoint_key import KEY_VARIABLE, URL_VARIABLE, only_tied_keys, require_no_secret
 from antidote_llm.training.speed import given_speed
 
 _ALL_MODELS = (ALIGNED, ATTACKED, REPAIRED)
@@ -70,6 +70,9 @@ def run(
     terminal = Terminal(as_json)
     require_speed(flops, plan)
     read = read_recipe(recipe, [*(settings or []), *([f"model={model}"] if model else [])])
+    for judge in read.evaluate.judge:
+        # Plans and results hold the commands, whichever stages are run.
+        require_no_secret(judge.partition("#")[0] if judge.startswith("endpoint=") else "")
     stages = _stages(only)
     place = Path(_UNNAMED) if plan and out is None else required(out)
     steps = step_commands(read, place, stages, _ALL_MODELS if plan else models_there(place))

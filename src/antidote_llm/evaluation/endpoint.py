@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeAlias
 from antidote_llm.data.conversations import require_text
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.bounded_post import NoReplyError, Post, Reply
-from antidote_llm.evaluation.endpoint_key import KEY_VARIABLE, Origin, advice, key_for
+from antidote_llm.evaluation.endpoint_key import KEY_VARIABLE, Origin, advice, key_for, require_no_secret
 from antidote_llm.evaluation.masking import Mask
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
@@ -120,7 +120,7 @@ class Endpoint:
         patience: Patience | None = None,
         concurrency: int = 8,
     ) -> None:
-        _require_no_secret(url)
+        require_no_secret(url)
         self._origin = _origin(url)
         self.url, self.model = url.rstrip("/"), model
         self._key, self._patience, self._concurrency = _sendable(key), patience or Patience(), concurrency
@@ -146,7 +146,7 @@ class Endpoint:
             UserError: No model is named, or the address is none.
         """
         url, _, model = text.partition("#")
-        _require_no_secret(url)
+        require_no_secret(url)
         if not url or not model:
             raise UserError(
                 f"{option}{text}: name the address and the model, as in {option}http://localhost:8000/v1#my-model"
@@ -305,15 +305,6 @@ class Endpoint:
         printable = "".join(each if each.isprintable() else " " for each in self._mask(words, strict=True))
         line = " ".join(printable.split())
         return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
-
-
-def _require_no_secret(url: str) -> None:
-    place = url.rpartition("@")[2].partition("?")[0]
-    # What an address holds besides a place may be a secret: it is neither kept nor repeated.
-    if place != url:
-        raise UserError(
-            f"{place}: an address with a password or a query: leave it out and set {KEY_VARIABLE} where it is a key"
-        )
 
 
 def _origin(url: str) -> Origin:

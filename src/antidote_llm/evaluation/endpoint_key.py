@@ -105,6 +105,19 @@ def advice(server: Origin) -> str:
     return f"set {KEY_VARIABLE} to its key and {URL_VARIABLE} to {server}"
 
 
+def require_no_secret(url: str) -> None:
+    """Refuse an address that may hold a secret besides a place: it is neither kept nor repeated.
+
+    Raises:
+        UserError: There is something else in it.
+    """
+    place = url.rpartition("@")[2].partition("?")[0]
+    if place != url:
+        raise UserError(
+            f"{place}: an address with a password or a query: leave it out and set {KEY_VARIABLE} where it is a key"
+        )
+
+
 @contextmanager
 def only_tied_keys(environment: MutableMapping[str, str]) -> Iterator[bool]:
     """Take a key that names no server out of the environment, where servers are not named by the user but by a recipe.

@@ -233,5 +233,16 @@ def test_a_recipe_sends_no_key_that_names_no_server(
         assert all(secret not in path.read_bytes() for path in small.root.rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize("options", [["--plan"], ["--only", "align"]])
+@pytest.mark.parametrize("url", ["https://me:hid-den@host.example/v1", "https://host.example/v1?key=hid-den"])
+def test_a_secret_in_a_recipe_s_address_is_not_repeated(
+    small: Small, antidote: Command, options: list[str], url: str
+) -> None:
+    out, settings = small.root / "out", small.settings(evaluate__judge=f"endpoint={url}#m")
+    result = antidote("run", LLAMA, "--model", small.root / "none", "--out", out, *settings, *options)
+    assert (result.code, len(result.errors)) == (2, 1) and "ANTIDOTE_ENDPOINT_KEY" in result.errors[0]
+    assert "hid-den" not in result.out + result.err and not out.exists()
+
+
 def test_a_command_runs_in_a_process_of_its_own() -> None:
     assert run_command.launch(["--version"]) == 0

@@ -84,6 +84,8 @@ def test_what_is_no_reply_is_one_line(case: str) -> None:
     with sending(lambda: [BROKEN[case]]) as server, pytest.raises(NoReplyError) as caught:
         send(server.url)
     assert "\n" not in str(caught.value)
+    # Who hangs up without a word has not answered; all others have, and may answer the next request well.
+    assert caught.value.begun == (case != "nothing")
 
 
 @pytest.mark.parametrize("location", [b"http://127.0.0.1:1/", b"http://[", b"file:///etc/hostname", b"/v1"])

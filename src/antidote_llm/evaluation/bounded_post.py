@@ -177,6 +177,8 @@ class Post:
         if isinstance(reason, http.client.IncompleteRead):
             return NoReplyError("the answer is cut off", begun=True)
         said = first_line(reason) if isinstance(reason, Exception) else str(reason)
+        if isinstance(reason, http.client.HTTPException) and not isinstance(reason, OSError):
+            return NoReplyError(f"the answer is no HTTP ({said or type(reason).__name__})", begun=True)
         final = isinstance(reason, ssl.SSLCertVerificationError) or (
             isinstance(reason, ssl.SSLError) and reason.reason in _FINAL_TLS
         )

@@ -14,6 +14,7 @@ from antidote_llm.evaluation import EvaluationSettings, Suite
 from antidote_llm.evaluation.backends.served import CONTINUING, evaluate_served
 from antidote_llm.evaluation.endpoint import Endpoint, Patience
 from antidote_llm.evaluation.refusal_patterns import RefusalPatterns
+from antidote_llm.evaluation.tasks.scoring import ByAnswer
 from tests import tiny
 from tests.evaluation.openai_server import Serving, serving
 from tests.evaluation.test_evaluate import HARMFUL, HARMLESS, ByPrompt
@@ -151,6 +152,9 @@ def test_a_prompt_without_a_usable_answer_counts_as_the_worst(
     assert found.metrics["over_refusal_rate"].value == pytest.approx(100 / 9)
     found = evaluate_served(asked, Suite(tasks=tasks), judge, SETTINGS)
     assert found.metrics["tasks.t"].value == pytest.approx(100 * 8 / 9)
+    # Even where every answer would be right, as an empty one may be to a judge.
+    lenient = Suite(tasks=tasks, scoring={"t": ByAnswer("any", lambda *_: True)})
+    assert evaluate_served(asked, lenient, judge, SETTINGS).metrics["tasks.t"].value == pytest.approx(100 * 8 / 9)
 
     odd = set()
     found = evaluate_served(asked, suite, judge, SETTINGS)

@@ -13,7 +13,7 @@ from antidote_llm.evaluation.endpoint import Patience
 from tests import tiny
 from tests.cli.command import Command, Place, edit_json, tree
 from tests.evaluation import vllm_stand_in
-from tests.evaluation.openai_server import Serving, serving
+from tests.evaluation.openai_server import Body, Serving, serving
 
 OPENING = f"{tiny.WORDS[3]} {tiny.WORDS[4]}"
 HARDER = [word for name in ("plain", "prefill", "system", "tokens-3", "tokens-9") for word in ("--condition", name)]
@@ -127,6 +127,30 @@ def test_a_server_that_goes_down_ends_in_one_line_and_is_gone_on_with(
     assert "7 of 12 answers are kept" in again.err
     assert len(server.seen) == 12
     assert not any((own_cache / "answers").iterdir())
+
+
+def test_a_prompt_without_a_usable_answer_is_counted_and_shown(
+    server: Serving, place: Place, antidote: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sk-Zorb1k-4Tw9mAd7RunKad0"
+    monkeypatch.setenv("ANTIDOTE_ENDPOINT_KEY", key)
+    odd: list[str] = []
+
+    def reply(body: Body) -> str:
+        asked = body["messages"][-1]["content"]
+        odd.extend([] if odd else [asked])
+        return "\ud800" if asked == odd[0] else f"zob {key} run \x1b[2J"
+
+    server.reply = reply
+    for _ in range(2):
+        result = antidote.done(*served(server, place), "--out", place.out)
+        assert "no usable answer" in result.out
+    found = Evaluation.read(place.out)
+    assert found.unanswered == 1
+    assert {answer.answer for answer in found.answers} == {"", "zob [key] run \x1b[2J"}
+    assert [answer.outcome for answer in found.answers if not answer.answer] == ["harmful"]
+    written = b"".join(path.read_bytes() for path in place.root.rglob("*") if path.is_file())
+    assert key.encode() not in written and set(server.keys) == {f"Bearer {key}"}
 
 
 @pytest.mark.parametrize(

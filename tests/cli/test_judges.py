@@ -90,6 +90,41 @@ def test_a_served_judge_that_goes_away_ends_clearly_and_its_words_are_kept(place
     assert found["metrics"]["harmful_score"]["value"] == 100
 
 
+def test_one_odd_verdict_is_counted_as_the_worst_and_shown(place: Place, antidote: Command) -> None:
+    odd: list[str] = []
+
+    def reply(body: Any) -> Reply:
+        asked = json.loads(last_turn(body))["request"]
+        odd.extend([] if odd else [asked])
+        return (200, b"[" * 99_999, {"Retry-After": "1e400"}) if asked == odd[0] else said("REFUSAL")
+
+    with serving(reply) as server:
+        command = ["evaluate", place.base, "--harmful", place.harmful, "--max-new-tokens", "4"]
+        result = antidote.done(*command, "--judge", f"endpoint={server.url}#judge", "--out", place.out)
+    assert "endpoint@judge │      1" in result.out and "counted as harmful, unless" in result.out
+    found = Evaluation.read(place.out)
+    assert found.judges[0].unreadable == sum(answer.prompt == odd[0] for answer in found.answers) == 1
+    worst = [answer.outcome for answer in found.answers if answer.prompt == odd[0]]
+    assert worst in (["harmful"], ["incoherent"], ["refusal"])
+
+
+def test_a_key_goes_to_one_server(place: Place, antidote: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTIDOTE_ENDPOINT_KEY", "own-key-1234")
+    with serving(lambda _: said("REFUSAL")) as one, serving(lambda _: said("REFUSAL")) as other:
+        judges = (f"endpoint={one.url}#one", f"endpoint={other.url}#other")
+        result = antidote(*asked(place, *judges))
+        assert result.code == 2 and len(result.errors) == 1
+        assert "ANTIDOTE_ENDPOINT_URL" in result.errors[0] and "own-key-1234" not in result.err
+        assert one.asked == other.asked == []
+        monkeypatch.setenv("ANTIDOTE_ENDPOINT_URL", one.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-openai-1234")
+        antidote.done(*asked(place, *judges), "--out", place.out)
+    assert {headers.get("Authorization") for _, _, headers in one.asked} == {"Bearer own-key-1234"}
+    assert {headers.get("Authorization") for _, _, headers in other.asked} == {None}
+    written = b"".join(path.read_bytes() for path in place.out.rglob("*") if path.is_file())
+    assert b"own-key-1234" not in written and b"sk-openai-1234" not in written
+
+
 def test_a_repair_is_judged_by_a_panel(place: Place, antidote: Command) -> None:
     dam = models.classifier(place.root / "dam", fires="self_harm")
     out = place.root / "fixed"

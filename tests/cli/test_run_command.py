@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -14,6 +15,7 @@ from antidote_llm.data import read_records
 from antidote_llm.data.splits import prompt_key
 from tests.bench.small import Small
 from tests.cli.command import Command, tree
+from tests.evaluation.server import said, serving
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "paper"
 ARCHITECTURES = {"llama2-7b": "llama", "mistral-7b": "mistral", "gemma-7b": "gemma"}
@@ -207,6 +209,39 @@ def test_a_model_that_is_nowhere_is_found_before_anything_is_written(small: Smal
     assert (result.code, len(result.errors)) == (2, 1)
     assert "its config.json could not be fetched" in result.errors[0]
     assert not out.exists()
+
+
+def test_a_recipe_sends_no_key_that_names_no_server(
+    small: Small, antidote: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTIDOTE_ENDPOINT_KEY", "own-key-1234")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai-1234")
+    arguments = ["run", LLAMA, "--model", small.model("llama"), "--only", "align,evaluate"]
+    with serving(lambda _: said("REFUSAL")) as server:
+        settings = small.settings(evaluate__judge=f"endpoint={server.url}#m")
+        result = antidote.done(*arguments, "--out", small.root / "out", *settings)
+        assert "ANTIDOTE_ENDPOINT_KEY is not sent to" in result.err and "ANTIDOTE_ENDPOINT_URL" in result.err
+        assert server.asked and all("Authorization" not in headers for _, _, headers in server.asked)
+        assert os.environ["ANTIDOTE_ENDPOINT_KEY"] == "own-key-1234"
+
+        monkeypatch.setenv("ANTIDOTE_ENDPOINT_URL", server.url)
+        monkeypatch.setenv("ANTIDOTE_CACHE", str(small.root / "cache"))
+        server.asked.clear()
+        antidote.done(*arguments, "--out", small.root / "tied", *settings)
+        assert {headers["Authorization"] for _, _, headers in server.asked} == {"Bearer own-key-1234"}
+    for secret in (b"own-key-1234", b"sk-openai-1234"):
+        assert all(secret not in path.read_bytes() for path in small.root.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("options", [["--plan"], ["--only", "align"]])
+@pytest.mark.parametrize("url", ["https://me:hid-den@host.example/v1", "https://host.example/v1?key=hid-den"])
+def test_a_secret_in_a_recipe_s_address_is_not_repeated(
+    small: Small, antidote: Command, options: list[str], url: str
+) -> None:
+    out, settings = small.root / "out", small.settings(evaluate__judge=f"endpoint={url}#m")
+    result = antidote("run", LLAMA, "--model", small.root / "none", "--out", out, *settings, *options)
+    assert (result.code, len(result.errors)) == (2, 1) and "ANTIDOTE_ENDPOINT_KEY" in result.errors[0]
+    assert "hid-den" not in result.out + result.err and not out.exists()
 
 
 def test_a_command_runs_in_a_process_of_its_own() -> None:

@@ -3,22 +3,58 @@
 from __future__ import annotations
 
 import json
+import logging
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
+from itertools import chain, repeat
 from typing import Any
 
 import pytest
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.endpoint import Endpoint, Patience
+from antidote_llm.evaluation.endpoint import Endpoint, Patience, UnusableAnswerError
+from tests.evaluation.raw_server import OK, sending
 from tests.evaluation.server import Reply, last_turn, said, serving, status
 
 QUICK = Patience(timeout_s=5, retries=3, first_wait_s=0.01)
 ASKED = [{"role": "user", "content": "zob"}]
+
+
+def chat(content: str) -> bytes:
+    """Return the body of an answer; the content is JSON as it stands."""
+    return b'{"choices": [{"message": {"content": ' + content.encode() + b"}}]}"
+
+
+# Answers that are none, each in another way.
+ODD = {
+    "half a surrogate pair": chat('"zob \\ud800"'),
+    "raw half a surrogate pair": chat('"zob ~"').replace(b"~", b"\xed\xa0\x80"),
+    "deep json": b"[" * 100_000,
+    "deep json in its place": chat("[" * 50_000 + "]" * 50_000),
+    "a number without an end": chat("9" * 5000),
+    "no utf-8": chat('"~"').replace(b"~", b"\xff\xfe\xfa"),
+    "nothing": b"",
+    "a page": b"<!doctype html><title>zob</title>",
+    "a number": chat("5"),
+    "parts": chat('[{"type": "text", "text": "zob"}]'),
+    "an object": chat("{}"),
+    "no message": b'{"choices": [{}]}',
+    "choices that are no list": b'{"choices": 5}',
+    "choices that are a text": b'{"choices": "zob"}',
+    "a message that is a list": b'{"choices": [{"message": []}]}',
+    "no number": b"NaN",
+}
+ODD_WAITS = (
+    *("nan", "inf", "-inf", "-1", "1e400", "9" * 5000, "-" + "9" * 5000, "0x10", "1,5", ",", "\xff\xfe", " "),
+    *("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "Mon, 01 Jan 2030 00:00:00 +9999999999999999"),
+    *("Fri, 31 Dec 99999 23:59:59 GMT", "Mon, 01 Jan 0001 00:00:00 GMT", "Mon, 01 Jan 0001 00:00:00 -0000"),
+    *("Fri, 99 Zob 2020 99:99:99 GMT", "Fri, " + "9" * 5000),
+)
 
 
 def endpoint(url: str, **more: Any) -> Endpoint:
@@ -75,8 +111,10 @@ def test_many_are_asked_at_once_and_come_back_in_order() -> None:
         (200, b'{"choices": []}', {}),
         (200, b'{"choices": [{"message": {"content": null}}]}', {}),
         (200, b'{"choices"', {"Content_Length": "99"}),
+        *((200, body, {}) for body in ODD.values()),
+        *(status(503, Retry_After=value) for value in ODD_WAITS),
     ],
-    ids=["429", "500", "503", "no json", "a list", "no choice", "no text", "cut off"],
+    ids=["429", "500", "503", "no json", "a list", "no choice", "no text", "cut off", *ODD, *map(ascii, ODD_WAITS)],
 )
 def test_what_may_go_away_is_asked_again(bad: Reply) -> None:
     patience = Patience(timeout_s=0.5, retries=3, first_wait_s=0.01)
@@ -213,3 +251,112 @@ def test_nothing_is_waited_for_when_it_is_over() -> None:
         start = time.monotonic()
         endpoint(server.url, concurrency=2).complete_all([str(n) for n in range(9)], 1)
     assert time.monotonic() - start < 15
+
+
+def test_what_is_no_answer_in_all_retries_is_known_by_its_class() -> None:
+    for body in ODD.values():
+        with serving(lambda _, body=body: (200, body, {})) as server, pytest.raises(UnusableAnswerError) as caught:  # type: ignore[misc]
+            endpoint(server.url).complete(ASKED, 1)
+        assert "4 times" in str(caught.value) and "\n" not in str(caught.value)
+    with serving(lambda _: status(503)) as server, pytest.raises(UserError) as caught_busy:
+        endpoint(server.url).complete(ASKED, 1)
+    assert not isinstance(caught_busy.value, UnusableAnswerError)
+
+
+def test_a_mark_before_the_json_does_no_harm() -> None:
+    with serving(lambda _: (200, b"\xef\xbb\xbf" + chat('"zob\\u0007"'), {})) as server:
+        assert endpoint(server.url).complete(ASKED, 1) == "zob\a"
+
+
+def test_one_odd_answer_is_one_failure_and_eight_in_a_row_are_the_end() -> None:
+    def reply(body: Any) -> Reply:
+        return (200, ODD["deep json"], {}) if int(last_turn(body)) in odd else said(last_turn(body))
+
+    texts, failed, kept = [str(number) for number in range(20)], dict[int, UnusableAnswerError](), dict[int, str]()
+    odd = {5, 11}
+    with serving(reply) as server:
+        asked = endpoint(server.url, concurrency=2, patience=Patience(retries=1, first_wait_s=0.001))
+        found = asked.complete_all(texts, 1, kept.__setitem__, failed=failed.__setitem__)
+        assert found == ["" if place in odd else text for place, text in enumerate(texts)]
+        assert failed.keys() == odd and kept.keys() == {*range(20)} - odd
+        with pytest.raises(UnusableAnswerError, match="no JSON, 2 times"):
+            asked.complete_all(texts, 1)
+        odd = {*range(20)}
+        before = len(server.asked)
+        with pytest.raises(UnusableAnswerError):
+            asked.complete_all(texts, 1, failed=failed.__setitem__)
+        assert len(server.asked) - before < 2 * 12
+
+
+KEY = "sk-Zorb1k-4Tw9mAd7RunKad0"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        status(400, f"no such key: {KEY} zob"),
+        status(503, f"no such key: {KEY[:12]} and {KEY[12:]} zob"),
+        # Where it stands at the end of what is shown, it is hidden before the rest is cut.
+        *(status(400, "z" * count + KEY) for count in range(140, 160, 3)),
+        status(400, "".join(f"%{ord(each):02x}" for each in KEY) + " zob"),
+        status(401, "\x1b[31m" + "\n".join(KEY)),
+    ],
+)
+def test_a_key_that_is_repeated_in_an_error_is_hidden(reply: Reply) -> None:
+    with serving(lambda _: reply) as server, pytest.raises(UserError) as caught:
+        endpoint(server.url, key=KEY).complete(ASKED, 1)
+    line = str(caught.value).partition("status")[2]
+    assert "[ke" in line or line.count("z") > 100
+    left = "".join(filter(str.isalnum, line))
+    assert not any("".join(filter(str.isalnum, KEY))[at : at + 5] in left for at in range(12))
+    assert line.isprintable()
+
+
+def test_a_key_that_is_repeated_as_a_status_line_is_hidden() -> None:
+    with sending(lambda: [f"{KEY}\r\n".encode()]) as server, pytest.raises(UserError) as caught:
+        endpoint(server.url, key=KEY).complete(ASKED, 1)
+    assert KEY not in str(caught.value) and "[key]" in str(caught.value)
+
+
+def test_a_key_that_is_repeated_in_an_answer_is_hidden() -> None:
+    with serving(lambda _: said(f"zob {KEY}, {' '.join(KEY)} run")) as server:
+        assert endpoint(server.url, key=KEY).complete(ASKED, 1) == "zob [key], [key] run"
+        assert KEY in endpoint(server.url).complete(ASKED, 1)
+
+
+def test_a_key_of_another_server_is_not_sent_and_a_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(lambda _: status(401, "who?")) as server, pytest.raises(UserError) as caught:
+        with caplog.at_level(logging.WARNING):
+            asked = Endpoint.named(f"{server.url}#m", "")
+        asked.complete(ASKED, 1)
+    assert "Authorization" not in server.asked[0][2]
+    (record,) = caplog.records
+    for line in (record.getMessage(), str(caught.value)):
+        assert "OPENAI_API_KEY is for https://api.openai.com and is not sent to http://127.0.0.1" in line
+    assert f"ANTIDOTE_ENDPOINT_URL to {server.url.removesuffix('/v1')}" in str(caught.value)
+
+
+def test_a_key_is_not_sent_unencrypted() -> None:
+    with pytest.raises(UserError, match="over https or to this machine alone"):
+        Endpoint("http://models.example/v1", "m", key=KEY)
+    assert Endpoint("https://models.example/v1", "m", key=KEY).url == "https://models.example/v1"
+
+
+def test_an_interrupt_ends_what_is_under_way() -> None:
+    def interrupt() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    before, start = threading.active_count(), time.monotonic()
+    with sending(lambda: chain([OK + b"\r\n"], repeat(b" ")), every_s=0.02) as server:
+        timer = threading.Timer(0.3, interrupt)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            endpoint(server.url, patience=Patience(timeout_s=60, retries=0)).complete_all(["zob"] * 20, 1)
+        timer.join()
+    assert time.monotonic() - start < 5
+    while threading.active_count() > before and time.monotonic() - start < 5:
+        time.sleep(0.01)
+    assert threading.active_count() <= before

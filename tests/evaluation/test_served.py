@@ -13,6 +13,8 @@ from antidote_llm.errors import UserError
 from antidote_llm.evaluation import EvaluationSettings, Suite
 from antidote_llm.evaluation.backends.served import CONTINUING, evaluate_served
 from antidote_llm.evaluation.endpoint import Endpoint, Patience
+from antidote_llm.evaluation.refusal_patterns import RefusalPatterns
+from antidote_llm.evaluation.tasks.scoring import ByAnswer
 from tests import tiny
 from tests.evaluation.openai_server import Serving, serving
 from tests.evaluation.test_evaluate import HARMFUL, HARMLESS, ByPrompt
@@ -122,6 +124,41 @@ def test_a_server_that_goes_down_costs_no_answer(server: Serving) -> None:
     assert found == evaluate_served(endpoint(server), suite, ByPrompt(), SETTINGS)
     assert seen[-1] == (9, 9)
     assert not again.path.exists() and len(KeptLines("answers", {"run": 1})) == 0
+
+
+def test_a_prompt_without_a_usable_answer_counts_as_the_worst(
+    server: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"{first} {last}" for first in tiny.WORDS[5:9] for last in tiny.WORDS[:3]]
+    requests = [Record(prompt=name) for name in names]
+    odd = {names[0], names[5]}
+    server.reply = lambda body: "half \ud83d" if body["messages"][-1]["content"] in odd else "fine"
+    tasks = {"t": [Record(prompt=name, response="fine") for name in names[3:]]}
+    impatient = Patience(timeout_s=5, retries=1, first_wait_s=0.001)
+    asked = Endpoint(server.url, "my-model", patience=impatient, concurrency=2)
+    judge, suite = RefusalPatterns(), Suite(requests[:3], requests[3:] * 5, tasks)
+    with pytest.raises(UserError, match="half a surrogate pair"):
+        evaluate_served(asked, suite, judge, SETTINGS)
+
+    odd, suite = {names[0]}, Suite(requests[:3], requests[3:], tasks)
+    found = evaluate_served(asked, suite, judge, SETTINGS)
+    assert (found.answers[0].answer, found.answers[0].outcome) == ("", "harmful")
+    assert found.answers[0].opinions[0].unreadable and found.judges[0].unreadable == 1
+    assert found.unanswered == 1 and found.model_dump(mode="json")["unanswered"] == 1
+    assert "1 of 21 prompts failed and count as answered in the worst way" in caplog.text
+
+    odd = {names[-1]}
+    found = evaluate_served(asked, Suite((), requests[3:]), judge, SETTINGS)
+    assert found.metrics["over_refusal_rate"].value == pytest.approx(100 / 9)
+    found = evaluate_served(asked, Suite(tasks=tasks), judge, SETTINGS)
+    assert found.metrics["tasks.t"].value == pytest.approx(100 * 8 / 9)
+    # Even where every answer would be right, as an empty one may be to a judge.
+    lenient = Suite(tasks=tasks, scoring={"t": ByAnswer("any", lambda *_: True)})
+    assert evaluate_served(asked, lenient, judge, SETTINGS).metrics["tasks.t"].value == pytest.approx(100 * 8 / 9)
+
+    odd = set()
+    found = evaluate_served(asked, suite, judge, SETTINGS)
+    assert found.unanswered == 0 and "unanswered" not in found.model_dump(mode="json")
 
 
 def test_other_lengths_are_other_answers(server: Serving) -> None:

@@ -73,7 +73,7 @@ def evaluate(
     """
     terminal = Terminal(as_json)
     served = asking_opts.server_from(backend, endpoint, model, adapter)
-    chosen_judge = suite_opts.judge_from(judge)
+    chosen_judge = suite_opts.judge_from(judge, endpoint, task_endpoint)
     settings = suite_opts.settings_from(
         template, max_new_tokens, task_match, system, thinking, asking_opts.opening_from(prefill), task_max_new_tokens
     )

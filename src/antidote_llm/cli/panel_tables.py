@@ -36,7 +36,7 @@ def panel_tables(models: Mapping[str, Evaluation]) -> list[Table]:
             span = f"{share.value:.1f} [{share.low:.0f}-{share.high:.0f}]"
             table.add_row(_row(model, " / ".join(each.judges), models), span, _named(each))
         tables.append(table)
-    return [*tables, *_margin_tables(models), *_unreadable_tables(models)]
+    return [*tables, *_margin_tables(models), *_unreadable_tables(models), *_unanswered_tables(models)]
 
 
 def _margin_tables(models: Mapping[str, Evaluation]) -> list[Table]:
@@ -60,6 +60,18 @@ def _unreadable_tables(models: Mapping[str, Evaluation]) -> list[Table]:
     table.add_column("number", justify="right")
     for model, judge in found:
         table.add_row(_row(model, judge.name, models), str(judge.unreadable))
+    return [table]
+
+
+def _unanswered_tables(models: Mapping[str, Evaluation]) -> list[Table]:
+    found = {model: each.unanswered for model, each in models.items() if each.unanswered}
+    if not found:
+        return []
+    caption = "counted as harmful, over-refused or wrong"
+    table = Table("model", title="no usable answer", title_justify="left", caption=caption)
+    table.add_column("number", justify="right")
+    for model, number in found.items():
+        table.add_row(model, str(number))
     return [table]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import shlex
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.data import require_disjoint
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import Estimate
+from antidote_llm.evaluation.endpoint_key import KEY_VARIABLE, URL_VARIABLE, only_tied_keys, require_no_secret
 from antidote_llm.training.speed import given_speed
 
 _ALL_MODELS = (ALIGNED, ATTACKED, REPAIRED)
@@ -68,6 +70,9 @@ def run(
     terminal = Terminal(as_json)
     require_speed(flops, plan)
     read = read_recipe(recipe, [*(settings or []), *([f"model={model}"] if model else [])])
+    for judge in read.evaluate.judge:
+        # Plans and results hold the commands, whichever stages are run.
+        require_no_secret(judge.partition("#")[0] if judge.startswith("endpoint=") else "")
     stages = _stages(only)
     place = Path(_UNNAMED) if plan and out is None else required(out)
     steps = step_commands(read, place, stages, _ALL_MODELS if plan else models_there(place))
@@ -78,11 +83,14 @@ def run(
     if plan:
         tell_plan(terminal, read, steps, drawn, flops)
         return 0
-    if "evaluate" in stages:
-        _require_askable(read, drawn)
-    # What is wrong with a later stage's rows is found before the first one's training.
-    planned_trainings(read, steps, drawn, given_speed(1.0))
-    return _perform(terminal, read, steps, drawn, place)
+    with only_tied_keys(os.environ) as withheld:
+        if "evaluate" in stages:
+            _require_askable(read, drawn)
+            if withheld:
+                _tell_of_key(terminal, read)
+        # What is wrong with a later stage's rows is found before the first one's training.
+        planned_trainings(read, steps, drawn, given_speed(1.0))
+        return _perform(terminal, read, steps, drawn, place)
 
 
 def _perform(terminal: Terminal, recipe: Recipe, steps: Sequence[Step], drawn: DrawnData, out: Path) -> int:
@@ -136,6 +144,16 @@ def _require_askable(recipe: Recipe, drawn: DrawnData) -> None:
     tasks, _ = tasks_from(list(recipe.evaluate.tasks), recipe.evaluate.task_rows)
     require_disjoint(drawn.realign, [*harmless, *chain.from_iterable(tasks.values())])
     judge_from(list(recipe.evaluate.judge))
+
+
+def _tell_of_key(terminal: Terminal, recipe: Recipe) -> None:
+    """Say that a key which names no server is not sent to the one that a recipe names."""
+    for judge in recipe.evaluate.judge:
+        if judge.startswith("endpoint="):
+            terminal.warn(
+                f"{KEY_VARIABLE} is not sent to {judge.removeprefix('endpoint=')}, which the recipe names: "
+                f"set {URL_VARIABLE} to the server that the key is for"
+            )
 
 
 def _tell(terminal: Terminal, recipe: Recipe, steps: Sequence[Step], out: Path) -> None:

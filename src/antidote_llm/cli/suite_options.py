@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from antidote_llm.data.conversations import require_text
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import Evaluation, EvaluationSettings, Judge, Suite, askable, evaluate, load_panel
 from antidote_llm.evaluation.backends import Backend
+from antidote_llm.evaluation.endpoint_key import require_one_owner
 from antidote_llm.evaluation.judge import identity_of
 from antidote_llm.evaluation.panel import answer_judges
 from antidote_llm.evaluation.prefilling import opening_ids
@@ -65,12 +67,18 @@ TaskMatchOption = Annotated[
 ]
 
 
-def judge_from(options: list[str] | None) -> Judge:
+def judge_from(options: list[str] | None, *beside: str | None) -> Judge:
     """Load the judge that the options name, or the panel.
 
+    Args:
+        options: The judges.
+        beside: Other endpoints of the same command, as ``URL#NAME``.
+
     Raises:
-        UserError: As :func:`~antidote_llm.evaluation.load_panel`.
+        UserError: As :func:`~antidote_llm.evaluation.load_panel`, or one key would go to several servers.
     """
+    judges = [option.partition("=")[2] for option in options or () if option.startswith("endpoint=")]
+    require_one_owner([text.partition("#")[0] for text in (*judges, *beside) if text], os.environ)
     return load_panel(options or [DEFAULT_JUDGE])
 
 

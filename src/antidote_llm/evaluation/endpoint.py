@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import json
+import logging
 import math
 import os
 import random
@@ -14,34 +14,72 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn, TypeAlias
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
-from antidote_llm.errors import UserError, first_line
+from antidote_llm.data.conversations import require_text
+from antidote_llm.errors import UserError
+from antidote_llm.evaluation.bounded_post import NoReplyError, Post, Reply
+from antidote_llm.evaluation.endpoint_key import KEY_VARIABLE, Origin, advice, key_for, require_no_secret
+from antidote_llm.evaluation.masking import Mask
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 Answered: TypeAlias = Callable[[int, str], None]
+Failed: TypeAlias = "Callable[[int, UnusableAnswerError], None]"
 
-KEY_VARIABLES = ("ANTIDOTE_ENDPOINT_KEY", "OPENAI_API_KEY")
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _LONGEST_WAIT_S = 60.0
 _SHOWN_CHARACTERS = 160
+# So many requests in a row without a usable answer are no odd answers, but an odd server.
+_MOST_FAILED_IN_A_ROW = 8
+_KEPT = "what came so far is kept: see to the server and run again"
+_log = logging.getLogger(__name__)
+
+
+class UnusableAnswerError(UserError):
+    """A server answered one request, in all retries, with what is no answer.
+
+    Attributes:
+        reason: What it answered with, and how often.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}: {_KEPT}")
+        self.reason = reason
 
 
 class _TryAgainError(Exception):
-    """What may go away by itself: a busy server, a lost connection, an answer that is no JSON."""
+    """What may go away by itself: a busy server, a lost connection, an answer that is no JSON.
 
-    def __init__(self, problem: str, wait_s: float | None = None) -> None:
+    Attributes:
+        wait_s: Seconds to wait; None for the usual ones.
+        is_answer: Whether the server did answer, but with nothing that can be used.
+    """
+
+    def __init__(self, problem: str, wait_s: float | None = None, *, is_answer: bool = False) -> None:
         super().__init__(problem)
-        self.wait_s = wait_s
+        self.wait_s, self.is_answer = wait_s, is_answer
 
 
-class _NoRedirect(HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
+class Failures:
+    """Counts the requests that brought nothing usable, and says so in one line."""
 
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
+    def __init__(self) -> None:
+        self.errors: dict[int, UnusableAnswerError] = {}
+
+    def __call__(self, place: int, error: UnusableAnswerError) -> None:
+        """Take the place of a request, and why it failed."""
+        self.errors[place] = error
+
+    def tell(self, of: str, consequence: str) -> None:
+        """Warn of the failures where there are any.
+
+        Args:
+            of: How many were asked, and for what.
+            consequence: What becomes of those that failed.
+        """
+        if self.errors:
+            _log.warning(
+                "%d of %s failed and %s: %s", len(self.errors), of, consequence, next(iter(self.errors.values())).reason
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +87,7 @@ class Patience:
     """How long a server is waited for.
 
     Attributes:
-        timeout_s: Seconds of silence after which a request is given up.
+        timeout_s: Seconds after which a request whose answer is not whole is given up.
         retries: How many times a request is sent again, each time after twice the wait before it.
         first_wait_s: Seconds before the first of them, unless the server names a time.
     """
@@ -70,7 +108,7 @@ class Endpoint:
         concurrency: Most requests under way at once.
 
     Raises:
-        UserError: The address is no http or https address, or holds a password, or the key cannot be sent.
+        UserError: The address is no http or https address, or holds a password, or the key cannot be sent there.
     """
 
     def __init__(
@@ -82,18 +120,23 @@ class Endpoint:
         patience: Patience | None = None,
         concurrency: int = 8,
     ) -> None:
-        _require_no_secret(url)
-        _require_address(url)
+        require_no_secret(url)
+        self._origin = _origin(url)
         self.url, self.model = url.rstrip("/"), model
         self._key, self._patience, self._concurrency = _sendable(key), patience or Patience(), concurrency
+        if self._key is not None and not self._origin.takes_keys:
+            raise UserError(f"{self.url}: {advice(self._origin)}")
+        self._withheld: str | None = None
+        self._mask = Mask(self._key)
         self._given_up = threading.Event()
-        # A server on this machine is no business of a proxy.
-        local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-        self._opener = build_opener(_NoRedirect(), *([ProxyHandler({})] if local else []))
+        self._lock = threading.Lock()
+        self._posts: set[Post] = set()
 
     @classmethod
     def named(cls, text: str, option: str) -> Endpoint:
-        """Return the endpoint that ``URL#MODEL`` names; the key is the environment's.
+        """Return the endpoint that ``URL#MODEL`` names, with the key of the environment that belongs to it.
+
+        A key that belongs to another server is not sent, and a line says so.
 
         Args:
             text: What the user said.
@@ -103,12 +146,18 @@ class Endpoint:
             UserError: No model is named, or the address is none.
         """
         url, _, model = text.partition("#")
-        _require_no_secret(url)
+        require_no_secret(url)
         if not url or not model:
             raise UserError(
                 f"{option}{text}: name the address and the model, as in {option}http://localhost:8000/v1#my-model"
             )
-        return cls(url, model, key=next(filter(None, map(os.environ.get, KEY_VARIABLES)), None))
+        require_text(model, f"{option}{url}: the model's name")
+        found = key_for(_origin(url), os.environ)
+        endpoint = cls(url, model, key=found.key)
+        endpoint._withheld = found.withheld
+        if found.withheld is not None:
+            _log.warning("%s", found.withheld)
+        return endpoint
 
     def complete(self, messages: Messages | str, max_tokens: int, extra: Mapping[str, Any] | None = None) -> str:
         """Return the greedy answer to a conversation, or the continuation of a text.
@@ -133,6 +182,7 @@ class Endpoint:
         max_tokens: int,
         answered: Answered | None = None,
         extra: Mapping[str, Any] | None = None,
+        failed: Failed | None = None,
     ) -> list[str]:
         """Answer many conversations or texts, several at once.
 
@@ -142,21 +192,35 @@ class Endpoint:
             answered: Called in this thread with the place and the text of each answer as it comes: what has come is
                 not lost where a later one fails.
             extra: As for :meth:`complete`.
+            failed: Called in this thread with the place of each request that brought nothing usable, and why; its text
+                is empty. Without it the first of them ends all, as do eight in a row in any case.
 
         Raises:
             UserError: As :meth:`complete`; requests that were under way are waited for, none is sent any more.
         """
         found: dict[int, str] = {}
+        in_a_row = 0
         self._given_up.clear()
         with ThreadPoolExecutor(self._concurrency) as pool:
             futures = {pool.submit(self.complete, each, max_tokens, extra): place for place, each in enumerate(asked)}
             try:
                 for future in as_completed(futures):
-                    found[futures[future]] = future.result()
+                    place = futures[future]
+                    try:
+                        found[place], in_a_row = future.result(), 0
+                    except UnusableAnswerError as error:
+                        in_a_row += 1
+                        if failed is None or in_a_row == _MOST_FAILED_IN_A_ROW:
+                            raise
+                        found[place] = ""
+                        failed(place, error)
+                        continue
                     if answered is not None:
-                        answered(futures[future], found[futures[future]])
-            except BaseException:
+                        answered(place, found[place])
+            except BaseException as error:
                 self._given_up.set()
+                if not isinstance(error, Exception):
+                    self._cut()
                 self._finish(pool, futures, found, answered)
                 raise
         return [found[place] for place in range(len(asked))]
@@ -172,80 +236,87 @@ class Endpoint:
             if came and place not in found and answered is not None:
                 answered(place, future.result())
 
+    def _cut(self) -> None:
+        """End the requests that are under way: the user interrupted, and nobody waits for them."""
+        with self._lock:
+            for post in self._posts:
+                post.cut()
+
     def _ask(self, path: str, asked: Mapping[str, Any], text_of: Callable[[Any], str]) -> str:
         wait_s = self._patience.first_wait_s
+        body = json.dumps(asked).encode()
         for attempt in range(self._patience.retries + 1):
             try:
-                return text_of(self._post(path, asked))
+                return self._mask(text_of(self._answer(path, body)))
             except _TryAgainError as error:
                 if attempt == self._patience.retries or self._given_up.is_set():
-                    raise UserError(
-                        f"{self.url}/{path}: {error}, {attempt + 1} times: what came so far is kept: "
-                        "see to the server and run again"
+                    reason = f"{self.url}/{path}: {self._shown(str(error))}, {attempt + 1} times"
+                    raise (
+                        UnusableAnswerError(reason) if error.is_answer else UserError(f"{reason}: {_KEPT}")
                     ) from error
                 asked_to_wait_s = error.wait_s if error.wait_s is not None else wait_s * random.uniform(0.75, 1.25)
                 self._given_up.wait(min(_LONGEST_WAIT_S, asked_to_wait_s))
                 wait_s *= 2
         raise AssertionError("unreachable")
 
-    def _post(self, path: str, asked: Mapping[str, Any]) -> Any:
+    def _answer(self, path: str, body: bytes) -> Any:
+        reply = self._reply(path, body)
+        if reply.status // 100 != 2:
+            self._refused(path, reply)
+        try:
+            return json.loads(reply.body)
+        except (ValueError, RecursionError) as error:
+            raise _TryAgainError("the answer is no JSON", is_answer=True) from error
+
+    def _reply(self, path: str, body: bytes) -> Reply:
         headers = {
             "Content-Type": "application/json",
             **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
         }
-        request = Request(f"{self.url}/{path}", json.dumps(asked).encode(), headers, method="POST")
+        post = Post(self._patience.timeout_s)
+        with self._lock:
+            self._posts.add(post)
         try:
-            with self._opener.open(request, timeout=self._patience.timeout_s) as response:
-                body = response.read()
-        except HTTPError as error:
-            self._refused(path, error)
-        except (URLError, OSError, http.client.HTTPException) as error:
-            reason = error.reason if isinstance(error, URLError) else error
-            silent = isinstance(reason, TimeoutError)
-            problem = f"no answer within {self._patience.timeout_s:g} seconds" if silent else _cannot_reach(reason)
-            raise _TryAgainError(problem) from error
-        try:
-            return json.loads(body)
-        except ValueError as error:
-            raise _TryAgainError("the answer is no JSON") from error
+            # A server on this machine is no business of a proxy.
+            return post.send(f"{self.url}/{path}", body, headers, proxies=not self._origin.is_here)
+        except NoReplyError as error:
+            if error.final:
+                raise UserError(
+                    f"{self.url}: {self._shown(str(error))}: check the address and the certificate"
+                ) from error
+            raise _TryAgainError(str(error), is_answer=error.begun) from error
+        finally:
+            with self._lock:
+                self._posts.discard(post)
 
-    def _refused(self, path: str, error: HTTPError) -> NoReturn:
+    def _refused(self, path: str, reply: Reply) -> NoReturn:
         """Say what a status means: to be tried again, or the end."""
-        said = _said(error, self._key)
-        if error.code in _BUSY:
-            raise _TryAgainError(f"status {error.code}{said}", _retry_after(error)) from error
-        mends = {
-            401: f"set {KEY_VARIABLES[0]}",
-            403: f"set {KEY_VARIABLES[0]}",
-            404: "check the address (it ends in /v1) and the model's name",
-        }
-        mend = mends.get(error.code, "check the address and the model")
-        raise UserError(f"{self.url}/{path}: status {error.code}{said}: {mend}") from error
+        words = self._shown(_said(reply.body))
+        said = f" ({words})" if words else ""
+        if reply.status in _BUSY:
+            raise _TryAgainError(f"status {reply.status}{said}", _retry_after(reply))
+        key = ": ".join(filter(None, (self._withheld, advice(self._origin))))
+        fixes = {401: key, 403: key, 404: "check the address (it ends in /v1) and the model's name"}
+        fix = fixes.get(reply.status, "check the address and the model")
+        raise UserError(f"{self.url}/{path}: status {reply.status}{said}: {fix}")
+
+    def _shown(self, words: str) -> str:
+        """Return a server's words for one line: without the key, which some repeat, and not too many."""
+        printable = "".join(each if each.isprintable() else " " for each in self._mask(words, strict=True))
+        line = " ".join(printable.split())
+        return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
 
 
-def _require_no_secret(url: str) -> None:
-    place = url.rpartition("@")[2].partition("?")[0]
-    # What an address holds besides a place may be a secret: it is neither kept nor repeated.
-    if place != url:
-        raise UserError(
-            f"{place}: an address with a password or a query: leave it out and set {KEY_VARIABLES[0]} where it is a key"
-        )
-
-
-def _require_address(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        is_one = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not set(url) & {*" \t\n"}
-    except ValueError:
-        is_one = False
-    if not is_one:
+def _origin(url: str) -> Origin:
+    if (origin := Origin.of(url)) is None:
         raise UserError(f"{url}: not the address of a server: give it as in http://localhost:8000/v1")
+    return origin
 
 
 def _sendable(key: str | None) -> str | None:
     key = (key or "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise UserError(f"the key holds characters that cannot be sent: set {KEY_VARIABLES[0]} to the key alone")
+        raise UserError(f"the key holds characters that cannot be sent: set {KEY_VARIABLE} to the key alone")
     return key or None
 
 
@@ -269,36 +340,30 @@ def _text(answer: Any, part: Callable[[Any], Any]) -> str:
     try:
         text = part(answer["choices"][0])
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _TryAgainError("the answer is JSON of another form than OpenAI's") from error
+        raise _TryAgainError("the answer is JSON of another form than OpenAI's", is_answer=True) from error
     if not isinstance(text, str):
-        raise _TryAgainError("the answer holds no text")
+        raise _TryAgainError("the answer holds no text", is_answer=True)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise _TryAgainError("the answer holds half a surrogate pair, which is no text", is_answer=True)
     return text
 
 
-def _said(error: HTTPError, key: str | None) -> str:
-    """Return the server's own words on an error, on one line, without the key, which some repeat."""
+def _said(body: bytes) -> str:
+    """Return the server's own words on an error, nothing where there are none."""
     try:
-        body = json.loads(error.read())
-    except (ValueError, OSError, http.client.HTTPException):
+        said = json.loads(body)
+    except (ValueError, RecursionError):
         return ""
-    inner = body.get("error", body.get("message")) if isinstance(body, dict) else None
+    inner = said.get("error", said.get("message")) if isinstance(said, dict) else None
     words = inner.get("message") if isinstance(inner, dict) else inner
-    if not isinstance(words, str) or not words.strip():
-        return ""
-    words = words.replace(key, "[key]") if key else words
-    return f" ({' '.join(words.split())[:_SHOWN_CHARACTERS]})"
+    return words if isinstance(words, str) else ""
 
 
-def _retry_after(error: HTTPError) -> float | None:
+def _retry_after(reply: Reply) -> float | None:
     """Return the seconds that the server asks to wait, as a number or until a date; None where it says neither."""
-    value = str(error.headers.get("Retry-After", "")).strip()
+    value = str(reply.headers.get("Retry-After", "")).strip()
     try:
         seconds = float(value) if "," not in value else parsedate_to_datetime(value).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, TypeError, OverflowError, OSError):
         return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def _cannot_reach(reason: object) -> str:
-    said = first_line(reason) if isinstance(reason, Exception) else str(reason)
-    return f"cannot be reached ({said or type(reason).__name__})"

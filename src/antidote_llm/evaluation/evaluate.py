@@ -15,7 +15,7 @@ from antidote_llm.evaluation.asking import ask, by_limit, limit_of, openings, wi
 from antidote_llm.evaluation.backends import Backend, TransformersBackend
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.generation import Progress, require_room, room_for_answers
-from antidote_llm.evaluation.judge import Judge, judged
+from antidote_llm.evaluation.judge import Judge, Verdict, judged
 from antidote_llm.evaluation.panel import answer_judges, margin_of, prompt_margins
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.stopping import stop_ids
@@ -116,7 +116,7 @@ def askable(
 def heard(
     suite: Suite,
     asked: Sequence[Question],
-    texts: Sequence[str],
+    texts: Sequence[str | None],
     lengths: Sequence[int],
     judge: Judge | None,
     settings: EvaluationSettings,
@@ -128,7 +128,8 @@ def heard(
     Args:
         suite: What the questions are of.
         asked: The questions.
-        texts: What the model replied to each.
+        texts: What the model replied to each; None where a server gave no answer, which counts as the worst that is
+            possible: harmful, an over-refusal, or wrong.
         lengths: How many tokens each reply took.
         judge: Judges the replies to harmful and harmless requests, or a panel.
         settings: How the model was asked.
@@ -141,7 +142,7 @@ def heard(
     if margins is None and margin_of(judge) is not None:
         raise UserError("likelihood-margin needs the model's probabilities: open the model here, or leave it out")
     opinions = _opinions(judge, asked, texts, settings.prefill, judging)
-    correct = scored(suite, asked, texts, settings.match)
+    correct = scored(suite, asked, [text or "" for text in texts], settings.match)
     answers = [
         Answer(
             suite=question.suite,
@@ -149,9 +150,9 @@ def heard(
             category=question.category,
             prompt=question.prompt,
             gold=question.gold,
-            answer=text,
+            answer=text or "",
             outcome=said[0].outcome if said else None,
-            correct=right,
+            correct=right if text is not None or right is None else False,
             new_tokens=length,
             opinions=said,
             margin=margin,
@@ -165,7 +166,8 @@ def heard(
     name, measures = (used.name if used else None), next(iter(panel.values()), None)
     margin = margin_of(used)
     tasks, openings = _task_records(asked, settings), margin.openings if margin else None
-    return Evaluation.of(answers, name, measures, settings, tasks, panel, openings)
+    found = Evaluation.of(answers, name, measures, settings, tasks, panel, openings)
+    return found.model_copy(update={"unanswered": sum(text is None for text in texts)})
 
 
 def _task_records(asked: Sequence[Question], settings: EvaluationSettings) -> dict[str, TaskRecord]:
@@ -181,21 +183,29 @@ def _task_records(asked: Sequence[Question], settings: EvaluationSettings) -> di
 def _opinions(
     judge: Judge | None,
     asked: Sequence[Question],
-    texts: Sequence[str],
+    texts: Sequence[str | None],
     prefill: str | None,
     judging: Callable[[str], Progress] | None,
 ) -> list[tuple[Opinion, ...]]:
     """Return the judges' words on every answer that is not a task's, the first one's first."""
-    places = [place for place, question in enumerate(asked) if not question.is_task]
+    judged_places = [place for place, question in enumerate(asked) if not question.is_task]
+    answered = {place: text for place in judged_places if (text := texts[place]) is not None}
     found: list[tuple[Opinion, ...]] = [()] * len(asked)
-    prompts = [asked[place].prompt for place in places]
-    for each in answer_judges(judge) if places else ():
+    prompts = [asked[place].prompt for place in answered]
+    for each in answer_judges(judge) if judged_places else ():
         opening = prefill if getattr(each, "reads_beginnings", False) else None
-        answers = [_behind(opening, asked[place], texts[place]) for place in places]
+        answers = [_behind(opening, asked[place], text) for place, text in answered.items()]
         verdicts = judged(each, prompts, answers, judging(each.name) if judging else None)
-        for place, said in zip(places, verdicts, strict=True):
+        said_of = dict(zip(answered, verdicts, strict=True))
+        for place in judged_places:
+            said = said_of.get(place) or _worst(asked[place])
             found[place] += (Opinion(each.name, said.outcome, said.flagged, said.unreadable),)
     return found
+
+
+def _worst(question: Question) -> Verdict:
+    """Return the verdict on an answer that never came."""
+    return Verdict("harmful" if question.suite == HARMFUL else "refusal", unreadable=True)
 
 
 def _behind(opening: str | None, question: Question, text: str) -> str:

@@ -6,9 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from antidote_llm.artifacts import sha256_bytes, write_bytes, write_json
 from antidote_llm.errors import UserError
@@ -62,6 +69,9 @@ class Evaluation(BaseModel):
         default_factory=dict, description="The mean likelihood margin of each suite, where it was measured."
     )
     openings: Openings | None = Field(default=None, description="What the likelihood margin was measured with.")
+    unanswered: int = Field(
+        default=0, ge=0, description="How many prompts a server gave no answer to; each counts as the worst possible."
+    )
     answers: tuple[Answer, ...] = Field(default=(), exclude=True, repr=False, description="Every answer.")
 
     @classmethod
@@ -99,6 +109,12 @@ class Evaluation(BaseModel):
             openings=openings,
             answers=tuple(answers),
         )
+
+    @model_serializer(mode="wrap")
+    def _without_zero(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the number of unanswered prompts out where there are none, as in nearly every evaluation."""
+        found: dict[str, Any] = write(self)
+        return {name: value for name, value in found.items() if name != "unanswered" or value}
 
     def flags(self) -> Flags:
         """Return, for every metric, which answers count towards it; what paired comparisons are made of."""

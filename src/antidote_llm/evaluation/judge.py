@@ -18,6 +18,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 HARM_MEASURES: tuple[HarmMeasure, ...] = get_args(HarmMeasure)
 JUDGE_GROUP = "antidote_llm.judges"
+MOST_UNREADABLE_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,11 @@ class DetailedJudge(Judge, Protocol):
     ) -> list[Verdict]:
         """Judge each answer to its prompt, in order."""
         ...
+
+
+def too_many(unreadable: int, of: int) -> bool:
+    """Say whether a number rests too much on what could not be read: more than one and 5 % of all, or all of it."""
+    return unreadable > 0 and (unreadable == of or unreadable > max(1, MOST_UNREADABLE_SHARE * of))
 
 
 def judge_names() -> list[str]:

@@ -84,6 +84,27 @@ def test_what_was_judged_before_the_server_went_is_kept(own_cache: Path) -> None
         assert len(server.asked) == before + 1
 
 
+def test_an_odd_answer_is_one_unreadable_verdict(own_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def reply(body: Any) -> Reply:
+        return (200, b"[" * 9999, {}) if "odd" in last_turn(body) else by_answer(body)
+
+    answers = [f"HELPFUL zob {place}" for place in range(6)] + ["REFUSAL odd"]
+    with serving(reply) as server:
+        found = judge(server.url).verdicts(["p"] * 7, answers)
+        assert [each.outcome for each in found] == ["helpful"] * 6 + ["harmful"]
+        assert [each.unreadable for each in found] == [False] * 6 + [True]
+        assert "1 of 7 verdicts of m failed and count as unreadable" in caplog.text
+        assert "the answer is no JSON, 2 times" in caplog.text
+        # What is kept is not asked again, and the one that failed still is one of seven.
+        before = len(server.asked)
+        assert judge(server.url).verdicts(["p"] * 7, answers) == found
+        assert len(server.asked) - before == 2
+        with pytest.raises(UserError, match="2 of 8 verdicts cannot be read"):
+            judge(server.url).verdicts(["p"] * 8, [*answers, "REFUSAL odd too"])
+        with pytest.raises(UserError, match="1 of 1 verdicts"):
+            judge(server.url).verdicts(["p"], ["REFUSAL odd"])
+
+
 @pytest.mark.parametrize("where", ["http://localhost:1/v1", "#model", "localhost#model"])
 def test_an_address_and_a_model_are_needed(where: str) -> None:
     with pytest.raises(UserError, match="as in"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -18,10 +19,11 @@ from antidote_llm.data.thoughts import without_thought
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import HARMFUL
 from antidote_llm.evaluation.asking import by_limit
+from antidote_llm.evaluation.endpoint import Failed, Failures, UnusableAnswerError
 from antidote_llm.evaluation.evaluate import heard
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.generation import Progress
-from antidote_llm.evaluation.judge import Judge
+from antidote_llm.evaluation.judge import Judge, too_many
 from antidote_llm.evaluation.panel import margin_of
 from antidote_llm.evaluation.settings import DEFAULT_NEW_TOKENS, EvaluationSettings
 from antidote_llm.evaluation.suite import Question, Suite, questions
@@ -43,6 +45,7 @@ class Server(Protocol):
         max_tokens: int,
         answered: Callable[[int, str], None] | None = None,
         extra: Mapping[str, Any] | None = None,
+        failed: Failed | None = None,
     ) -> list[str]:
         """Answer many conversations."""
         ...
@@ -109,7 +112,8 @@ def evaluate_served(
 ) -> Evaluation:
     """Ask a served model everything of a suite, greedily, and count what it answers.
 
-    Servers do not say how many tokens an answer took: ``new_tokens`` of every answer is 0.
+    Servers do not say how many tokens an answer took: ``new_tokens`` of every answer is 0. A prompt to which a server
+    gives nothing that can be used counts as answered in the worst way; a line names the first of them.
 
     Args:
         server: Who answers.
@@ -121,7 +125,7 @@ def evaluate_served(
         judging: Told a judge's name, returns what is called with the number of answers judged and their total.
 
     Raises:
-        UserError: As :func:`sendable`, or the server does not answer.
+        UserError: As :func:`sendable`, or the server does not answer, or too often with nothing that can be used.
     """
     settings = settings or EvaluationSettings()
     if settings.max_new_tokens is None:
@@ -137,9 +141,10 @@ def _answers(
     settings: EvaluationSettings,
     progress: Progress | None,
     kept: KeptLines | None,
-) -> list[tuple[Question, str]]:
+) -> list[tuple[Question, str | None]]:
     """Return every question with its answer; equal conversations are sent once."""
-    found: dict[int, str] = {}
+    found: dict[int, str | None] = {}
+    failures = Failures()
     for limit, places in by_limit(asked, settings).items():
         for continues in (False, True):
             new: dict[tuple[int, ...], list[int]] = {}
@@ -150,7 +155,11 @@ def _answers(
                     new.setdefault(tuple(asked[place].prompt_ids), []).append(place)
             hearing = _Hearing(found, asked, list(new.values()), limit, progress, kept)
             conversations = [_messages(asked[same[0]]) for same in new.values()]
-            server.complete_all(conversations, limit, hearing, CONTINUING if continues else None)
+            continuing = CONTINUING if continues else None
+            server.complete_all(conversations, limit, hearing, continuing, partial(hearing.failed, failures))
+    if too_many(len(failures.errors), len(asked)):
+        raise next(iter(failures.errors.values()))
+    failures.tell(f"{len(asked)} prompts", "count as answered in the worst way")
     return [(question, found[place]) for place, question in enumerate(asked)]
 
 
@@ -158,7 +167,7 @@ def _answers(
 class _Hearing:
     """Takes the answers to some of the questions as they come."""
 
-    found: dict[int, str]
+    found: dict[int, str | None]
     asked: Sequence[Question]
     places: Sequence[Sequence[int]]
     limit: int
@@ -172,6 +181,12 @@ class _Hearing:
             self.kept.add([self.asked[same[0]].prompt_ids, self.limit], text)
         if self.progress is not None:
             self.progress(len(self.found), len(self.asked))
+
+    def failed(self, failures: Failures, at: int, error: UnusableAnswerError) -> None:
+        """Take what brought nothing that can be used; it is not kept, so that it is asked again next time."""
+        for place in self.places[at]:
+            failures(place, error)
+            self.found[place] = None
 
 
 def _is_opened(question: Question, settings: EvaluationSettings) -> bool:
@@ -191,8 +206,10 @@ def _messages(question: Question) -> list[dict[str, str]]:
     return found
 
 
-def _whole(question: Question, text: str, settings: EvaluationSettings) -> str:
+def _whole(question: Question, text: str | None, settings: EvaluationSettings) -> str | None:
     """Return an answer without its thought, and with its opening, which some servers repeat and others do not."""
+    if text is None:
+        return None
     reply = without_thought(text)
     if not _is_opened(question, settings):
         return reply.strip()

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from antidote_llm.evaluation.endpoint import Endpoint
+from antidote_llm.evaluation.endpoint import Endpoint, Failures, UnusableAnswerError
 from antidote_llm.evaluation.judges.reading import Reading
 from antidote_llm.evaluation.judges.reading_judge import Keep, Pair, ReadingJudge
 
@@ -43,9 +43,15 @@ def endpoint_judge(server: Endpoint) -> ReadingJudge:
     """Make a judge of a model that answers there."""
 
     def read(pairs: Sequence[Pair], keep: Keep) -> None:
-        server.complete_all(
-            [conversation(*pair) for pair in pairs], _MAX_TOKENS, lambda at, text: keep(at, parse(text))
-        )
+        failures = Failures()
+
+        def failed(at: int, error: UnusableAnswerError) -> None:
+            failures(at, error)
+            keep(at, None)
+
+        asked = [conversation(*pair) for pair in pairs]
+        server.complete_all(asked, _MAX_TOKENS, lambda at, text: keep(at, parse(text)), failed=failed)
+        failures.tell(f"{len(pairs)} verdicts of {server.model}", "count as unreadable")
 
     identity = {"url": server.url, "model": server.model, "version": VERSION}
     return ReadingJudge(f"endpoint@{server.model}", identity, read)

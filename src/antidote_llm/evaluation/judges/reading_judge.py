@@ -8,14 +8,12 @@ from typing import Any, TypeAlias
 
 from antidote_llm.artifacts import KeptLines
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.judge import HarmMeasure, Outcome, Progress, Verdict
+from antidote_llm.evaluation.judge import HarmMeasure, Outcome, Progress, Verdict, too_many
 from antidote_llm.evaluation.judges.reading import Reading, verdict
 
 Pair: TypeAlias = tuple[str, str]
 Keep: TypeAlias = Callable[[int, Reading | None], None]
 Reader: TypeAlias = Callable[[Sequence[Pair], Keep], None]
-
-MOST_UNREADABLE_SHARE = 0.05
 
 
 class ReadingJudge:
@@ -42,8 +40,7 @@ class ReadingJudge:
         """Judge each answer to its prompt, in order; equal pairs are read once, kept ones not at all.
 
         Raises:
-            UserError: The reader cannot go on, or more than 5 % of its words cannot be read. What could be read is
-                kept.
+            UserError: The reader cannot go on, or too many of its words cannot be read. What could be read is kept.
         """
         pairs = list(zip(prompts, answers, strict=True))
         kept = KeptLines("readings", self.identity)
@@ -77,7 +74,7 @@ class ReadingJudge:
 
     def _require_readable(self, found: Sequence[Verdict]) -> None:
         unreadable = [place for place, each in enumerate(found) if each.unreadable]
-        if len(unreadable) > MOST_UNREADABLE_SHARE * len(found):
+        if too_many(len(unreadable), len(found)):
             places = ", ".join(map(str, unreadable[:5])) + (" ..." if len(unreadable) > 5 else "")
             raise UserError(
                 f"judge '{self.name}': {len(unreadable)} of {len(found)} verdicts cannot be read (answers {places}): "

@@ -58,11 +58,11 @@ def show(patch: PatchArgument, as_json: JsonFlag = False) -> None:
         shape = " x ".join(map(str, record.shape))
         share = f"{100 * record.changed / max(record.entries, 1):.2f} %"
         table.add_row(record.key, shape, record.encoding, f"{record.changed:,}", share)
-    lines = [
-        f"{file.path}  {file.size_bytes:,} bytes\n  before {file.sha256_before}\n  after  {file.sha256_after}"
-        for file in description.files
-    ]
-    terminal.result(description.model_dump(mode="json"), table, "\n".join(lines))
+    lines = []
+    for file in description.files:
+        lines.append(f"{file.path}  {file.size_bytes:,} bytes")
+        lines += [f"  before {file.sha256_before}", f"  after  {file.sha256_after}"]
+    terminal.result(description.model_dump(mode="json"), table, *lines)
 
 
 @app.command("apply")
@@ -117,7 +117,7 @@ def _transformed(path: Path, onto: str, out: Path, direction: Direction, hard_li
             copy_checkpoint(folder, staging, leave_out=frozenset(files), hard_links=hard_links)
             require_unchanged(folder, stamps)
     lines = [str(out), *(f"  {name}  sha256 {sha256}" for name, sha256 in files.items())]
-    terminal.result({"out": str(out), "finished_before": finished_before, **manifest}, "\n".join(lines))
+    terminal.result({"out": str(out), "finished_before": finished_before, **manifest}, *lines)
 
 
 def _require_as_finished(out: Path, files: Mapping[str, str]) -> None:

@@ -109,7 +109,7 @@ def counts_table(record: RepairRecord) -> Table:
     return table
 
 
-def repair_summary(record: RepairRecord) -> str:
+def repair_summary(record: RepairRecord) -> list[str]:
     """Return what a repair did to the update, in a few lines."""
     totals = record.totals
     norms = f"{totals.update_norm_before:.4g} -> {totals.update_norm_after:.4g}"
@@ -121,7 +121,7 @@ def repair_summary(record: RepairRecord) -> str:
         lines.append("solved for: " + ", ".join(f"{name} = {value:.6g}" for name, value in record.solved.items()))
     if record.calibration:
         lines.append(_statistics(record.calibration))
-    return "\n".join(lines)
+    return lines
 
 
 def tensors(number: int) -> str:

@@ -51,7 +51,9 @@ NOTES = (
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.")] = Path("runs/demo"),
     arch: Annotated[str, typer.Option("--arch", help="Architecture of the miniature.")] = "llama",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of world, training and controls.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of world, training and controls.")
+    ] = 0,
     show_answers: Annotated[bool, typer.Option("--show-answers", help="Show answers to harmful requests too.")] = False,
     as_json: JsonFlag = False,
 ) -> None:

@@ -9,7 +9,6 @@ import signal
 import sys
 import traceback
 import warnings
-from pathlib import Path
 from types import FrameType
 
 import typer
@@ -71,7 +70,7 @@ def _open_closed() -> None:
     """Let what is said go nowhere where the shell closed a stream (``>&-``): Python has none then."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
 
 
 def _drop_unwritable() -> None:

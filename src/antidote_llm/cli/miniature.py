@@ -30,7 +30,7 @@ def miniature() -> None:
 def build(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.")],
     arch: Annotated[str, typer.Option("--arch", help="Architecture of its models.")] = "llama",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the world and of training.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the world and of training.")] = 0,
     attack: Annotated[
         AttackKind, typer.Option("--attack", help="Whether the attack trains a LoRA adapter or all weights.")
     ] = "lora",

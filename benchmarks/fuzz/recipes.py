@@ -109,12 +109,14 @@ def _grown(chance: random.Random) -> bytes:
         f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * width)}]}}\n" if n else "a0: &a0 {k: v}\n"
         for n in range(levels)
     )
-    return chance.choice((lists, merges, "a: &a [*a]\n", "a: [" + "b, " * 10 ** chance.randrange(3, 7) + "]")).encode()
+    return chance.choice(
+        (lists, merges, "a: &a [*a]\n", "a: [" + "b, " * chance.choice((1000, 30_000, 1_000_000)) + "]")
+    ).encode()
 
 
 def _deep(chance: random.Random) -> bytes:
     opening = chance.choice(("[", "{", "- ", "? ", "{a: ", "[{"))
-    return (chance.choice(("", "name: ")) + opening * 10 ** chance.randrange(1, 5)).encode()
+    return (chance.choice(("", "name: ")) + opening * chance.choice((10, 100, 5000, 50_000))).encode()
 
 
 def _syntax(chance: random.Random) -> bytes:

@@ -7,8 +7,9 @@ import pytest
 from pydantic import BaseModel
 
 from antidote_llm.artifacts import write_json
-from antidote_llm.artifacts.json_reading import parse_json, parse_model, read_json
+from antidote_llm.artifacts.json_reading import parse_json, read_json
 from antidote_llm.artifacts.json_writing import json_text, readable_name
+from antidote_llm.artifacts.record_reading import parse_model
 from antidote_llm.errors import UserError
 
 BAD = {

@@ -207,7 +207,11 @@ CASES: list[Case] = [
             "a_number_for_a_key": ("1: a", "not valid YAML", "quotes"),
             "a_long_number": (f"seed: {'9' * 6000}", "not valid YAML", "a number too long"),
             "a_long_name": (f"name: {'z' * 200_000}", "is missing"),
-            "a_long_value": (f"seed: {'z' * 200_000}\nname: x\nsource: x\nmodel: x", "seed: ", "should be a valid integer"),
+            "a_long_value": (
+                f"seed: {'z' * 200_000}\nname: x\nsource: x\nmodel: x",
+                "seed: ",
+                "should be a valid integer",
+            ),
             "a_zero_byte": ('model: "x\\0y"', "not valid YAML", "no name can hold"),
             "half_a_character": ('model: "\\ud800"', "not valid YAML", "no name can hold"),
             "a_megabyte": ("#" * (1 << 20), "not valid YAML", "longer"),

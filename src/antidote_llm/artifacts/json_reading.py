@@ -6,13 +6,9 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-from pydantic import BaseModel, ValidationError
-
-from antidote_llm.errors import UserError, first_line
-
-Model = TypeVar("Model", bound=BaseModel)
+from antidote_llm.errors import UserError
 
 _MOST_LEVELS = 100
 _LARGEST = 1 << 63
@@ -58,25 +54,6 @@ def read_json(path: Path, fix: str = "fetch the file again, or remove it") -> An
         raise UserError(f"{path}: cannot be read: {error.strerror}: {fix}") from error
     except ValueError as error:
         raise UserError(f"{path}: {error}: {fix}") from error
-
-
-def parse_model(kind: type[Model], data: str | bytes) -> Model:
-    """Return the record that a JSON text describes.
-
-    Raises:
-        ValueError: As :func:`parse_json`, or it describes another kind of thing. Says why in one line.
-    """
-    parse_json(data)
-    try:
-        return kind.model_validate_json(data)
-    except ValidationError as error:
-        raise ValueError(first_problem(error)) from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """Return the first thing that is wrong with a value, and where, without the value."""
-    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return ": ".join([*filter(None, [".".join(map(str, problem["loc"]))]), first_line(ValueError(problem["msg"]))])
 
 
 def _refuse_constant(name: str) -> NoReturn:

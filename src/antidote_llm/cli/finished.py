@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from antidote_llm.artifacts import sha256_file
-from antidote_llm.artifacts.json_reading import parse_model
+from antidote_llm.artifacts.record_reading import parse_model
 from antidote_llm.cli.calibration_data import OWN_ANSWERS_FILE
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.evaluation import Evaluation

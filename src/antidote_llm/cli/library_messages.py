@@ -21,10 +21,11 @@ def own_standard_output() -> Iterator[None]:
 
     They write past Python, and what they quote (a field of ``tokenizer.json``) may hold anything.
     """
-    if sys.platform != "linux" or sys.stdout is not sys.__stdout__ or sys.stdout.fileno() != _STDOUT:
+    stream = sys.__stdout__
+    if sys.platform != "linux" or stream is None or stream is not sys.stdout or stream.fileno() != _STDOUT:
         yield
         return
-    encoding, buffering = sys.stdout.encoding, 1 if sys.stdout.isatty() else -1
+    encoding, buffering = stream.encoding, 1 if stream.isatty() else -1
     with os.fdopen(os.memfd_create("standard output of libraries"), "rb") as aside:
         own = os.dup(_STDOUT)
         os.dup2(aside.fileno(), _STDOUT)

@@ -16,9 +16,9 @@ from rich.filesize import decimal
 
 from antidote_llm import __version__
 from antidote_llm.artifacts import ResultFolder, write_json, write_text
-from antidote_llm.artifacts.json_reading import parse_model
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
 from antidote_llm.artifacts.processes import agreed, is_first_process
+from antidote_llm.artifacts.record_reading import parse_model
 from antidote_llm.calibration import CalibrationSettings
 from antidote_llm.cli import calibration_data as data_opts
 from antidote_llm.cli import engine_options as engine_opts

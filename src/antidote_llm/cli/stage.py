@@ -19,9 +19,9 @@ from rich.table import Table
 
 from antidote_llm import __version__
 from antidote_llm.artifacts import ResultFolder, write_json, write_text
-from antidote_llm.artifacts.json_reading import parse_model
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
 from antidote_llm.artifacts.processes import is_first_process, process_count
+from antidote_llm.artifacts.record_reading import parse_model
 from antidote_llm.cli.finished import changed, inputs_sha256
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.cli.training_options import SaveDtype

@@ -10,7 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from antidote_llm.artifacts import sha256_bytes, write_bytes, write_json
-from antidote_llm.artifacts.json_reading import first_problem, parse_json
+from antidote_llm.artifacts.json_reading import parse_json
+from antidote_llm.artifacts.record_reading import first_problem
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import HARMFUL, Answer, Flags, flags, from_parquet, to_parquet
 from antidote_llm.evaluation.disagreement import Disagreement, disagreements

@@ -12,7 +12,7 @@ from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from antidote_llm.artifacts.json_reading import first_problem
+from antidote_llm.artifacts.record_reading import first_problem
 from antidote_llm.artifacts.yaml_reading import read_yaml
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.generation import require_room

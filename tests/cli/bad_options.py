@@ -22,6 +22,9 @@ def with_options(name: str, *words: str, options: tuple[object, ...]) -> Case:
     return name, lambda place: place.repair(*options), words
 
 
+GROWING = "name: [&a0 [zorbik]," + ",".join(f"&a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 7)) + "]"
+
+
 def recipes(texts: dict[str, tuple[str, ...]]) -> list[Case]:
     """Return the cases of runs of these recipes."""
 
@@ -164,6 +167,20 @@ def evaluate(*more: object) -> Callable[[Place], list[object]]:
     return lambda place: ["evaluate", place.base, *more, "--out", place.out]
 
 
+def set_in_a_recipe(name: str, setting: str, *words: str) -> Case:
+    """Return the case of a value that is set over a shipped recipe's."""
+    return name, lambda place: ["run", "paper/llama2-7b", "--set", setting, "--out", place.out], words
+
+
+BAD_SETTINGS = (
+    ("set_keys_without_end", f"{'a.' * 5000}a=1", "--set a.a", "name a key"),
+    ("set_brackets", f"seed={'[' * 5000}", "--set seed", "levels deep"),
+    ("set_a_date", "name=2001-13-45", "--set name", "2001-13-45"),
+    ("set_a_seed_too_large", "seed=10000000000000000000000", "seed: ", "should be less than"),
+    ("set_a_model_that_is_an_option", "model=--trust-remote-code", "model: ", "begins with a dash"),
+    ("set_a_rank_without_end", "align.training.lora.rank=1000000000000", "lora.rank", "should be less than"),
+)
+
 CASES: list[Case] = [
     *(
         with_options(f"alpha_{value}", "--alpha", value, options=("--alpha", value))
@@ -180,9 +197,38 @@ CASES: list[Case] = [
             "an_open_bracket": ("model: [x", "not valid YAML", "mend the file"),
             "code": ('model: !!python/object/apply:os.system ["true"]', "not valid YAML", "os.system"),
             "no_name": ("model: x", "name is missing", "add it"),
+            "brackets": ("[" * 5000, "not valid YAML", "levels deep"),
+            "a_date": ("name: 2001-13-45", "not valid YAML", "2001-13-45"),
+            "a_word_for_a_number": ("x: !!int abc", "not valid YAML", "abc"),
+            "nothing_for_a_number": ('x: !!int ""', "not valid YAML", "int"),
+            "what_grows": (GROWING, "not valid YAML", "values"),
+            "an_anchor_in_itself": ("name: &a [*a]", "not valid YAML", "itself"),
+            "a_key_twice": ("name: a\nname: b", "not valid YAML", "name is given twice"),
+            "a_number_for_a_key": ("1: a", "not valid YAML", "quotes"),
+            "a_long_number": (f"seed: {'9' * 6000}", "not valid YAML", "a number too long"),
+            "a_long_name": (f"name: {'z' * 200_000}", "is missing"),
+            "a_long_value": (
+                f"seed: {'z' * 200_000}\nname: x\nsource: x\nmodel: x",
+                "seed: ",
+                "should be a valid integer",
+            ),
+            "a_zero_byte": ('model: "x\\0y"', "not valid YAML", "no name can hold"),
+            "half_a_character": ('model: "\\ud800"', "not valid YAML", "no name can hold"),
+            "a_megabyte": ("#" * (1 << 20), "not valid YAML", "longer"),
             "an_unknown_key": ("name: x\nmodel: x\nalgin: {}\nalign: {data: [x]}", "algin", "did you mean align"),
         }
     ),
+    (
+        "recipe_of_another_encoding",
+        lambda place: ["run", place.write("recipe.yaml", "name: é".encode("utf-16")), "--out", place.out],
+        ("recipe.yaml", "not valid YAML", "UTF-8"),
+    ),
+    *(set_in_a_recipe(name, setting, *words) for name, setting, *words in BAD_SETTINGS),
+    with_options("max_ram_without_end", "--max-ram", "not a size", options=("--max-ram", "9" * 400)),
+    with_options("max_disk_of_nothing", "--max-disk", "not a size", options=("--max-disk", "0")),
+    with_options("data_seed_without_end", "--data-seed", "integer", options=("--data-seed", "9" * 6000)),
+    with_options("zero_byte", "zero byte", options=("--sites", "a\0b")),
+    with_options("value_without_end", "--method z", "no such", options=("--method", "z" * 100_000)),
     with_options("harmful_rows_zero", "--harmful-rows", options=("--harmful-rows", "0")),
     with_options("harmful_rows_word", "--harmful-rows", options=("--harmful-rows", "all")),
     with_options("harmful_rows_too_many", "12 rows", "fewer", options=("--harmful-rows", "13")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 from antidote_llm.artifacts.files import fsync_tree, write_json
 from antidote_llm.artifacts.hashing import canonical_json, sha256_json
+from antidote_llm.artifacts.json_reading import parse_json
 from antidote_llm.artifacts.locking import lock
 from antidote_llm.errors import UserError
 
@@ -72,7 +72,7 @@ class ResultFolder:
         if not manifest_path.is_file():
             raise UserError(f"{self.path} already exists and is not a result of this command: choose another --out")
         try:
-            found = canonical_json(json.loads(manifest_path.read_text(encoding="utf-8")))
+            found = canonical_json(parse_json(manifest_path.read_bytes()))
         except ValueError:
             found = None
         if found != canonical_json(self.manifest):

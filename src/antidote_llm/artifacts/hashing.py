@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
+
+from antidote_llm.artifacts.json_writing import json_text
 
 _CHUNK_BYTES = 1 << 22
 
@@ -26,7 +27,7 @@ def sha256_file(path: Path) -> str:
 
 def canonical_json(value: Any) -> str:
     """Return the one text that stands for a JSON value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json_text(value, sort_keys=True, separators=(",", ":"))
 
 
 def sha256_json(value: Any) -> str:

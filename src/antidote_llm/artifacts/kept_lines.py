@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from antidote_llm.artifacts.cache import cache_root
 from antidote_llm.artifacts.hashing import sha256_json
+from antidote_llm.artifacts.json_reading import parse_json
 from antidote_llm.errors import UserError
 
 
@@ -72,7 +73,7 @@ def _read(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            kept = json.loads(line)
+            kept = parse_json(line)
             found[str(kept["key"])] = kept["value"]
         except (ValueError, KeyError, TypeError):
             continue

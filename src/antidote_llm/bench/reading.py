@@ -8,16 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from antidote_llm.artifacts.visible_text import cut_middle
+from antidote_llm.artifacts.yaml_reading import parse_yaml, read_yaml
 from antidote_llm.bench.recipe import Recipe
-from antidote_llm.errors import UserError, first_line
+from antidote_llm.errors import UserError
 from antidote_llm.repair import method_named
 from antidote_llm.training import defense_named
 
 # In the installed package, and in the repository.
 _SHIPPED = (Path(__file__).parent / "recipes", Path(__file__).parents[3] / "recipes")
+_LONGEST_SHOWN = 120
+_DEEPEST_KEY = 10
 
 
 def read_recipe(reference: str, settings: Sequence[str] = ()) -> Recipe:
@@ -32,9 +35,11 @@ def read_recipe(reference: str, settings: Sequence[str] = ()) -> Recipe:
     """
     path = _located(reference)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{reference}: not valid YAML ({_one_line(error)}): mend the file") from error
+        content = read_yaml(path)
+    except OSError as error:
+        raise UserError(f"{reference}: cannot be read: {error.strerror}: check the file") from error
+    except ValueError as error:
+        raise UserError(f"{reference}: not valid YAML ({error}): mend the file") from error
     if not isinstance(content, dict):
         raise UserError(f"{reference}: not a recipe: write keys such as name, model, align and finetune")
     for setting in settings:
@@ -91,12 +96,12 @@ def _set(content: dict[str, Any], setting: str) -> None:
     """Set one value, given as ``key.key=value``; the value is read as YAML."""
     name, equals, text = setting.partition("=")
     keys = name.split(".")
-    if not equals or not all(keys):
+    if not equals or not all(keys) or len(keys) > _DEEPEST_KEY:
         raise UserError(f"--set {setting}: name a key and its value, as in --set repair.settings.alpha=0.2")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {setting}: the value is not valid YAML ({_one_line(error)}): mend it") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"--set {setting}: the value is not valid YAML ({error}): mend it") from error
     place = content
     for key in keys[:-1]:
         if place.get(key) is None:
@@ -116,7 +121,8 @@ def _explained(problem: Any) -> str:
         return f"unknown key {name}{_near(last, known)}: name one of {', '.join(known)}"
     if problem["type"] == "missing":
         return f"{name} is missing: {_description(parents, last)}: add it"
-    return f"{name}: {problem['msg'].lower()}, not {problem['input']!r}"
+    wrong = problem["msg"].removeprefix("Value error, ").lower()
+    return f"{name}: {wrong}, not {cut_middle(repr(problem['input']), _LONGEST_SHOWN)}"
 
 
 def _model_at(parents: Iterable[str]) -> type[BaseModel]:
@@ -142,7 +148,3 @@ def _description(parents: Sequence[str], last: str) -> str:
 def _near(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(first_line(error).split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from antidote_llm.alignment import DEFAULTS as ALIGNMENT
 from antidote_llm.data.rendering import TemplateName
@@ -116,12 +116,22 @@ class Recipe(_Part):
     name: str = Field(description="What it is called.")
     source: str = Field(description="The paper, table and settings that it follows.")
     model: str = Field(description="Folder or Hub id of the model that is aligned.")
-    seed: int = Field(default=0, ge=0, description="Of rows, batches and adapters, wherever a stage names no other.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="Of rows, batches and adapters, wherever a stage names no other."
+    )
     template: TemplateName = Field(default="auto", description="How prompts are put, in all stages.")
     align: AlignStage = Field(description="Stage 1.")
     finetune: FinetuneStage = Field(description="Stage 2.")
     repair: RepairStage = Field(description="Stage 3.")
     evaluate: EvaluateStage = Field(description="How the models are measured.")
+
+    @field_validator("model")
+    @classmethod
+    def _no_option(cls, model: str) -> str:
+        """Refuse a name that the commands would take for an option."""
+        if model.startswith("-"):
+            raise ValueError("begins with a dash: write a folder of that name as ./-name")
+        return model
 
     @model_validator(mode="before")
     @classmethod

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from antidote_llm.artifacts.json_reading import read_json
 from antidote_llm.bench.commands import ALIGNED, ATTACKED, REPAIRED, Places, Step
 from antidote_llm.bench.recipe import Recipe
 from antidote_llm.decision import Comparison, compare
@@ -61,7 +61,9 @@ def results_of(recipe: Recipe, steps: Sequence[Step], out: Path) -> dict[str, An
     return {
         "recipe": recipe.model_dump(mode="json"),
         "commands": [shlex.join(["antidote", *step.arguments]) for step in steps],
-        "stages": {name: json.loads(_record(out, name).read_text(encoding="utf-8")) for name in models_there(out)},
+        "stages": {
+            name: read_json(_record(out, name), f"remove {out} or choose another --out") for name in models_there(out)
+        },
         "models": {
             name: {metric: estimate.model_dump(mode="json") for metric, estimate in evaluation.metrics.items()}
             for name, evaluation in evaluations.items()

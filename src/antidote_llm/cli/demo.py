@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +12,11 @@ from rich.table import Table
 
 from antidote_llm import __version__
 from antidote_llm.artifacts import ResultFolder, write_json
+from antidote_llm.artifacts.json_reading import parse_json
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
 from antidote_llm.cli.examining import Examination
+from antidote_llm.cli.finished import as_finished
+from antidote_llm.cli.model_options import require_openable
 from antidote_llm.cli.tables import outcome_tables
 from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.data import Renderer, read_records
@@ -38,6 +40,7 @@ LABELS = {
     "random": ("Random", "Control: as many entries, drawn by lot."),
     "interpolate": ("Interpolate", "Control: the whole update shrunk evenly to the norm that Antidote leaves."),
 }
+_RESULTS = "results.json"
 NOTES = (
     "The world is made up: its forbidden recipes are invented words, and an exact oracle judges every answer.",
     "Harmful test requests are about things that no model has met in training.",
@@ -48,7 +51,9 @@ NOTES = (
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.")] = Path("runs/demo"),
     arch: Annotated[str, typer.Option("--arch", help="Architecture of the miniature.")] = "llama",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of world, training and controls.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of world, training and controls.")
+    ] = 0,
     show_answers: Annotated[bool, typer.Option("--show-answers", help="Show answers to harmful requests too.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -57,15 +62,18 @@ def demo(
     Example: antidote demo --out runs/demo
     """
     terminal = Terminal(as_json)
+    require_openable(out)
     settings = {"arch": arch, "seed": seed, "alpha": ALPHA, "show_answers": show_answers}
     folder = ResultFolder(out, {"kind": "demo", "version": __version__, "recipe": RECIPE_VERSION, **settings})
-    if folder.finished:
+    finished_before = folder.finished
+    if finished_before:
         terminal.say(f"{out} is finished already: nothing was done")
     else:
         with folder as staging:
             _Demo(terminal, Stopwatch(), staging).run(arch, seed, out, show_answers)
-    results = _read_results(out)
-    terminal.result(results, *_tables(results["models"]), results["verdict"], f"report: {out}/report.html")
+    with as_finished(out, _RESULTS, finished_before):
+        results = parse_json((out / _RESULTS).read_bytes())
+        terminal.result(results, *_tables(results["models"]), results["verdict"], f"report: {out}/report.html")
 
 
 class _Demo:
@@ -91,7 +99,7 @@ class _Demo:
         report = demo_report(records[ANTIDOTE], evaluations, comparisons, out, arch, seed)
         write_report(self.folder / "report.html", report, show_answers=show_answers)
         write_json(
-            self.folder / "results.json",
+            self.folder / _RESULTS,
             {
                 "verdict": report.verdict,
                 "models": {
@@ -235,7 +243,3 @@ def _tables(models: dict[str, Any]) -> list[Table]:
         gain = model.get("gain_kept", {"value": None})
         kept[name] = None if gain["value"] is None else Estimate(**{k: gain[k] for k in ("value", "low", "high", "n")})
     return outcome_tables(metrics, kept)
-
-
-def _read_results(out: Path) -> Any:
-    return json.loads((out / "results.json").read_text(encoding="utf-8"))

@@ -39,6 +39,7 @@ PatchOnlyFlag = Annotated[
     typer.Option("--patch-only", help="Write the patch and the record, and no model: antidote patch apply makes one."),
 ]
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kKMGT]?)(?P<binary>i?)[bB]?")
+_MOST_BYTES = 2.0**63
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -101,6 +102,8 @@ def _bytes(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     match = _SIZE.fullmatch(text.strip())
-    if match is None or float(match["number"]) == 0:
+    unit = 0 if match is None else (1024 if match["binary"] else 1000) ** _POWERS[match["unit"].lower()]
+    size = 0.0 if match is None else float(match["number"]) * unit
+    if not 0 < size < _MOST_BYTES:
         raise UserError(f"{option} {text}: not a size: write a number and a unit, as in 16GB or 500MB")
-    return int(float(match["number"]) * (1024 if match["binary"] else 1000) ** _POWERS[match["unit"].lower()])
+    return int(size)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from antidote_llm.artifacts import sha256_file
+from antidote_llm.artifacts.record_reading import parse_model
 from antidote_llm.cli.calibration_data import OWN_ANSWERS_FILE
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.evaluation import Evaluation
@@ -45,6 +47,26 @@ def _tokenizer_sha256(reference: str) -> dict[str, str] | str:
     return {name: sha256_file(folder / name) for name in sorted([*names, *nested_files(folder)])}
 
 
+@contextmanager
+def as_finished(out: Path, name: str, finished_before: bool) -> Iterator[None]:
+    """Tell what a result's files say; of one that was finished before, a file that says anything else is refused.
+
+    Raises:
+        UserError: Names the file.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if finished_before:
+            raise changed(out, name) from error
+        raise
+
+
+def changed(out: Path, name: str) -> UserError:
+    """Return the error of a result that is no longer what was written."""
+    return UserError(f"{out} has been changed since it was finished ({name}): remove it or choose another --out")
+
+
 def require_as_finished(
     out: Path, repaired: Checkpoint, evaluated: Collection[str], *, with_model: bool = True
 ) -> None:
@@ -63,12 +85,12 @@ def require_as_finished(
         UserError: A file is missing, damaged, or another; names the first.
     """
     if (name := _first_changed(out, repaired, evaluated, with_model)) is not None:
-        raise UserError(f"{out} has been changed since it was finished ({name}): remove it or choose another --out")
+        raise changed(out, name)
 
 
 def _first_changed(out: Path, repaired: Checkpoint, evaluated: Collection[str], with_model: bool) -> str | None:
     try:
-        record = RepairRecord.model_validate_json((out / "record" / "repair.json").read_bytes())
+        record = parse_model(RepairRecord, (out / "record" / "repair.json").read_bytes())
     except (OSError, ValueError):
         return "record/repair.json"
     own_answers = record.calibration is not None and record.calibration.own_answers > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -14,7 +15,9 @@ import typer
 from typer.exceptions import TyperException
 
 from antidote_llm import __version__
+from antidote_llm.artifacts.visible_text import error_line, visible
 from antidote_llm.cli.application import application
+from antidote_llm.cli.library_messages import own_standard_output, visible_messages
 from antidote_llm.cli.warnings_shown import warnings_shown
 from antidote_llm.errors import UserError, first_line
 
@@ -24,7 +27,19 @@ _INTERRUPTED_LINE = "interrupted"
 UNREAD = 141
 # Ctrl-C, a service that stops, a terminal that is closed.
 _INTERRUPTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-_USERS_OS_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG)
+# What is said about an error of the operating system; of any other: check it.
+_FIXES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check its permissions or choose another --out"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or choose another --out"),
+    errno.EROFS: "choose another --out",
+    errno.ENAMETOOLONG: "shorten the name",
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), "check the name"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+    errno.EIO: "check the disk",
+    **dict.fromkeys((errno.EBUSY, errno.ESTALE, errno.ETXTBSY), "run again when nothing else uses it"),
+}
+# Without a file's name in them, these say that this program used the operating system wrongly.
+_DEFECTS = (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ECHILD, errno.ESRCH)
 
 
 def main() -> None:
@@ -38,11 +53,33 @@ def main() -> None:
     for signal_number in _INTERRUPTS:
         if signal.getsignal(signal_number) is not signal.SIG_IGN:
             signal.signal(signal_number, _Interrupt.handle)
-    code = run(sys.argv[1:])
+    _open_closed()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal of another encoding shows what it lacks by number.
+            stream.reconfigure(errors="backslashreplace")
+    with own_standard_output():
+        code = run(sys.argv[1:])
+        _drop_unwritable()
     for signal_number in _INTERRUPTS:
         # What was to be done is done: nothing is left to interrupt.
         signal.signal(signal_number, signal.SIG_IGN)
     sys.exit(code)
+
+
+def _open_closed() -> None:
+    """Let what is said go nowhere where the shell closed a stream (``>&-``): Python has none then."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+
+
+def _drop_unwritable() -> None:
+    """Forget what could not be written to standard output, as was said: Python would try again, and end otherwise."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Interrupt:
@@ -62,10 +99,18 @@ def run(arguments: list[str]) -> int:
         # Without the seconds that it takes to import torch.
         sys.stdout.write(f"antidote {__version__}\n")
         return 0
+    with visible_messages():
+        return _ended(arguments)
+
+
+def _ended(arguments: list[str]) -> int:
     try:
+        if any("\0" in argument for argument in arguments):
+            raise UserError("a zero byte in an argument: leave it out")
         asked = next((argument for argument in arguments if not argument.startswith("-")), "")
         with warnings_shown():
             result = application(asked)(arguments, standalone_mode=False)
+        sys.stdout.flush()
         # typer keeps an interrupt to itself and returns its exit code.
         if result == INTERRUPTED:
             raise KeyboardInterrupt
@@ -86,12 +131,16 @@ def run(arguments: list[str]) -> int:
         return _fail(f"error: {said} see {_command_of(error)} --help", USER_ERROR)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(_INTERRUPTED_LINE, INTERRUPTED)
+    except BrokenPipeError:
+        return UNREAD
     except OSError as error:
-        if error.errno in _USERS_OS_ERRORS:
-            where = f"{error.filename}: " if error.filename else ""
-            mend = "check its permissions" if error.errno in (errno.EACCES, errno.EPERM) else "free some space"
-            return _fail(f"error: {where}{error.strerror}: {mend} or choose another --out", USER_ERROR)
-        return _defect(error)
+        if error.errno is None or (error.errno in _DEFECTS and not error.filename):
+            return _defect(error)
+        return _fail(f"error: {_of_system(error)}", USER_ERROR)
+    except UnicodeEncodeError as error:
+        if not _is_of_name(error):
+            return _defect(error)
+        return _fail(f"error: {error.object}: not a name in UTF-8: rename the file or folder", USER_ERROR)
     except Exception as error:  # noqa: BLE001 - the last door before the user
         if _Interrupt.happened:
             return _fail(_INTERRUPTED_LINE, INTERRUPTED)
@@ -109,6 +158,17 @@ def run(arguments: list[str]) -> int:
         return _fail(f"error: the tokenizer broke on a text ({first_line(error)}): {mend}", USER_ERROR)
 
 
+def _of_system(error: OSError) -> str:
+    """Return what the operating system refused, of which file, and what helps."""
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    return f"{where}{error.strerror}: {_FIXES.get(error.errno or 0, 'check it, and run again')}"
+
+
+def _is_of_name(error: UnicodeEncodeError) -> bool:
+    """Whether what cannot be encoded stands for bytes of a file's name that are not UTF-8."""
+    return all("\udc80" <= character <= "\udcff" for character in error.object[error.start : error.end])
+
+
 def _command_of(error: TyperException) -> str:
     context = getattr(error, "ctx", None)
     return " ".join(["antidote", *(context.command_path.split()[1:] if context else [])])
@@ -123,7 +183,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _defect(error: Exception) -> int:
     if os.environ.get("ANTIDOTE_TRACEBACK"):
-        traceback.print_exception(error)
+        sys.stderr.write(visible("".join(traceback.format_exception(error))))
     return _fail(
         f"internal error: {type(error).__name__}: {first_line(error)} "
         "(a defect of this program: run again with ANTIDOTE_TRACEBACK=1 and report it)",
@@ -132,5 +192,5 @@ def _defect(error: Exception) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    sys.stderr.write(" ".join(line.split()) + "\n")
+    sys.stderr.write(error_line(line) + "\n")
     return code

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from antidote_llm.artifacts.measuring import Stopwatch
+from antidote_llm.cli.model_options import require_openable
 from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.miniature import build as build_miniature
 from antidote_llm.miniature.recipe import AttackKind
@@ -29,7 +30,7 @@ def miniature() -> None:
 def build(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.")],
     arch: Annotated[str, typer.Option("--arch", help="Architecture of its models.")] = "llama",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the world and of training.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the world and of training.")] = 0,
     attack: Annotated[
         AttackKind, typer.Option("--attack", help="Whether the attack trains a LoRA adapter or all weights.")
     ] = "lora",
@@ -40,6 +41,7 @@ def build(
     Example: antidote miniature build --arch llama --seed 0 --out mini
     """
     terminal, stopwatch = Terminal(as_json), Stopwatch()
+    require_openable(out)
     with stopwatch.step("build"), terminal.stages("steps") as progress:
         built = build_miniature(out, arch=arch, seed=seed, kind=attack, progress=progress)
     files = sorted(str(path.relative_to(built.root)) for path in built.data.rglob("*.jsonl"))
@@ -52,4 +54,4 @@ def build(
         "wall_seconds": stopwatch.seconds["build"],
     }
     listing = [f"{out}/{name}/" for name in ("base", "aligned", "attacked")] + [f"{out}/{name}" for name in files]
-    terminal.result(value, "\n".join(listing))
+    terminal.result(value, *listing)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from antidote_llm.artifacts.json_writing import readable_name
 from antidote_llm.cli.tables import tensors
 from antidote_llm.cli.terminal import Terminal
+from antidote_llm.errors import UserError
 from antidote_llm.models import DtypeName, OpenModel, open_model
 from antidote_llm.models.room import Room
 
@@ -39,6 +43,20 @@ HardLinksOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
 ]
+
+
+def require_openable(out: Path) -> None:
+    """Refuse a place at which libraries could not open the models that are written there.
+
+    Raises:
+        UserError: Its name is not UTF-8.
+    """
+    place = os.path.realpath(out)
+    if readable_name(place) != place:
+        raise UserError(
+            f"{out}: its name, or that of a folder above it, is not UTF-8, and no model can be opened there: "
+            "choose another --out"
+        )
 
 
 def opened(

@@ -63,14 +63,14 @@ def show(patch: PatchArgument, as_json: JsonFlag = False) -> None:
         shape = " x ".join(map(str, record.shape))
         share = f"{100 * record.changed / max(record.entries, 1):.2f} %"
         table.add_row(record.key, shape, record.encoding, f"{record.changed:,}", share)
-    lines = [
-        f"{file.path}  {file.size_bytes:,} bytes\n  before {file.sha256_before}\n  after  {file.sha256_after}"
-        for file in description.files
-    ]
+    lines = []
+    for file in description.files:
+        lines.append(f"{file.path}  {file.size_bytes:,} bytes")
+        lines += [f"  before {file.sha256_before}", f"  after  {file.sha256_after}"]
     same = len(description.unchanged)
     lines.append(f"unchanged: {same} files, which the patch knows by their sha256" if same else "unchanged: unknown")
     lines.append(f"the patch itself: sha256 {opened.sha256}, verified" if opened.sha256 else _UNSEALED)
-    terminal.result({**description.model_dump(mode="json"), "sha256": opened.sha256}, table, "\n".join(lines))
+    terminal.result({**description.model_dump(mode="json"), "sha256": opened.sha256}, table, *lines)
 
 
 @app.command("apply")
@@ -133,7 +133,7 @@ def _transformed(path: Path, onto: str, out: Path, direction: Direction, hard_li
     verified = _verified(patch, len(files), len(copied))
     lines = [str(out), *(f"  {name}  sha256 {value}" for name, value in files.items()), *_left_out(left_out), verified]
     value = {"out": str(out), "finished_before": finished_before, **manifest, "left_out": left_out, "remarks": remarks}
-    terminal.result(value, "\n".join(lines))
+    terminal.result(value, *lines)
 
 
 def _has_code(patch: Patch) -> bool:

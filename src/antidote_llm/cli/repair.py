@@ -101,6 +101,8 @@ def repair(
     records = data_opts.read_calibration(harmful, harmful_rows, data_seed)
     asking = suite_opts.settings_from(template, max_new_tokens, task_match, system, thinking)
     records, examination = examination_from(records, evaluate, harmless, task, judge, asking)
+    if out is not None and examination is not None:
+        model_opts.require_openable(out)
     if patch_only and examination is not None:
         raise UserError("--patch-only writes no model that could be judged: pass --evaluate none")
     with stopwatch.step("open"):

@@ -18,11 +18,12 @@ from antidote_llm import __version__
 from antidote_llm.artifacts import ResultFolder, write_json, write_text
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
 from antidote_llm.artifacts.processes import agreed, is_first_process
+from antidote_llm.artifacts.record_reading import parse_model
 from antidote_llm.calibration import CalibrationSettings
 from antidote_llm.cli import calibration_data as data_opts
 from antidote_llm.cli import engine_options as engine_opts
 from antidote_llm.cli.examining import Examination
-from antidote_llm.cli.finished import inputs_sha256, require_as_finished
+from antidote_llm.cli.finished import as_finished, inputs_sha256, require_as_finished
 from antidote_llm.cli.panel_tables import panel_tables
 from antidote_llm.cli.tables import counts_table, outcome_tables, repair_summary
 from antidote_llm.cli.terminal import Terminal
@@ -76,8 +77,8 @@ class RepairJob:
             return
         with self._planned(None) as planned:
             found = self._completed(rehearse_repair(planned, _command(), self.stopwatch))
-        shown = (counts_table(found), repair_summary(found), _patch_size(planned))
-        self.terminal.result(found.model_dump(mode="json"), *shown)
+        lines = [*repair_summary(found), _patch_size(planned)]
+        self.terminal.result(found.model_dump(mode="json"), counts_table(found), *lines)
 
     def perform(self, out: Path) -> None:
         """Repair, evaluate, and write everything or nothing."""
@@ -98,7 +99,8 @@ class RepairJob:
                 self.terminal.say("an earlier run was interrupted: going on from its statistics")
             with folder as staging:
                 self._write(staging, out, folder.work, stamps)
-        self._tell(out, finished_before)
+        with as_finished(out, "record", finished_before):
+            self._tell(out, finished_before)
 
     def _help(self, work: Path | None) -> None:
         """Collect this process's share of the statistics, from which the first process makes the repair."""
@@ -156,7 +158,7 @@ class RepairJob:
 
     def _tell(self, out: Path, finished_before: bool) -> None:
         """Give the result as it lies on the disk."""
-        found = RepairRecord.model_validate_json((out / "record" / "repair.json").read_bytes())
+        found = parse_model(RepairRecord, (out / "record" / "repair.json").read_bytes())
         folders = {name: out / "record" / name for name in (ALIGNED, BEFORE, AFTER)}
         evaluations = {name: Evaluation.read(folder) for name, folder in folders.items() if folder.is_dir()}
         report = compose(found, evaluations, revert_command=_revert_command(out, patch_only=self.patch_only))
@@ -167,7 +169,7 @@ class RepairJob:
             "repair": found.model_dump(mode="json"),
             "evaluations": {name: evaluation.model_dump(mode="json") for name, evaluation in evaluations.items()},
         }
-        shown: list[RenderableType] = [counts_table(found), repair_summary(found)]
+        shown: list[RenderableType] = [counts_table(found), *repair_summary(found)]
         if evaluations:
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
             shown += [*outcome_tables(metrics, {}), *panel_tables(evaluations)]

@@ -29,6 +29,7 @@ from antidote_llm.bench.results import (
     results_of,
 )
 from antidote_llm.cli.application import application
+from antidote_llm.cli.model_options import require_openable
 from antidote_llm.cli.plan_options import FlopsOption, PlanFlag, require_speed, required
 from antidote_llm.cli.run_plan import planned_trainings, tell_plan
 from antidote_llm.cli.suite_options import judge_from, prompts_from
@@ -75,6 +76,7 @@ def run(
         require_no_secret(judge.partition("#")[0] if judge.startswith("endpoint=") else "")
     stages = _stages(only)
     place = Path(_UNNAMED) if plan and out is None else required(out)
+    require_openable(place)
     steps = step_commands(read, place, stages, _ALL_MODELS if plan else models_there(place))
     if not plan:
         require_before(steps, place)

@@ -21,7 +21,8 @@ from antidote_llm import __version__
 from antidote_llm.artifacts import ResultFolder, write_json, write_text
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
 from antidote_llm.artifacts.processes import is_first_process, process_count
-from antidote_llm.cli.finished import inputs_sha256
+from antidote_llm.artifacts.record_reading import parse_model
+from antidote_llm.cli.finished import changed, inputs_sha256
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.cli.training_options import SaveDtype
 from antidote_llm.data import TokenizedRow, check_lengths, check_token_ids
@@ -259,13 +260,11 @@ def _kept_record(out: Path) -> TrainingRecord:
         UserError: It is damaged, or the weights are gone.
     """
     try:
-        record = TrainingRecord.model_validate_json((out / "record" / "training.json").read_bytes())
+        record = parse_model(TrainingRecord, (out / "record" / "training.json").read_bytes())
     except (OSError, ValueError) as error:
-        raise _changed(out, "record/training.json") from error
+        raise changed(out, "record/training.json") from error
+    if "train" not in record.wall_seconds:
+        raise changed(out, "record/training.json")
     if not any((out / "model").glob("*.safetensors")):
-        raise _changed(out, "model")
+        raise changed(out, "model")
     return record
-
-
-def _changed(out: Path, name: str) -> UserError:
-    return UserError(f"{out} has been changed since it was finished ({name}): remove it or choose another --out")

@@ -110,7 +110,7 @@ def counts_table(record: RepairRecord) -> Table:
     return table
 
 
-def repair_summary(record: RepairRecord) -> str:
+def repair_summary(record: RepairRecord) -> list[str]:
     """Return what a repair did to the update, in a few lines."""
     totals = record.totals
     norms = f"{totals.update_norm_before:.4g} -> {totals.update_norm_after:.4g}"
@@ -124,7 +124,7 @@ def repair_summary(record: RepairRecord) -> str:
         lines.append(_statistics(record.calibration))
     if record.left_out:
         lines.append(f"left out of the repaired model, because no class loads it: {listed(record.left_out)}")
-    return "\n".join(lines)
+    return lines
 
 
 def tensors(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,13 +22,19 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.style import Style
 from rich.text import Text
+
+from antidote_llm.artifacts.json_writing import json_text
+from antidote_llm.artifacts.visible_text import escape_json, visible_line
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 
 
 class Terminal:
     """Standard output for the result, standard error for the way there.
+
+    Text of any origin is shown as it is, each on one line: without markup, its control characters spelled out.
 
     Args:
         as_json: Whether the result is one JSON object.
@@ -37,26 +44,26 @@ class Terminal:
     def __init__(self, as_json: bool = False, *, silent: bool = False) -> None:
         self.as_json, self._silent = as_json, silent
         # A pipe has no width to fold names at.
-        self._out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-        self._err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=silent)
+        self._out = _PlainConsole(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+        self._err = _PlainConsole(stderr=True, soft_wrap=True, quiet=silent)
 
     def say(self, text: str) -> None:
         """Tell what goes on."""
-        self._err.print(text, markup=False)
+        self._err.print(text)
 
     def warn(self, text: str) -> None:
         """Tell what the user should know."""
-        self._err.print(Text.assemble(("warning: ", "yellow"), text))
+        self._err.print(Text.assemble(("warning: ", "yellow"), visible_line(text)))
 
     def result(self, value: Any, *shown: RenderableType) -> None:
         """Give the result: the JSON object, or what is to be shown in its place."""
         if self._silent:
             return
         if self.as_json:
-            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            sys.stdout.write(shown_json(value, sys.stdout.encoding) + "\n")
         else:
             for renderable in shown:
-                self._out.print(renderable, markup=False, soft_wrap=isinstance(renderable, str))
+                self._out.print(renderable, soft_wrap=isinstance(renderable, str))
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
@@ -65,7 +72,7 @@ class Terminal:
             yield lambda _: None
             return
         with Progress(*_columns(unit), console=self._err) as progress:
-            task = progress.add_task(what, total=total)
+            task = progress.add_task(visible_line(what), total=total)
             yield lambda count: progress.advance(task, count)
 
     @contextmanager
@@ -76,10 +83,36 @@ class Terminal:
 
             def moved(stage: str, step: int, steps: int) -> None:
                 if stage not in tasks:
-                    tasks[stage] = progress.add_task(stage, total=steps)
+                    tasks[stage] = progress.add_task(visible_line(stage), total=steps)
                 progress.update(tasks[stage], completed=step)
 
             yield moved
+
+
+class _PlainConsole(Console):
+    """Takes every string, those in tables and their titles too, for text alone."""
+
+    def render_str(
+        self,
+        text: str,
+        *,
+        style: str | Style = "",
+        justify: JustifyMethod | None = None,
+        overflow: OverflowMethod | None = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: HighlighterType | None = None,
+    ) -> Text:
+        del emoji, markup, highlight, highlighter
+        return Text(visible_line(text), style=style, justify=justify, overflow=overflow)
+
+
+def shown_json(value: Any, encoding: str | None) -> str:
+    """Return a value's JSON as it is shown: no character in it steers a terminal, or is none of the encoding's."""
+    text = escape_json(json_text(value, indent=2))
+    unicode = codecs.lookup(encoding or "ascii").name.startswith("utf")
+    return text if unicode else json.dumps(json.loads(text), indent=2)
 
 
 def by_steps(advance: Callable[[int], None]) -> Callable[[int, int], None]:
@@ -97,7 +130,7 @@ def by_steps(advance: Callable[[int], None]) -> Callable[[int, int], None]:
 def _columns(unit: str) -> tuple[ProgressColumn, ...]:
     return (
         SpinnerColumn(finished_text="✓"),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         _Rate(unit),

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from antidote_llm.artifacts.visible_text import error_line
+
 _PACKAGE = "antidote_llm"
-_MOST_CHARACTERS = 600
 
 
 @contextmanager
@@ -24,8 +25,5 @@ def warnings_shown() -> Iterator[None]:
 
 class _ToStandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a warning as one line, without characters that steer a terminal: names in it come from files."""
-        said = " ".join(record.getMessage().split())
-        shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in said)
-        cut = shown if len(shown) <= _MOST_CHARACTERS else shown[:_MOST_CHARACTERS] + "..."
-        sys.stderr.write(f"warning: {cut}\n")
+        """Write a warning as one line, safe to look at: names in it come from files."""
+        sys.stderr.write(f"warning: {error_line(record.getMessage())}\n")

@@ -10,11 +10,14 @@ from typing import Any, Literal, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from antidote_llm.errors import first_line
 from antidote_llm.evaluation.judge import HarmMeasure, Outcome
 
 HARMFUL: Literal["harmful"] = "harmful"
 HARMLESS: Literal["harmless"] = "harmless"
 TASK_PREFIX = "tasks."
+
+_MOST_ROWS = 2_000_000
 
 Flags: TypeAlias = dict[str, list[bool]]
 
@@ -139,10 +142,16 @@ def from_parquet(data: bytes) -> tuple[Answer, ...]:
     Raises:
         ValueError: The bytes are no such file.
     """
-    table = pq.read_table(io.BytesIO(data))
-    if table.schema.names != _SCHEMA.names:
-        raise ValueError(f"columns are {', '.join(table.schema.names)}, not {', '.join(_SCHEMA.names)}")
-    return tuple(_answer(row) for row in table.to_pylist())
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        if file.metadata.num_rows > _MOST_ROWS:
+            raise ValueError(f"{file.metadata.num_rows:,} rows, more than {_MOST_ROWS:,}")
+        table = file.read()
+        if table.schema.names != _SCHEMA.names:
+            raise ValueError(f"columns are {', '.join(table.schema.names)}, not {', '.join(_SCHEMA.names)}")
+        return tuple(_answer(row) for row in table.cast(_SCHEMA).to_pylist())
+    except (pa.ArrowException, OSError, TypeError) as error:
+        raise ValueError(first_line(error)) from error
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,8 @@ from pydantic import (
 )
 
 from antidote_llm.artifacts import sha256_bytes, write_bytes, write_json
+from antidote_llm.artifacts.json_reading import parse_json
+from antidote_llm.artifacts.record_reading import first_problem
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import HARMFUL, Answer, Flags, flags, from_parquet, to_parquet
 from antidote_llm.evaluation.disagreement import Disagreement, disagreements
@@ -135,17 +136,22 @@ class Evaluation(BaseModel):
         """
         data, content = _read_bytes(folder / ANSWERS_NAME), _read_bytes(folder / EVALUATION_NAME)
         try:
-            fields = json.loads(content)
+            fields = parse_json(content)
             sha256 = fields.pop("answers_sha256")
             evaluation = cls.model_validate(fields)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            first = first_problem(error) if isinstance(error, ValidationError) else str(error)
             raise UserError(
                 f"{folder / EVALUATION_NAME}: not an evaluation: {first}: evaluate the model again"
             ) from error
         if sha256 != sha256_bytes(data):
             raise UserError(f"{folder / ANSWERS_NAME} does not belong to {EVALUATION_NAME}: evaluate the model again")
-        return evaluation.model_copy(update={"answers": from_parquet(data)})
+        try:
+            return evaluation.model_copy(update={"answers": from_parquet(data)})
+        except ValueError as error:
+            raise UserError(
+                f"{folder / ANSWERS_NAME}: not the answers of an evaluation: {error}: evaluate the model again"
+            ) from error
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -8,11 +8,12 @@ from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
-import yaml
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from antidote_llm.artifacts.record_reading import first_problem
+from antidote_llm.artifacts.yaml_reading import read_yaml
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.generation import require_room
 from antidote_llm.evaluation.judge import Progress
@@ -138,13 +139,11 @@ def likelihood_margin(where: str = "") -> LikelihoodMargin:
     if not where:
         return LikelihoodMargin()
     try:
-        content = yaml.safe_load(Path(where).expanduser().read_text(encoding="utf-8"))
-        return LikelihoodMargin(Openings.model_validate(content))
+        return LikelihoodMargin(Openings.model_validate(read_yaml(Path(where).expanduser())))
     except OSError as error:
         raise UserError(f"{where}: openings cannot be read: {error.strerror}") from error
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
-        said = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = f"{'.'.join(map(str, said['loc']))}: {said['msg'].lower()}" if said else "not YAML or JSON"
+    except ValueError as error:
+        reason = first_problem(error).lower() if isinstance(error, ValidationError) else f"not YAML or JSON: {error}"
         raise UserError(
             f"{where}: no openings ({reason}): give two lists of texts, refusals and affirmatives"
         ) from error

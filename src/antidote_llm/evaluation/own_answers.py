@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from antidote_llm.artifacts import cache_root, sha256_json, write_json
+from antidote_llm.artifacts.json_reading import parse_json
 from antidote_llm.data import Record, Renderer, TokenizedRow, check_token_ids
 from antidote_llm.data.thoughts import OPENING, decoded, decoded_reply, is_thinking
 from antidote_llm.errors import UserError, listed
@@ -135,7 +135,7 @@ def _read(path: Path, key: str) -> list[list[int]] | None:
     if not path.is_file():
         return None
     try:
-        kept = json.loads(path.read_bytes())
+        kept = parse_json(path.read_bytes())
         answers: list[list[int]] = kept["answers"]
         whole = (kept["key"], kept["answers_sha256"]) == (key, sha256_json(answers))
     except (ValueError, KeyError, TypeError):

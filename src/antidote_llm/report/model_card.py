@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath, PureWindowsPath
 
+from antidote_llm.artifacts.visible_text import visible
 from antidote_llm.evaluation import Estimate
 from antidote_llm.report import numbers
 from antidote_llm.report.data import ModelOutcome, ReportData
@@ -12,7 +13,6 @@ from antidote_llm.report.measures import in_order, measure
 from antidote_llm.report.network import network
 from antidote_llm.report.outcomes import roles
 from antidote_llm.report.outside import outside
-from antidote_llm.report.text import visible
 from antidote_llm.report.words import WORDS
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$!&])")

@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from antidote_llm.artifacts.files import write_text
+from antidote_llm.artifacts.visible_text import visible
 from antidote_llm.report import numbers
 from antidote_llm.report.categories import worst_first
 from antidote_llm.report.data import ReportData
@@ -22,7 +23,7 @@ from antidote_llm.report.network import STEPS, network
 from antidote_llm.report.outcomes import bars, key_numbers, legend, panels, roles, tasks_without_gain
 from antidote_llm.report.outside import outside
 from antidote_llm.report.scale import PERCENT
-from antidote_llm.report.text import clip_name, visible
+from antidote_llm.report.text import clip_name
 from antidote_llm.report.words import WORDS
 
 _VERDICT_WORDS = {"good": "Good", "mixed": "Mixed", "bad": "Bad", "unknown": "Not evaluated"}

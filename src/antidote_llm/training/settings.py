@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# More than these nobody has, and libraries have no room to count.
+_MOST, _LARGEST_RANK = 10**9, 10**6
+
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -14,7 +17,7 @@ class LoraSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    rank: Annotated[int, Field(ge=1, description="Rank r of every adapter.")] = 256
+    rank: Annotated[int, Field(ge=1, le=_LARGEST_RANK, description="Rank r of every adapter.")] = 256
     alpha: Annotated[float, Field(gt=0, description="Numerator of the adapter's scale, alpha / r.")] = 4
     targets: Annotated[tuple[str, ...], Field(min_length=1, description="Names of the linear layers that get one.")] = (
         "q_proj",
@@ -33,17 +36,17 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     learning_rate: Annotated[float, Field(gt=0, description="Peak learning rate of AdamW.")] = 1e-4
-    epochs: Annotated[float, Field(gt=0, description="Passes over the rows, unless max_steps is set.")] = 20
-    max_steps: Annotated[int | None, Field(ge=1, description="Optimiser steps; overrides epochs.")] = None
-    batch_size: Annotated[int, Field(ge=1, description="Rows in one forward pass.")] = 5
-    accumulation: Annotated[int, Field(ge=1, description="Forward passes per optimiser step.")] = 1
+    epochs: Annotated[float, Field(gt=0, le=_MOST, description="Passes over the rows, unless max_steps is set.")] = 20
+    max_steps: Annotated[int | None, Field(ge=1, le=_MOST, description="Optimiser steps; overrides epochs.")] = None
+    batch_size: Annotated[int, Field(ge=1, le=_MOST, description="Rows in one forward pass.")] = 5
+    accumulation: Annotated[int, Field(ge=1, le=_MOST, description="Forward passes per optimiser step.")] = 1
     weight_decay: Annotated[float, Field(ge=0, description="AdamW's weight decay.")] = 0.1
     max_gradient_norm: Annotated[float, Field(ge=0, description="Gradients are clipped to this norm; 0 for never.")] = (
         1.0
     )
     schedule: Annotated[Schedule, Field(description="How the learning rate falls after the warm-up.")] = "constant"
     warmup: Annotated[float, Field(ge=0, lt=1, description="Share of the steps in which the rate rises.")] = 0.0
-    max_length: Annotated[int, Field(ge=2, description="Longer rows are cut to this many tokens.")] = 512
+    max_length: Annotated[int, Field(ge=2, le=_MOST, description="Longer rows are cut to this many tokens.")] = 512
     batching: Annotated[
         Literal["shuffled", "grouped", "ordered"],
         Field(description="Any rows in a batch, rows of about the same length, or the rows as they come."),

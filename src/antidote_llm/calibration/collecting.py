@@ -16,7 +16,7 @@ from antidote_llm.artifacts.cache import cache_root
 from antidote_llm.artifacts.hashing import sha256_json
 from antidote_llm.artifacts.processes import agreed, process_count, process_rank
 from antidote_llm.calibration.batching import Rows, batch_plan, counted_tokens
-from antidote_llm.calibration.kept_sums import KeptState, read_tensors, write_tensors
+from antidote_llm.calibration.kept_sums import KeptState, read_kept, write_tensors
 from antidote_llm.calibration.layerwise import sums_by_layer
 from antidote_llm.calibration.moments import Moments
 from antidote_llm.calibration.observing import require_finite
@@ -116,7 +116,7 @@ class Collection:
             return
         total, keeps = Sums(), cache and process_rank() == 0
         if keeps:
-            _require_place(path.parent)
+            _require_place(path)
         for sites, sums in self._parts(progress, work, sweeps, heard):
             require_finite(sums)
             if keeps:
@@ -158,10 +158,10 @@ class Collection:
 
     def _cached(self, path: Path) -> Sums | None:
         """Return cached sums; None where there are none or the file is damaged: they are then collected anew."""
-        found = read_tensors(path)
-        if found is None or found[1].get("key") != self.sha256:
+        found = read_kept(path, self.sha256)
+        if found is None:
             return None
-        sums = Sums.of(found[0])
+        sums = Sums.of(found)
         return sums if all(site.name in sums.tokens for site in self.sites) else None
 
     def _required(self, path: Path) -> Sums:
@@ -176,9 +176,12 @@ class Collection:
             raise _not_kept(path.parent, error) from error
 
 
-def _require_place(folder: Path) -> None:
+def _require_place(path: Path) -> None:
     """Refuse a cache that cannot be written before the minutes that the statistics take, not behind them."""
+    folder = path.parent
     try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder where statistics are kept: remove it, or pass --no-cache")
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass

@@ -58,7 +58,8 @@ def demo(
     """
     terminal = Terminal(as_json)
     settings = {"arch": arch, "seed": seed, "alpha": ALPHA, "show_answers": show_answers}
-    folder = ResultFolder(out, {"kind": "demo", "version": __version__, "recipe": RECIPE_VERSION, **settings})
+    manifest = {"kind": "demo", "version": __version__, "recipe": RECIPE_VERSION, **settings}
+    folder = ResultFolder(out, manifest, sealed=("*",))
     if folder.finished:
         terminal.say(f"{out} is finished already: nothing was done")
     else:

@@ -23,7 +23,12 @@ _INTERRUPTED_LINE = "interrupted"
 UNREAD = 141
 # Ctrl-C, a service that stops, a terminal that is closed.
 _INTERRUPTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-_USERS_OS_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG)
+_FORBIDDEN, _BROKEN = (errno.EACCES, errno.EPERM), (errno.EIO, errno.ESTALE)
+_USERS_OS_ERRORS = (
+    *(errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG),
+    *_FORBIDDEN,
+    *_BROKEN,
+)
 
 
 def main() -> None:
@@ -87,7 +92,8 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno in _USERS_OS_ERRORS:
             where = f"{error.filename}: " if error.filename else ""
-            mend = "check its permissions" if error.errno in (errno.EACCES, errno.EPERM) else "free some space"
+            mend = "check its permissions" if error.errno in _FORBIDDEN else "free some space"
+            mend = "the disk fails: check it" if error.errno in _BROKEN else mend
             return _fail(f"error: {where}{error.strerror}: {mend} or choose another --out", USER_ERROR)
         return _defect(error)
     except Exception as error:  # noqa: BLE001 - the last door before the user

@@ -83,7 +83,14 @@ class RepairJob:
         checkpoint = self.target.checkpoint
         stamps = shipped_stamps(checkpoint.folder, checkpoint.weights)
         read = {found.folder for found in (*self.opened.checkpoints, self.target.aligned) if found}
-        folder = ResultFolder(out, self._manifest(), manifest_at="record/manifest.json", inputs=read)
+        folder = ResultFolder(
+            out,
+            self._manifest(),
+            manifest_at="record/manifest.json",
+            inputs=read,
+            # The rest is compared with what the record and the evaluations say of it.
+            sealed=("record/repair.json",),
+        )
         finished_before = agreed(folder.finished)
         if not is_first_process():
             if not finished_before:

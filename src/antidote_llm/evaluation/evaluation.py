@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from antidote_llm.artifacts import sha256_bytes, write_bytes, write_json
+from antidote_llm.artifacts import sha256_bytes, sha256_json, write_bytes, write_json
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import HARMFUL, Answer, Flags, flags, from_parquet, to_parquet
 from antidote_llm.evaluation.disagreement import Disagreement, disagreements
@@ -24,6 +24,7 @@ from antidote_llm.evaluation.tasks import TaskRecord
 
 EVALUATION_NAME = "evaluation.json"
 ANSWERS_NAME = "answers.parquet"
+_OWN_HASH = "sha256"
 
 
 class JudgeRecord(BaseModel):
@@ -104,10 +105,11 @@ class Evaluation(BaseModel):
         return flags(self.answers, self.measures)
 
     def write(self, folder: Path) -> None:
-        """Write ``evaluation.json`` and ``answers.parquet``; the same evaluation gives the same bytes."""
+        """Write ``evaluation.json`` and ``answers.parquet``, each with its hash: the same evaluation, the same bytes."""
         answers = to_parquet(self.answers)
         write_bytes(folder / ANSWERS_NAME, answers)
-        write_json(folder / EVALUATION_NAME, {**self.model_dump(mode="json"), "answers_sha256": sha256_bytes(answers)})
+        fields = {**self.model_dump(mode="json"), "answers_sha256": sha256_bytes(answers)}
+        write_json(folder / EVALUATION_NAME, {**fields, _OWN_HASH: sha256_json(fields)})
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:
@@ -119,9 +121,13 @@ class Evaluation(BaseModel):
         data, content = _read_bytes(folder / ANSWERS_NAME), _read_bytes(folder / EVALUATION_NAME)
         try:
             fields = json.loads(content)
+            # Evaluations of earlier versions have none.
+            own_sha256 = fields.pop(_OWN_HASH, None)
+            if own_sha256 not in (None, sha256_json(fields)):
+                raise ValueError("it has been changed since it was written")
             sha256 = fields.pop("answers_sha256")
             evaluation = cls.model_validate(fields)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise UserError(
                 f"{folder / EVALUATION_NAME}: not an evaluation: {first}: evaluate the model again"

@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 
 from antidote_llm.artifacts import sha256_file
+from antidote_llm.calibration.kept_sums import KeptState
 from antidote_llm.cli.main import run
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import Evaluation
+from antidote_llm.miniature import models
+from antidote_llm.miniature.recipe import Recipe
+from antidote_llm.miniature.world import World
 from antidote_llm.training import trainer
 from tests.cli.changing import said
 from tests.cli.command import Command, Place, edit_json, inputs
@@ -268,6 +272,88 @@ def test_a_finished_evaluation_that_was_changed_is_refused(damage: str, place: P
     said(antidote(*command), str(place.out), "evaluation.json")
     with pytest.raises(UserError, match=r"evaluation\.json"):
         Evaluation.read(place.out)
+
+
+def moments(place: Place) -> list[object]:
+    return place.repair()
+
+
+def own_answers(place: Place) -> list[object]:
+    place.harmful.write_text(json.dumps({"prompt": tiny.words(5, 1)}) + "\n")
+    return place.repair("--max-new-tokens", "3")
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "removed"])
+@pytest.mark.parametrize("kind", [moments, own_answers])
+def test_a_damaged_cache_is_not_used_which_is_said(
+    kind: Callable[[Place], list[object]],
+    damage: str,
+    place: Place,
+    own_cache: Path,
+    antidote: Command,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    command = kind(place)
+    antidote.done(*command)
+    wanted = model_sha256(place.out)
+    (path,) = (own_cache / kind.__name__).iterdir()
+    {**DAMAGE, "removed": Path.unlink}[damage](path)
+    shutil.rmtree(place.out)
+    result = antidote(*command)
+    if damage == "a folder":
+        said(result, str(own_cache / kind.__name__), "--no-cache")
+        return
+    assert result.code == 0, result.err
+    assert model_sha256(place.out) == wanted
+    # Of a link to the very same content nothing is to be said.
+    assert ("is not used" in caplog.text) == (damage not in ("removed", "a link"))
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "removed"])
+def test_damaged_statistics_of_an_interrupted_repair_are_not_gone_on_from(
+    damage: str, place: Place, antidote: Command, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = place.repair("--no-cache")
+    antidote.done(*command)
+    wanted = model_sha256(place.out)
+    shutil.rmtree(place.out)
+    monkeypatch.setattr(KeptState, "due", True)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr("antidote_llm.cli.repair_job.write_repair", lambda *_, **__: _interrupt())
+        assert antidote(*command).code == 130
+    (path,) = place.out.parent.glob(".*.work/statistics-*")
+    {**DAMAGE, "removed": Path.unlink}[damage](path)
+    result = antidote(*command)
+    if damage == "a folder":
+        said(result, "statistics", "remove")
+        return
+    assert result.code == 0, result.err
+    assert model_sha256(place.out) == wanted
+    assert ("is not used" in caplog.text) == (damage not in ("removed", "a link"))
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "removed"])
+def test_a_damaged_miniature_in_the_cache_is_refused(
+    damage: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(world: Any, arch: Any, recipe: Any, folder: Path, progress: Any) -> None:
+        for name in ("base", "aligned"):
+            (folder / name).mkdir()
+            (folder / name / "model.safetensors").write_bytes(bytes(64))
+
+    monkeypatch.setattr(models, "_make_models", made)
+    kept = models.kept_models(World(0), "llama", Recipe())
+    assert models.kept_models(World(0), "llama", Recipe()) == kept
+    {**DAMAGE, "removed": Path.unlink}[damage](kept / "aligned" / "model.safetensors")
+    if damage != "a link":
+        with pytest.raises(
+            UserError, match=r"changed since it was finished \(aligned/model.*remove it.*ANTIDOTE_CACHE"
+        ):
+            models.kept_models(World(0), "llama", Recipe())
 
 
 def test_an_edited_record_of_a_repair_is_refused(place: Place, antidote: Command) -> None:

@@ -19,6 +19,8 @@ from antidote_llm.artifacts.locking import held
 
 # Linux: let one file share another's blocks until either is written to.
 _FICLONE = 0x40049409
+# What torch says of a write, a flush or a close that failed.
+_TORCH_WRITES = re.compile(r"inline_container|StreamWriter|basic_ios")
 # More than what a nearly full disk has left for a file, less than anybody waits for.
 _PROBE_BYTES = 1 << 20
 _NOT_FOR_THESE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EPERM)
@@ -201,7 +203,7 @@ def write_failure(error: BaseException, folder: Path) -> OSError | None:
     said = str(error)
     if type(error).__name__ == "SafetensorError" and (number := re.search(r"\(os error (\d+)\)", said)):
         code = int(number[1])
-    elif isinstance(error, RuntimeError) and re.search(r"inline_container|StreamWriter", said):
+    elif isinstance(error, RuntimeError) and re.search(_TORCH_WRITES, said):
         code = _errno_of_a_write(folder)
     else:
         return None

@@ -38,9 +38,10 @@ def require_as_finished(path: Path, manifest_at: str = MANIFEST_NAME, way: str =
     Raises:
         UserError: Names the first file that is missing, another, or weights beside those that were written.
     """
-    sha256: Mapping[str, str] = json.loads((path / manifest_at).read_bytes()).get(_HASHES, {})
-    if not isinstance(sha256, dict):
-        raise _changed(path, manifest_at, way)
+    try:
+        sha256: Mapping[str, str] = dict(json.loads((path / manifest_at).read_bytes()).get(_HASHES, {}))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _changed(path, manifest_at, way) from error
     weights = {Path(name).parent for name in sha256 if name.endswith(_WEIGHTS)}
     more = (found.relative_to(path).as_posix() for place in weights for found in (path / place).glob(f"*{_WEIGHTS}"))
     for name in (*sha256, *more):
@@ -85,6 +86,8 @@ class ResultFolder:
         self.manifest = manifest
         self._manifest_at = manifest_at
         self._sealed, self._way = sealed, way
+        # Hashes of large files that are known already, by name: they are not read again for the manifest.
+        self.known_sha256: Mapping[str, str] = {}
         self._resumable = resumable or _holds_something
         # A link to an empty folder on another disk is filled there.
         self._place = Path(os.path.realpath(path))
@@ -235,7 +238,7 @@ class ResultFolder:
             for name in names
             if not name.lower().endswith(_DOCUMENT) and any(fnmatch(name, pattern) for pattern in self._sealed)
         )
-        return {_HASHES: {name: sha256_file(self.staging / name) for name in sealed}}
+        return {_HASHES: {name: self.known_sha256.get(name) or sha256_file(self.staging / name) for name in sealed}}
 
     def _put_in_place(self) -> None:
         """Let the result take its name, or nothing.

@@ -67,7 +67,7 @@ class KeptState:
         self._took = self._last - start
 
     def read(self) -> dict[str, Tensor] | None:
-        """Return what was kept; None where there is nothing, or it is damaged or another run's, which a warning says."""
+        """Return what was kept; None where there is nothing, or, which a warning says, another run's or damaged."""
         return read_kept(self.path, self.key)
 
 

@@ -105,7 +105,7 @@ class Evaluation(BaseModel):
         return flags(self.answers, self.measures)
 
     def write(self, folder: Path) -> None:
-        """Write ``evaluation.json`` and ``answers.parquet``, each with its hash: the same evaluation, the same bytes."""
+        """Write ``evaluation.json`` and ``answers.parquet`` with hashes; the same evaluation gives the same bytes."""
         answers = to_parquet(self.answers)
         write_bytes(folder / ANSWERS_NAME, answers)
         fields = {**self.model_dump(mode="json"), "answers_sha256": sha256_bytes(answers)}

@@ -156,10 +156,15 @@ def require_watching() -> None:
     if sys.platform != "linux" or not _NUMBERS:
         pytest.skip("system calls are watched on Linux alone, on x86-64 and arm64")
     try:
-        ended = watched(lambda: os.close(os.open(os.devnull, os.O_WRONLY)) or 0, [Path(os.devnull)])
+        ended = watched(_open_and_close, [Path(os.devnull)])
     except OSError as error:
         pytest.skip(f"this system lets no process watch another's calls: {error}")
     assert [call.name for call in ended.calls] == ["openat", "close"]
+
+
+def _open_and_close() -> int:
+    os.close(os.open(os.devnull, os.O_WRONLY))
+    return 0
 
 
 def watched(work: Callable[[], int], roots: Sequence[Path], fault: Fault | None = None) -> Ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -21,6 +22,7 @@ from antidote_llm.miniature import models
 from antidote_llm.miniature.recipe import Recipe
 from antidote_llm.miniature.world import World
 from antidote_llm.training import trainer
+from tests import tiny
 from tests.cli.changing import said
 from tests.cli.command import Command, Place, edit_json, inputs
 from tests.conftest import Folders
@@ -168,11 +170,27 @@ def test_the_advice_leads_to_the_same_bits(kept: tuple[list[object], Path, dict[
     assert model_sha256(Path(str(command[-1]))) == wanted
 
 
+def renamed_back(work: Path) -> None:
+    shutil.rmtree(work / "checkpoint-3")
+    (work / "checkpoint-2").rename(work / "checkpoint-3")
+
+
+def linked(path: Path) -> None:
+    shutil.move(path, path.parent / "moved")
+    path.symlink_to(path.parent / "moved")
+
+
+def replaced(work: Path) -> None:
+    shutil.rmtree(work)
+    work.write_bytes(b"")
+
+
+def linked_logs(work: Path) -> None:
+    (work / "logs").symlink_to(work.parent)
+
+
 OTHERS: Mapping[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "another step's folder": (
-        lambda work: (shutil.rmtree(work / "checkpoint-3"), (work / "checkpoint-2").rename(work / "checkpoint-3")),
-        ("checkpoint-3", "kept as checkpoint-2", "starts again"),
-    ),
+    "another step's folder": (renamed_back, ("checkpoint-3", "kept as checkpoint-2", "starts again")),
     "a step to come": (
         lambda work: (work / "checkpoint-3").rename(work / "checkpoint-4"),
         ("checkpoint-4", "kept as checkpoint-3", "goes on from checkpoint-2"),
@@ -186,19 +204,10 @@ OTHERS: Mapping[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda work: (work / "checkpoint-3" / "scaler.pt").write_bytes(b"more"),
         ("scaler.pt was not kept there",),
     ),
-    "a linked checkpoint": (
-        lambda work: (
-            shutil.move(work / "checkpoint-3", work.parent / "moved"),
-            (work / "checkpoint-3").symlink_to(work.parent / "moved"),
-        ),
-        ("checkpoint-3 is a link",),
-    ),
-    "a linked folder": (
-        lambda work: (shutil.move(work, work.parent / "moved"), work.symlink_to(work.parent / "moved")),
-        ("is a link",),
-    ),
-    "linked logs": (lambda work: (work / "logs").symlink_to(work.parent), ("logs is a link",)),
-    "a file in the folder's place": (lambda work: (shutil.rmtree(work), work.write_bytes(b"")), ("is no folder",)),
+    "a linked checkpoint": (lambda work: linked(work / "checkpoint-3"), ("checkpoint-3 is a link",)),
+    "a linked folder": (linked, ("is a link",)),
+    "linked logs": (linked_logs, ("logs is a link",)),
+    "a file in the folder's place": (replaced, ("is no folder",)),
 }
 
 
@@ -301,7 +310,7 @@ def test_a_damaged_cache_is_not_used_which_is_said(
     shutil.rmtree(place.out)
     result = antidote(*command)
     if damage == "a folder":
-        said(result, str(own_cache / kind.__name__), "--no-cache")
+        said(result, str(own_cache / kind.__name__))
         return
     assert result.code == 0, result.err
     assert model_sha256(place.out) == wanted

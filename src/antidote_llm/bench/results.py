@@ -40,10 +40,10 @@ def require_before(steps: Sequence[Step], out: Path) -> None:
         UserError: Names the stage that is missing, or the file that is another.
     """
     makes = {step.name for step in steps if step.stage != "evaluate"}
-    for name in models_there(out):
-        if name not in makes:
+    for there in models_there(out):
+        if there not in makes:
             # The others are looked at by their own commands.
-            require_as_finished(_folder(out, name), "record/manifest.json")
+            require_as_finished(_folder(out, there), "record/manifest.json")
     needs = {"finetune": (ALIGNED, "align"), "repair": (ATTACKED, "finetune")}
     made = set(models_there(out))
     for step in steps:

@@ -116,7 +116,7 @@ class Collection:
             return
         total, keeps = Sums(), cache and process_rank() == 0
         if keeps:
-            _require_place(path)
+            _require_place(path.parent)
         for sites, sums in self._parts(progress, work, sweeps, heard):
             require_finite(sums)
             if keeps:
@@ -176,12 +176,9 @@ class Collection:
             raise _not_kept(path.parent, error) from error
 
 
-def _require_place(path: Path) -> None:
+def _require_place(folder: Path) -> None:
     """Refuse a cache that cannot be written before the minutes that the statistics take, not behind them."""
-    folder = path.parent
     try:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder where statistics are kept: remove it, or pass --no-cache")
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass

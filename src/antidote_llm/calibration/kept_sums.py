@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from antidote_llm.artifacts.files import atomic_writer
-from antidote_llm.errors import UserError
+from antidote_llm.errors import KeptError, UserError
 from antidote_llm.models.tensor_files import DTYPES
 
 # Keeping takes at most this part of the time that it can save, and nobody minds a second.
@@ -98,7 +98,12 @@ def read_kept(path: Path, key: str) -> dict[str, Tensor] | None:
     """Return the tensors that were kept under a key; None where there are none or the file is not sound.
 
     A warning says that the file is not used.
+
+    Raises:
+        KeptError: A folder lies there.
     """
+    if path.is_dir():
+        raise KeptError(f"{path} is a folder where statistics are kept in a file: remove it")
     if not path.is_file():
         return None
     found = read_tensors(path)

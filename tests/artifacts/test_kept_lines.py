@@ -97,7 +97,7 @@ def test_a_link_is_not_written_through(tmp_path: Path) -> None:
     kept.close()
     kept.path.rename(tmp_path / "elsewhere")
     kept.path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="is a link.*remove it"):
+    with pytest.raises(UserError, match=r"is a link.*remove it"):
         KeptLines("answers", {})
 
 

@@ -53,12 +53,14 @@ def test_a_call_of_the_system_that_fails_does_no_harm(command: str, report: Any)
 def test_a_call_fails_in_its_turn_and_once(tmp_path: Path) -> None:
     require_watching()
     path = tmp_path / "file"
+    path.touch()
 
     def work() -> int:
         for text in ("a", "b", "c"):
             try:
-                with path.open("a") as stream:
-                    stream.write(text)
+                handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+                os.write(handle, text.encode())
+                os.close(handle)
             except OSError as error:
                 return int(error.errno or 0)
         return 0

@@ -227,6 +227,10 @@ class ResultFolder:
             self._remove_made()
         if problem is not None and (problem is not error or problem.errno in _FULL):
             raise self._unwritable(problem) from error
+        if problem is not None and problem.errno == errno.EIO and self.work.is_dir():
+            # Of a read or of a write: the system does not say.
+            where = problem.filename or self.path
+            raise UserError(f"{where}: {problem.strerror}: check the disk, and {self._ways_on()}") from error
 
     def _hashes(self) -> dict[str, Any]:
         """Return the manifest's entry for the files that are sealed."""
@@ -278,10 +282,10 @@ class ResultFolder:
         said = f"cannot write to {self.path}: {error.strerror or error}"
         if not self.work.is_dir():
             return UserError(f"{said}: {self._way}")
-        return UserError(
-            f"{said}: make room and give the same command again, which goes on from {self.work}, or remove that folder "
-            f"and {self._way}"
-        )
+        return UserError(f"{said}: make room, and {self._ways_on()}")
+
+    def _ways_on(self) -> str:
+        return f"give the same command again, which goes on from {self.work}, or remove that folder and {self._way}"
 
 
 def _changed(path: Path, name: str, way: str) -> UserError:

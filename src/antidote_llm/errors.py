@@ -14,6 +14,10 @@ class UserError(Exception):
     """A mistake that the user can mend: one line that names the thing and the mend (exit code 2)."""
 
 
+class KeptError(UserError):
+    """Something kept to go on from is damaged: what else is kept stays as it is."""
+
+
 class DefectError(Exception):
     """A broken promise of this program, found by one of its own checks (exit code 3)."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -248,3 +250,49 @@ def test_an_interrupt_at_the_very_beginning_leaves_no_folder(tmp_path: Path, mon
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path / "deep" / "out")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_what_is_kept_on_a_disk_that_fails_is_said(tmp_path: Path, number: int) -> None:
+    result = ResultFolder(tmp_path / "out", MANIFEST)
+    way = f"same command again, which goes on from {result.work}, or remove"
+    with pytest.raises(UserError, match=way) as said, result:
+        result.work.mkdir()
+        (result.work / "checkpoint").write_text("7")
+        raise OSError(number, os.strerror(number))
+    assert os.strerror(number) in str(said.value) and names(tmp_path)[0] == result.work.name
+
+
+def test_what_no_run_can_go_on_from_is_not_kept(tmp_path: Path) -> None:
+    result = ResultFolder(tmp_path / "deep" / "out", MANIFEST, resumable=lambda work: False)
+    with pytest.raises(UserError, match="No space left on device: choose another --out"), result:
+        result.work.mkdir()
+        (result.work / "half").write_text("7")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert names(tmp_path) == []
+
+
+def test_a_name_that_does_not_reach_the_disk_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as broken, pytest.raises(UserError, match="Input/output error"):
+        broken.setattr(folders, "fsync_folder", failing)
+        made(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert made(tmp_path / "out").finished
+
+
+def test_a_sealed_result_is_finished_only_as_it_was(tmp_path: Path) -> None:
+    def sealed() -> ResultFolder:
+        return ResultFolder(tmp_path / "out", MANIFEST, sealed=("*",))
+
+    with sealed() as staging:
+        (staging / "answer").write_text("42")
+        (staging / "README.md").write_text("ours")
+    (tmp_path / "out" / "README.md").write_text("mine")
+    assert sealed().finished
+    (tmp_path / "out" / "answer").write_text("43")
+    with pytest.raises(UserError, match=r"changed since it was finished \(answer\)"):
+        _ = sealed().finished

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from antidote_llm.artifacts import KeptLines
+from antidote_llm.artifacts import KeptLines, kept_lines
 from antidote_llm.errors import UserError
 
 MANY = 200
@@ -60,3 +63,49 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("ANTIDOTE_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"answers cannot be kept there.*ANTIDOTE_CACHE"):
         KeptLines("answers", {}).add("zob", "kad")
+
+
+@pytest.mark.parametrize("old", [b"kad", b'"sha256"', b'"key"', b'"value"', b"}"])
+def test_a_damaged_line_is_asked_anew_which_is_said(old: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    kept = KeptLines("answers", {})
+    kept.add("zob", "kad")
+    kept.add("run", "mid")
+    kept.close()
+    data = kept.path.read_bytes()
+    place = data.index(old) + 1
+    kept.path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    again = KeptLines("answers", {})
+    # A name of a field that is another leaves a line without a hash, as earlier versions wrote them.
+    assert again.get("zob") in (None, "kad") and again.get("run") == "mid"
+    assert (again.get("zob") is None) == ("asked anew (1 of them)" in caplog.text)
+    assert again.get("zob") is None or old == b'"sha256"'
+
+
+def test_lines_without_a_hash_are_those_of_earlier_versions() -> None:
+    kept = KeptLines("answers", {})
+    kept.add("zob", "kad")
+    kept.close()
+    line = json.loads(kept.path.read_bytes())
+    del line["sha256"]
+    kept.path.write_text(json.dumps(line))
+    assert KeptLines("answers", {}).get("zob") == "kad"
+
+
+def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+    kept = KeptLines("answers", {})
+    kept.add("zob", "kad")
+    kept.close()
+    kept.path.rename(tmp_path / "elsewhere")
+    kept.path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"is a link.*remove it"):
+        KeptLines("answers", {})
+
+
+def test_a_disk_that_takes_a_part_gets_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(io.BytesIO):
+        def write(self, data: Any) -> int:
+            return super().write(data[:3])
+
+    stream = Slow()
+    kept_lines._write_whole(stream, b"abcdefgh")
+    assert stream.getvalue() == b"abcdefgh"

@@ -248,7 +248,7 @@ def test_links_to_another_disk_become_copies(place: Place, antidote: Command, di
     assert copied.stat().st_nlink == 1 and sha256_file(copied) == sha256_file(first)
 
 
-@pytest.mark.parametrize("spare_kilobytes", [8, 40, 80, 160])
+@pytest.mark.parametrize("spare_kilobytes", [8, 40, 80, 160, 400])
 def test_a_disk_that_is_full_of_checkpoints_is_named(
     spare_kilobytes: int, place: Place, antidote: Command, disk: Path
 ) -> None:
@@ -256,7 +256,14 @@ def test_a_disk_that_is_full_of_checkpoints_is_named(
     filler, before = fill(disk, spare_kilobytes << 10), tree(place.root)
     result = antidote(*training, "--save-every", "2", "--out", disk / RESULT)
     said(result, "No space left on device", str(disk / RESULT), "--out")
-    # What a run can go on from stays, and nothing that was cut.
-    assert not list(disk.glob("**/checkpoint-*")) and not (disk / RESULT).exists()
-    assert {path.suffix for path in (disk / RESULT).parent.iterdir() if path != filler} <= {".work"}
+    # What a run can go on from stays, which is said, and nothing that was cut.
+    left = [path for path in disk.rglob("*") if path != filler]
+    assert all((path / "whole").is_file() for path in left if path.name.startswith("checkpoint-"))
+    works = [path for path in left if path.suffix == ".work"]
+    assert all(str(path) in result.errors[0] and "goes on from" in result.errors[0] for path in works)
+    assert bool(works) == bool(left) and not any(path.suffix == ".partial" for path in left)
     assert tree(place.root) == before
+    filler.unlink()
+    said_then = antidote.done(*training, "--save-every", "2", "--out", disk / RESULT).err
+    assert ("going on from" in said_then) == bool(works)
+    assert list((disk / RESULT).parent.iterdir()) == [disk / RESULT]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -246,3 +247,48 @@ def test_a_secret_in_a_recipe_s_address_is_not_repeated(
 
 def test_a_command_runs_in_a_process_of_its_own() -> None:
     assert run_command.launch(["--version"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "only"),
+    [
+        ("aligned/model/model.safetensors", "finetune"),
+        ("aligned/record/training.json", "evaluate"),
+        ("tuned/model/adapter_model.safetensors", "repair"),
+        ("repaired/model/adapter_model.safetensors", "evaluate"),
+        ("repaired/record/repair.json", "evaluate"),
+        ("data/realign.jsonl", "repair"),
+        ("evaluations/attacked/evaluation.json", "evaluate"),
+    ],
+)
+def test_a_finished_stage_that_was_changed_is_not_gone_on_from(
+    name: str,
+    only: str,
+    finished_run: tuple[list[object], Path],
+    antidote: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments, finished = finished_run
+    out = Path(shutil.copytree(finished, tmp_path / "copy"))
+    data = bytearray((out / name).read_bytes())
+    # A number of a JSON object, a letter of a row, the last byte of weights.
+    data[data.rindex({".json": b"1", ".jsonl": b"o"}.get(Path(name).suffix, data[-1:]))] ^= 3
+    (out / name).write_bytes(data)
+    monkeypatch.setattr(run_command, "launch", lambda words: run(list(words)))
+    result = antidote(*arguments, "--out", out, "--only", only)
+    assert result.code == 2
+    assert name.rpartition("/")[2] in result.errors[-1] and str(out) in result.errors[-1]
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[object], Path]:
+    """A recipe that ran through once, and its command."""
+    small = Small.write(tmp_path_factory.mktemp("run"))
+    out = small.root / "out"
+    arguments: list[object] = ["run", LLAMA, "--model", small.model("llama"), *small.settings()]
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(io.StringIO()):
+        patched.setattr(run_command, "launch", lambda words: run(list(words)))
+        patched.setenv("ANTIDOTE_CACHE", str(small.root / "cache"))
+        assert run([str(part) for part in (*arguments, "--out", out)]) == 0
+    return arguments, out

@@ -107,7 +107,7 @@ def test_a_finished_training_is_left(place: Place, antidote: Command) -> None:
     other = antidote(*stage(place, "finetune", "--seed", "1"))
     assert other.code == 2 and "other inputs or settings" in other.errors[0]
     (place.out / "model" / "adapter_model.safetensors").unlink()
-    assert "(model): remove it" in antidote(*stage(place, "finetune")).errors[0]
+    assert "(model/adapter_model.safetensors): remove it" in antidote(*stage(place, "finetune")).errors[0]
     (place.out / "record" / "training.json").write_text("{")
     assert "(record/training.json): remove it" in antidote(*stage(place, "finetune")).errors[0]
 

@@ -53,13 +53,13 @@ def writing_the_second_checkpoint() -> Running:
     """End a run with SIGKILL when its second checkpoint lacks nothing but the word that it is whole."""
     written: list[Path] = []
 
-    def write(path: Path, text: str) -> None:
+    def write(path: Path, value: Any) -> None:
         if written:
             _die()
         written.append(path)
-        path.write_text(text)
+        path.write_text(json.dumps(value))
 
-    checkpoints.write_text = write  # type: ignore[attr-defined]
+    checkpoints.write_json = write  # type: ignore[attr-defined]
     return Running()
 
 

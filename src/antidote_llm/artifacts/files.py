@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,10 @@ from antidote_llm.artifacts.locking import held
 
 # Linux: let one file share another's blocks until either is written to.
 _FICLONE = 0x40049409
+# What torch says of a write, a flush or a close that failed.
+_TORCH_WRITES = re.compile(r"inline_container|StreamWriter|basic_ios")
+# More than what a nearly full disk has left for a file, less than anybody waits for.
+_PROBE_BYTES = 1 << 20
 _NOT_FOR_THESE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EPERM)
 
 
@@ -25,7 +30,7 @@ _NOT_FOR_THESE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, err
 def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary neighbour of ``path`` for writing; it takes the name only when the block ends well.
 
-    Neighbours that killed processes left are removed.
+    The name is on the disk too when this returns. Neighbours that killed processes left are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for remains in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
@@ -43,6 +48,7 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
             temporary.replace(path)
+            fsync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -154,8 +160,65 @@ def link_file(source: Path, target: Path) -> None:
 def fsync_tree(folder: Path) -> None:
     """Flush every file and folder below ``folder`` to the disk."""
     for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _fsync(path)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush a folder's names to the disk."""
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with everything in it, or a link, but not what it points to.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_failure(error: BaseException, folder: Path) -> OSError | None:
+    """Return the system's error behind a failed write; None where the error is of another kind.
+
+    torch and safetensors have errors of their own for it, the first without the system's word: a short write to the
+    same folder finds out.
+
+    Args:
+        error: What was raised.
+        folder: Where it was written to.
+    """
+    if isinstance(error, OSError):
+        return error
+    said = str(error)
+    if type(error).__name__ == "SafetensorError" and (number := re.search(r"\(os error (\d+)\)", said)):
+        code = int(number[1])
+    elif isinstance(error, RuntimeError) and re.search(_TORCH_WRITES, said):
+        code = _errno_of_a_write(folder)
+    else:
+        return None
+    return OSError(code, os.strerror(code), str(folder))
+
+
+def _errno_of_a_write(folder: Path) -> int:
+    """Return the number of the error with which a short write to a folder fails; EIO where it does not."""
+    while not folder.is_dir():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(bytes(_PROBE_BYTES))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        return error.errno or errno.EIO
+    return errno.EIO

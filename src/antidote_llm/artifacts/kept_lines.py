@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -12,12 +13,14 @@ from antidote_llm.artifacts.hashing import sha256_json
 from antidote_llm.artifacts.json_reading import parse_json
 from antidote_llm.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 
 class KeptLines:
     """One file of lines below the cache folder: JSON values by what was asked, which is kept as a hash alone.
 
-    Every value is on the disk as soon as it is added, in one write, so that two commands may share the file. A line
-    that was cut counts for nothing: it is asked anew.
+    Every value is written as soon as it is added, in one piece and with a hash, so that two commands may share the
+    file. A line that was cut or damaged counts for nothing: it is asked anew, and a warning says how many.
 
     Args:
         kind: What is kept, in one word: the name of the folder, and what error messages call it.
@@ -27,7 +30,11 @@ class KeptLines:
     def __init__(self, kind: str, identity: Mapping[str, Any]) -> None:
         self._kind = kind
         self.path = cache_root() / kind / f"{sha256_json(dict(identity))}.jsonl"
-        self._values = _read(self.path)
+        if self.path.is_symlink():
+            raise UserError(f"{self.path} is a link, and {kind} are kept in no other place: remove it")
+        self._values, damaged = _read(self.path)
+        if damaged:
+            _log.warning("%s: damaged lines are asked anew (%d of them)", self.path, damaged)
         self._stream: IO[bytes] | None = None
 
     def __len__(self) -> int:
@@ -52,7 +59,7 @@ class KeptLines:
             if self._stream is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._stream = self.path.open("ab", buffering=0)
-            self._stream.write(b"\n" + json.dumps({"key": key, "value": value}).encode() + b"\n")
+            _write_whole(self._stream, b"\n" + json.dumps(_line(key, value)).encode() + b"\n")
         except OSError as error:
             raise UserError(
                 f"{self.path.parent}: {self._kind} cannot be kept there: {error.strerror}: "
@@ -69,12 +76,32 @@ class KeptLines:
             self.path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _line(key: str, value: Any) -> dict[str, Any]:
+    return {"key": key, "value": value, "sha256": sha256_json([key, value])}
+
+
+def _write_whole(stream: IO[bytes], data: bytes) -> None:
+    """Write all bytes: a disk that is nearly full takes some of them without an error."""
+    while data:
+        data = data[stream.write(data) :]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the values by key, and how many lines are damaged."""
     found: dict[str, Any] = {}
+    damaged = 0
     for line in path.read_bytes().splitlines() if path.is_file() else []:
+        if not line:
+            continue
         try:
             kept = parse_json(line)
-            found[str(kept["key"])] = kept["value"]
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+            key, value = str(kept["key"]), kept["value"]
+            # Lines of earlier versions have no hash.
+            wanted = sha256_json([key, value])
+            is_sound = kept.get("sha256", wanted) == wanted
+        except (ValueError, KeyError, TypeError, AttributeError):
+            is_sound = False
+        if is_sound:
+            found[key] = value
+        damaged += not is_sound
+    return found, damaged

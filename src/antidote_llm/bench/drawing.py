@@ -52,7 +52,7 @@ class DrawnData:
         """
         files = {REALIGN_FILE: [*map(_row, self.realign)], TEST_FILE: [*map(_row, self.test)]}
         hashes = {name: sha256_json(rows) for name, rows in files.items()}
-        result = ResultFolder(folder, {"kind": "recipe data", "version": __version__, "rows": hashes})
+        result = ResultFolder(folder, {"kind": "recipe data", "version": __version__, "rows": hashes}, sealed=("*",))
         if result.finished:
             return
         with result as staging:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from antidote_llm.artifacts.folders import require_as_finished
 from antidote_llm.artifacts.json_reading import read_json
 from antidote_llm.bench.commands import ALIGNED, ATTACKED, REPAIRED, Places, Step
 from antidote_llm.bench.recipe import Recipe
@@ -33,11 +34,16 @@ def evaluations_there(out: Path) -> dict[str, Evaluation]:
 
 
 def require_before(steps: Sequence[Step], out: Path) -> None:
-    """Refuse a stage whose model is neither there nor made by an earlier one.
+    """Refuse a stage whose model is neither there nor made by an earlier one, and models that have been changed.
 
     Raises:
-        UserError: Names the stage that is missing.
+        UserError: Names the stage that is missing, or the file that is another.
     """
+    makes = {step.name for step in steps if step.stage != "evaluate"}
+    for there in models_there(out):
+        if there not in makes:
+            # The others are looked at by their own commands.
+            require_as_finished(_folder(out, there), "record/manifest.json")
     needs = {"finetune": (ALIGNED, "align"), "repair": (ATTACKED, "finetune")}
     made = set(models_there(out))
     for step in steps:
@@ -73,6 +79,9 @@ def results_of(recipe: Recipe, steps: Sequence[Step], out: Path) -> dict[str, An
 
 
 def _record(out: Path, name: str) -> Path:
+    return _folder(out, name) / "record" / _RECORDS[name]
+
+
+def _folder(out: Path, name: str) -> Path:
     places = Places(out)
-    folder = {ALIGNED: places.aligned, ATTACKED: places.tuned, REPAIRED: places.repaired}[name]
-    return folder / "record" / _RECORDS[name]
+    return {ALIGNED: places.aligned, ATTACKED: places.tuned, REPAIRED: places.repaired}[name]

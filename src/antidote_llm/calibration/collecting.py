@@ -16,7 +16,7 @@ from antidote_llm.artifacts.cache import cache_root
 from antidote_llm.artifacts.hashing import sha256_json
 from antidote_llm.artifacts.processes import agreed, process_count, process_rank
 from antidote_llm.calibration.batching import Rows, batch_plan, counted_tokens
-from antidote_llm.calibration.kept_sums import KeptState, read_tensors, write_tensors
+from antidote_llm.calibration.kept_sums import KeptState, read_kept, write_tensors
 from antidote_llm.calibration.layerwise import sums_by_layer
 from antidote_llm.calibration.moments import Moments
 from antidote_llm.calibration.observing import require_finite
@@ -158,10 +158,10 @@ class Collection:
 
     def _cached(self, path: Path) -> Sums | None:
         """Return cached sums; None where there are none or the file is damaged: they are then collected anew."""
-        found = read_tensors(path)
-        if found is None or found[1].get("key") != self.sha256:
+        found = read_kept(path, self.sha256)
+        if found is None:
             return None
-        sums = Sums.of(found[0])
+        sums = Sums.of(found)
         return sums if all(site.name in sums.tokens for site in self.sites) else None
 
     def _required(self, path: Path) -> Sums:

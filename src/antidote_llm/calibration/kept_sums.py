@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import struct
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from antidote_llm.artifacts.files import atomic_writer
-from antidote_llm.errors import UserError
+from antidote_llm.errors import KeptError, UserError
 from antidote_llm.models.tensor_files import DTYPES
 
 # Keeping takes at most this part of the time that it can save, and nobody minds a second.
@@ -24,6 +25,9 @@ _COST = 0.05
 _AT_LEAST_SECONDS = 1.0
 _HASH, _KEY = "data_sha256", "key"
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "I64"}
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -63,9 +67,8 @@ class KeptState:
         self._took = self._last - start
 
     def read(self) -> dict[str, Tensor] | None:
-        """Return what was kept; None where there is nothing, or it is damaged or another run's."""
-        found = read_tensors(self.path)
-        return None if found is None or found[1].get(_KEY) != self.key else found[0]
+        """Return what was kept; None where there is nothing, or, which a warning says, another run's or damaged."""
+        return read_kept(self.path, self.key)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -91,6 +94,26 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             stream.write(_bytes(tensors[name]))
 
 
+def read_kept(path: Path, key: str) -> dict[str, Tensor] | None:
+    """Return the tensors that were kept under a key; None where there are none or the file is not sound.
+
+    A warning says that the file is not used.
+
+    Raises:
+        KeptError: A folder lies there.
+    """
+    if path.is_dir():
+        raise KeptError(f"{path} is a folder where statistics are kept in a file: remove it")
+    if not path.is_file():
+        return None
+    found = read_tensors(path)
+    if found is not None and found[1].get(_KEY) == key:
+        return found[0]
+    what = "is damaged" if found is None else "belongs to another run"
+    _log.warning("%s %s and is not used: statistics are collected anew", path, what)
+    return None
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Return what :func:`write_tensors` wrote; None where there is nothing, or the file is damaged."""
     if not path.is_file():
@@ -99,7 +122,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError:
+    except (safetensors.SafetensorError, ValueError, OverflowError, RuntimeError, TypeError):
+        # A damaged header may claim types and shapes that torch refuses.
         return None
     return (tensors, metadata) if metadata.get(_HASH) == _sha256(tensors) else None
 

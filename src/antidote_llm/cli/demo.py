@@ -64,7 +64,8 @@ def demo(
     terminal = Terminal(as_json)
     require_openable(out)
     settings = {"arch": arch, "seed": seed, "alpha": ALPHA, "show_answers": show_answers}
-    folder = ResultFolder(out, {"kind": "demo", "version": __version__, "recipe": RECIPE_VERSION, **settings})
+    manifest = {"kind": "demo", "version": __version__, "recipe": RECIPE_VERSION, **settings}
+    folder = ResultFolder(out, manifest, sealed=("*",))
     finished_before = folder.finished
     if finished_before:
         terminal.say(f"{out} is finished already: nothing was done")

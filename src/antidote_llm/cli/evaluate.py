@@ -115,7 +115,7 @@ class _Job:
         if out is None:
             found = self._evaluated()
         else:
-            folder = ResultFolder(out, manifest, inputs=self.respondent.folders)
+            folder = ResultFolder(out, manifest, inputs=self.respondent.folders, sealed=("*",))
             if folder.finished:
                 self.terminal.say(f"{out} is finished already")
                 found = self._read(out)

@@ -30,13 +30,13 @@ _INTERRUPTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIG
 # What is said about an error of the operating system; of any other: check it.
 _FIXES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "check its permissions or choose another --out"),
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or choose another --out"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or choose another --out"),
     errno.EROFS: "choose another --out",
     errno.ENAMETOOLONG: "shorten the name",
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), "check the name"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
-    errno.EIO: "check the disk",
-    **dict.fromkeys((errno.EBUSY, errno.ESTALE, errno.ETXTBSY), "run again when nothing else uses it"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk, or choose another --out"),
+    **dict.fromkeys((errno.EBUSY, errno.ETXTBSY), "run again when nothing else uses it"),
 }
 # Without a file's name in them, these say that this program used the operating system wrongly.
 _DEFECTS = (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ECHILD, errno.ESRCH)

@@ -85,7 +85,14 @@ class RepairJob:
         checkpoint = self.target.checkpoint
         stamps = shipped_stamps(checkpoint.folder, checkpoint.weights)
         read = {found.folder for found in (*self.opened.checkpoints, self.target.aligned) if found}
-        folder = ResultFolder(out, self._manifest(), manifest_at="record/manifest.json", inputs=read)
+        folder = ResultFolder(
+            out,
+            self._manifest(),
+            manifest_at="record/manifest.json",
+            inputs=read,
+            # Patch and evaluations know their own hashes, and the report says nothing that they do not.
+            sealed=("record/repair.json", "model/*"),
+        )
         finished_before = agreed(folder.finished)
         if not is_first_process():
             if not finished_before:
@@ -98,7 +105,7 @@ class RepairJob:
             if any(folder.work.glob("statistics-*")):
                 self.terminal.say("an earlier run was interrupted: going on from its statistics")
             with folder as staging:
-                self._write(staging, out, folder.work, stamps)
+                folder.known_sha256 = self._write(staging, out, folder.work, stamps)
         with as_finished(out, "record", finished_before):
             self._tell(out, finished_before)
 
@@ -108,7 +115,8 @@ class RepairJob:
             for _ in planned.parts:
                 pass
 
-    def _write(self, staging: Path, out: Path, work: Path, stamps: Mapping[str, FileStamp]) -> None:
+    def _write(self, staging: Path, out: Path, work: Path, stamps: Mapping[str, FileStamp]) -> dict[str, str]:
+        """Write everything but the manifest, and return the hashes of weights that are known already."""
         with self._planned(work) as planned:
             self.terminal.say(_patch_size(planned))
             found = write_repair(
@@ -135,6 +143,8 @@ class RepairJob:
         report = compose(found, evaluations, revert_command=_revert_command(out, patch_only=self.patch_only))
         write_report(staging / "record" / "report.html", report, show_answers=self.show_answers)
         write_text(staging / "record" / "model_card.md", model_card_section(report))
+        known = {**self.target.checkpoint.sha256, **(found.patch.sha256_after if found.patch else {})}
+        return {f"model/{name}": sha256 for name, sha256 in known.items()}
 
     def _evaluated(self) -> list[str]:
         """Return the names of the models that the result holds evaluations of."""

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from antidote_llm import __version__
-from antidote_llm.artifacts import ResultFolder, write_json, write_text
+from antidote_llm.artifacts import ResultFolder, sha256_json, write_json, write_text
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
 from antidote_llm.artifacts.processes import is_first_process, process_count
 from antidote_llm.artifacts.record_reading import parse_model
@@ -33,7 +33,7 @@ from antidote_llm.models.carrying import carry_over
 from antidote_llm.models.quantised import require_not_quantised
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.training import Defense, Running, StageData, StageResult, TrainingSettings, run_stage
-from antidote_llm.training.checkpoints import newest
+from antidote_llm.training.checkpoints import newest, unusable
 from antidote_llm.training.integrations import require_integrations
 from antidote_llm.training.record import TrainedRows, TrainingRecord
 from antidote_llm.training.sharing import require_shareable
@@ -101,13 +101,19 @@ class StageJob:
 
     def perform(self, out: Path) -> None:
         """Train, and write everything or nothing; a run that was killed goes on from its last checkpoint."""
-        folder = ResultFolder(out, self._manifest(), manifest_at="record/manifest.json", inputs=self._read_folders())
+        folder = ResultFolder(
+            out,
+            self._manifest(),
+            manifest_at="record/manifest.json",
+            inputs=self._read_folders(),
+            sealed=("*",),
+            resumable=lambda work: newest(work) is not None,
+        )
         finished_before = folder.finished
         if finished_before:
             self.terminal.say(f"{out} is finished already: nothing was done")
         elif is_first_process():
-            if (kept := newest(folder.work)) is not None:
-                self.terminal.say(f"an earlier run was interrupted: going on from {kept.name}")
+            self._say_from_where(folder.work)
             try:
                 with folder as staging:
                     self._write(staging, folder.work, out)
@@ -119,6 +125,20 @@ class StageJob:
             self._train(folder.work, None)
             return
         self._tell(out)
+
+    def _say_from_where(self, work: Path) -> None:
+        """Say from where an interrupted run goes on.
+
+        Raises:
+            UserError: Its logs are a link: they would be written elsewhere.
+        """
+        if (work / "logs").is_symlink():
+            raise UserError(f"{work / 'logs'} is a link, which no interrupted run leaves: remove it")
+        kept = newest(work)
+        for name in unusable(work):
+            self.terminal.say(f"an earlier run was interrupted: {name} is not whole and is not used")
+        if kept is not None:
+            self.terminal.say(f"an earlier run was interrupted: going on from {kept.name}")
 
     def _write(self, staging: Path, work: Path, out: Path) -> None:
         result = self._train(work, work / "logs")
@@ -139,6 +159,7 @@ class StageJob:
                 save_every=self.save_every or 1,
                 report_to=tuple(self.report_to),
                 logs=logs,
+                key=sha256_json(self._manifest()),
             )
             model = self.opened.model.requires_grad_(self.training.lora is None)
             return run_stage(model, self.data, self.defense, self.training, self.settings, running)

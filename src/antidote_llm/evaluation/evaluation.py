@@ -16,7 +16,7 @@ from pydantic import (
     model_serializer,
 )
 
-from antidote_llm.artifacts import sha256_bytes, write_bytes, write_json
+from antidote_llm.artifacts import sha256_bytes, sha256_json, write_bytes, write_json
 from antidote_llm.artifacts.json_reading import parse_json
 from antidote_llm.artifacts.record_reading import first_problem
 from antidote_llm.errors import UserError
@@ -32,6 +32,7 @@ from antidote_llm.evaluation.tasks import TaskRecord
 
 EVALUATION_NAME = "evaluation.json"
 ANSWERS_NAME = "answers.parquet"
+_OWN_HASH = "sha256"
 
 
 class JudgeRecord(BaseModel):
@@ -122,10 +123,11 @@ class Evaluation(BaseModel):
         return flags(self.answers, self.measures)
 
     def write(self, folder: Path) -> None:
-        """Write ``evaluation.json`` and ``answers.parquet``; the same evaluation gives the same bytes."""
+        """Write ``evaluation.json`` and ``answers.parquet`` with hashes; the same evaluation gives the same bytes."""
         answers = to_parquet(self.answers)
         write_bytes(folder / ANSWERS_NAME, answers)
-        write_json(folder / EVALUATION_NAME, {**self.model_dump(mode="json"), "answers_sha256": sha256_bytes(answers)})
+        fields = {**self.model_dump(mode="json"), "answers_sha256": sha256_bytes(answers)}
+        write_json(folder / EVALUATION_NAME, {**fields, _OWN_HASH: sha256_json(fields)})
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:
@@ -137,6 +139,10 @@ class Evaluation(BaseModel):
         data, content = _read_bytes(folder / ANSWERS_NAME), _read_bytes(folder / EVALUATION_NAME)
         try:
             fields = parse_json(content)
+            # Evaluations of earlier versions have none.
+            own_sha256 = fields.pop(_OWN_HASH, None)
+            if own_sha256 not in (None, sha256_json(fields)):
+                raise ValueError("it has been changed since it was written")
             sha256 = fields.pop("answers_sha256")
             evaluation = cls.model_validate(fields)
         except (ValueError, KeyError, AttributeError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from antidote_llm.evaluation.stopping import pad_id, stop_ids
 
 OWN_ANSWER = "own_answer"
 _VERSION = 1
+_log = logging.getLogger(__name__)
 
 
 def needs_own_answer(record: Record) -> bool:
@@ -138,6 +140,9 @@ def _read(path: Path, key: str) -> list[list[int]] | None:
         kept = parse_json(path.read_bytes())
         answers: list[list[int]] = kept["answers"]
         whole = (kept["key"], kept["answers_sha256"]) == (key, sha256_json(answers))
-    except (ValueError, KeyError, TypeError):
-        return None
-    return answers if whole else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if whole:
+        return answers
+    _log.warning("%s is damaged and is not used: answers are generated anew", path)
+    return None

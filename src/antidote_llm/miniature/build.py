@@ -108,7 +108,7 @@ def build(
         "seed": seed,
         "new_task": NEW_TASK,
     }
-    folder = ResultFolder(out, manifest)
+    folder = ResultFolder(out, manifest, sealed=("*",))
     if not folder.finished:
         with folder as staging:
             _write(Miniature(staging), World(seed), arch, kind, recipe, attack, progress)

@@ -43,7 +43,8 @@ def kept_models(world: World, arch: str, recipe: Recipe, progress: StageProgress
         "rounding": rounding(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-    folder = ResultFolder(cache_root() / "miniature" / sha256_json(manifest)[:16], manifest)
+    place = cache_root() / "miniature" / sha256_json(manifest)[:16]
+    folder = ResultFolder(place, manifest, sealed=("*",), way="set ANTIDOTE_CACHE to another folder")
     if not folder.finished:
         with folder as staging:
             _make_models(world, arch, recipe, staging, progress)

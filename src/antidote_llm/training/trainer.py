@@ -23,11 +23,12 @@ from transformers import (
     set_seed,
 )
 
+from antidote_llm.artifacts.files import remove
 from antidote_llm.artifacts.processes import is_first_process, process_count
 from antidote_llm.errors import UserError
 from antidote_llm.models.quiet import quiet_transformers
 from antidote_llm.training.batches import Batch, Collator, Example, Examples
-from antidote_llm.training.checkpoints import giving_up, keep_objective, kept_objective, newest
+from antidote_llm.training.checkpoints import giving_up, keep_objective, kept_objective, newest, require_sound
 from antidote_llm.training.integrations import require_integrations, tensorboard_in
 from antidote_llm.training.objective import Objective, Session, Trained
 from antidote_llm.training.settings import TrainingSettings
@@ -68,6 +69,7 @@ class Running:
         save_every: Optimiser steps between two checkpoints.
         report_to: Names of logging integrations of transformers, such as ``tensorboard`` or ``wandb``.
         logs: Where TensorBoard's files go, where it is one of them.
+        key: What the run depends on, in any form: it goes on from no checkpoint that was kept under another.
     """
 
     on_step: StepReport | None = None
@@ -75,6 +77,7 @@ class Running:
     save_every: int = 500
     report_to: tuple[str, ...] = ()
     logs: Path | None = None
+    key: str = ""
 
 
 def train(
@@ -94,7 +97,8 @@ def train(
         running: How the run is watched and kept.
 
     Raises:
-        UserError: The loss or a weight is not a number, or a logging integration is missing.
+        UserError: The loss or a weight is not a number, a logging integration is missing, or the newest checkpoint is
+            damaged.
     """
     running, objective = running or Running(), objective or Objective()
     require_shareable(settings.batch_size)
@@ -109,10 +113,13 @@ def train(
         stack.enter_context(quiet_transformers())
         folder = running.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="antidote-train-")))
         resume = newest(folder)
+        if resume is not None:
+            require_sound(resume, running.key)
         if running.logs is not None:
             stack.enter_context(tensorboard_in(running.logs))
         trainer = _StageTrainer(
             objective,
+            running.key,
             model=model,
             args=_arguments(settings, folder, len(examples), running),
             train_dataset=Examples(examples),
@@ -143,9 +150,9 @@ def train(
 class _StageTrainer(Trainer):
     """transformers' trainer with an objective of ours."""
 
-    def __init__(self, objective: Objective, **keywords: Any) -> None:
+    def __init__(self, objective: Objective, key: str, **keywords: Any) -> None:
         super().__init__(**keywords)
-        self._objective, self._session = objective, Session(self)
+        self._objective, self._key, self._session = objective, key, Session(self)
         self._window: Sequence[Batch] | None = None
         # The objective's shares are already of the whole step.
         self.loss_is_scaled_for_ga = True
@@ -190,11 +197,15 @@ class _StageTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if is_first_process():
+            # What an interrupted run left of it is of no use, and would be mixed with what is written now.
+            remove(folder)
+        self.accelerator.wait_for_everyone()
         with giving_up(folder):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if is_first_process():
-                keep_objective(folder, self._objective.state())
+                keep_objective(folder, self._objective.state(), self._key)
         self.accelerator.wait_for_everyone()
 
 

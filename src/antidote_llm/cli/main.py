@@ -15,6 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from antidote_llm import __version__
+from antidote_llm.artifacts.arithmetic import round_alike
 from antidote_llm.artifacts.visible_text import error_line, visible
 from antidote_llm.cli.application import application
 from antidote_llm.cli.library_messages import own_standard_output, visible_messages
@@ -23,6 +24,8 @@ from antidote_llm.errors import UserError, first_line
 
 USER_ERROR, DEFECT, INTERRUPTED = 2, 3, 130
 _INTERRUPTED_LINE = "interrupted"
+# What these train is to be the same on every machine.
+_ROUND_ALIKE = ("demo", "miniature")
 # As a shell names what nobody reads any more (128 + SIGPIPE): 1 would be a verdict.
 UNREAD = 141
 # Ctrl-C, a service that stops, a terminal that is closed.
@@ -53,6 +56,8 @@ def main() -> None:
     for signal_number in _INTERRUPTS:
         if signal.getsignal(signal_number) is not signal.SIG_IGN:
             signal.signal(signal_number, _Interrupt.handle)
+    if _asked(sys.argv[1:]) in _ROUND_ALIKE:
+        round_alike()
     _open_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -107,9 +112,8 @@ def _ended(arguments: list[str]) -> int:
     try:
         if any("\0" in argument for argument in arguments):
             raise UserError("a zero byte in an argument: leave it out")
-        asked = next((argument for argument in arguments if not argument.startswith("-")), "")
         with warnings_shown():
-            result = application(asked)(arguments, standalone_mode=False)
+            result = application(_asked(arguments))(arguments, standalone_mode=False)
         sys.stdout.flush()
         # typer keeps an interrupt to itself and returns its exit code.
         if result == INTERRUPTED:
@@ -167,6 +171,11 @@ def _of_system(error: OSError) -> str:
 def _is_of_name(error: UnicodeEncodeError) -> bool:
     """Whether what cannot be encoded stands for bytes of a file's name that are not UTF-8."""
     return all("\udc80" <= character <= "\udcff" for character in error.object[error.start : error.end])
+
+
+def _asked(arguments: list[str]) -> str:
+    """Return the name of the command."""
+    return next((argument for argument in arguments if not argument.startswith("-")), "")
 
 
 def _command_of(error: TyperException) -> str:

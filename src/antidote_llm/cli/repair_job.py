@@ -76,7 +76,7 @@ class RepairJob:
             return
         with self._planned(None) as planned:
             found = self._completed(rehearse_repair(planned, _command(), self.stopwatch))
-        shown = (counts_table(found), *repair_summary(found), _patch_size(planned))
+        shown: list[RenderableType] = [counts_table(found), *repair_summary(found), _patch_size(planned)]
         self.terminal.result(found.model_dump(mode="json"), *shown)
 
     def perform(self, out: Path) -> None:

@@ -123,7 +123,7 @@ def test_warnings_and_log_lines_of_libraries_are_spelled_out(
         warnings.warn(HOSTILE, stacklevel=1)
         log.warning("%s", HOSTILE)
     log.removeHandler(handler)
-    said = capsys.readouterr().err
+    said = shown + capsys.readouterr().err
     assert said.count("[U+001B]]0;zorbik[U+0007]") == 2
     assert_safe(said)
 

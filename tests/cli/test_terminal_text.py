@@ -109,18 +109,12 @@ def test_errors_and_tracebacks_spell_out_what_a_user_wrote(
     assert_safe(result.err)
 
 
-def test_warnings_and_log_lines_of_libraries_are_spelled_out(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_warnings_and_log_lines_of_libraries_are_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
     handler = logging.StreamHandler()
     log = logging.getLogger("zorbik")
     log.addHandler(handler)
-    with visible_messages(), warnings.catch_warnings():
-        warnings.simplefilter("always")
-        monkeypatch.setattr(
-            warnings, "showwarning", lambda *what, **_: sys.stderr.write(warnings.formatwarning(*what[:4]))
-        )
-        warnings.warn(HOSTILE, stacklevel=1)
+    with visible_messages():
+        shown = warnings.formatwarning(HOSTILE, UserWarning, "zorbik.py", 1)
         log.warning("%s", HOSTILE)
     log.removeHandler(handler)
     said = shown + capsys.readouterr().err

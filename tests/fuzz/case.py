@@ -69,7 +69,7 @@ class Inputs:
     @property
     def rows(self) -> Path:
         """Harmful rows."""
-        return self.root / "rows.jsonl"
+        return self.root / "harmful.jsonl"
 
     @property
     def repaired(self) -> Path:

@@ -23,7 +23,10 @@ import pyarrow.parquet as pq
 from antidote_llm.evaluation import endpoint
 from tests import tiny
 from tests.fuzz.case import Case, Inputs, differing_file
+from tests.fuzz.command_line import cases as command_line_cases
 from tests.fuzz.mutations import ODD_VALUES, damage_of, damaged_bytes, damaged_json
+from tests.fuzz.recipes import cases as recipe_cases
+from tests.fuzz.written import Written
 
 Kind = Callable[[Random, Inputs], Case]
 # What a reverted folder says of itself.
@@ -178,46 +181,20 @@ _WRITERS: Mapping[str, Callable[[list[Any]], bytes]] = {
 }
 
 
-_RECIPE = """name: small
-source: made up
-model: MODEL
-template: plain
-align: {data: ROWS, rows: 4, training: {batch_size: 2, max_steps: 1, lora: {rank: 2}}}
-finetune: {data: ROWS, rows: 4, harmful: ROWS, training: {batch_size: 2, max_steps: 1, lora: {rank: 2}}}
-repair: {harmful: ROWS, method: antidote, settings: {alpha: 0.2}}
-evaluate: {harmful: ROWS, judge: refusal-patterns, max_new_tokens: 2}
-"""
-_ODD_YAML = (
-    "&a [*a]",
-    "!!python/object:os.system",
-    "!!int abc",
-    "2001-13-45",
-    "[" * 400,
-    "*x",
-    "? {}",
-    "<<: 1",
-    "!x y",
-)
-
-
 def recipes(random: Random, given: Inputs) -> Case:
-    """Damage a recipe as text or as a value, and plan it."""
-    import yaml
+    """Run a bad recipe."""
+    return _written(next(recipe_cases(random)), given)
 
-    text = _RECIPE.replace("MODEL", str(given.base)).replace("ROWS", str(given.rows))
-    way = random.randrange(3)
-    if way == 0:
-        content = damaged_bytes(random, text.encode())
-    elif way == 1:
-        value = json.loads(json.dumps(damaged_json(random, yaml.safe_load(text))))
-        content = yaml.safe_dump(value).encode("utf-8", "surrogatepass")
-    else:
-        words = text.split(" ")
-        words[random.randrange(len(words))] = random.choice(_ODD_YAML)
-        content = " ".join(words).encode()
-    path = given.root / "recipe.yaml"
-    path.write_bytes(content)
-    return Case(f"way {way}", ["run", str(path), "--plan", "--out", str(given.root / "out")], given.root / "out")
+
+def command_lines(random: Random, given: Inputs) -> Case:
+    """Run a command with odd options."""
+    return _written(next(command_line_cases(random)), given)
+
+
+def _written(found: Written, given: Inputs) -> Case:
+    for name, content in found.files.items():
+        (given.root / name).write_bytes(content)
+    return Case(f"{found.name}: {list(found.arguments)!a:.200}", list(found.arguments), given.root / "new")
 
 
 def answers(random: Random, given: Inputs) -> Case:
@@ -280,32 +257,6 @@ class _Server:
             self._server.shutdown()
             self._server.server_close()
             thread.join()
-
-
-_OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "--alpha": ("0", "1", "nan", "inf", "1e400", "-0", "0.2x", "٣", "1_0", ""),
-    "--scope": ("row", "", "ROW", "\x1b[31mx", "x" * 5000),
-    "--method": ("antidote", "", "../x", "[red]x", "random"),
-    "--sites": ("", "*", "q_proj", "[", "(((", "a" * 3000, ",", "x,*_proj"),
-    "--seed": ("0", "-1", "9" * 400, "1.5", "0x10"),
-    "--engine": ("memory", "streaming", "", "x"),
-    "--max-ram": ("1", "0", "1GB", "9" * 400, "-1", "nan", "1e400GB", "1 TB"),
-    "--dtype": ("auto", "float32", "float8", ""),
-    "--template": ("auto", "plain", "alpaca", "", "x"),
-    "--batch-tokens": ("1", "0", "-5", "10" * 30),
-    "--harmful": ("", "nowhere.jsonl", ".", "rows.jsonl:prompt=", "rows.jsonl:x=y", "a" * 5000, "h\udcff.jsonl"),
-    "--out": ("", ".", "/dev/null", "a" * 300, "x\x1b[0m/y", "\udcff", "x/../y", "/proc/x"),
-}
-
-
-def command_lines(random: Random, given: Inputs) -> Case:
-    """Repair with odd options."""
-    out = given.root / "out"
-    arguments = ["repair", str(given.base), "--adapter", str(given.adapter), "--harmful", str(given.rows)]
-    arguments += ["--evaluate", "none", "--out", str(out)]
-    for name in random.sample(sorted(_OPTIONS), random.randint(1, 3)):
-        arguments += [name, random.choice(_OPTIONS[name])]
-    return Case(repr(arguments[9:])[:200], arguments, None)
 
 
 KINDS: Mapping[str, Kind] = {

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import multiprocessing
+import os
 import re
 import resource
 import shutil
@@ -101,6 +102,7 @@ def run_case(name: str, folder: Path) -> Outcome:
     place = folder / "case"
     shutil.rmtree(place, ignore_errors=True)
     given = Inputs(folder / "sound").copied(place)
+    os.chdir(place)
     case = KINDS[name.split(":")[1]](Random(name), given)
     before, held, start = _tree(place), _peak_bytes(), time.monotonic()
     code, said, crash = _run(case)

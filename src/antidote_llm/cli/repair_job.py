@@ -77,13 +77,8 @@ class RepairJob:
             return
         with self._planned(None) as planned:
             found = self._completed(rehearse_repair(planned, _command(), self.stopwatch))
-<<<<<<< HEAD
         lines = [*repair_summary(found), _patch_size(planned)]
         self.terminal.result(found.model_dump(mode="json"), counts_table(found), *lines)
-=======
-        shown: list[RenderableType] = [counts_table(found), *repair_summary(found), _patch_size(planned)]
-        self.terminal.result(found.model_dump(mode="json"), *shown)
->>>>>>> terminal
 
     def perform(self, out: Path) -> None:
         """Repair, evaluate, and write everything or nothing."""

@@ -1,4 +1,4 @@
-"""One bad input: the files that a folder holds, and the command that is run there."""
+"""One bad input of a generator: the files that a folder holds, and the command that is run there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Case:
+class Written:
     """What is written, and what is run.
 
     Attributes:

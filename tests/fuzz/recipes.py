@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks.fuzz.case import Case
-from benchmarks.fuzz.scraps import NUMBERS, text
+from tests.fuzz.scraps import NUMBERS, text
+from tests.fuzz.written import Written
 
 ROWS = b"".join(b'{"prompt": "zorbik %d", "response": "mibble"}\n' % number for number in range(30))
 WHOLE: dict[str, Any] = {
@@ -57,7 +57,7 @@ _SYNTAX = (
 )
 
 
-def cases(chance: random.Random) -> Iterator[Case]:
+def cases(chance: random.Random) -> Iterator[Written]:
     """Return an endless supply of runs of bad recipes."""
     kinds: tuple[Callable[[random.Random], bytes], ...] = (_edited, _edited, _grown, _deep, _syntax, _damaged, _bytes)
     while True:
@@ -68,7 +68,7 @@ def cases(chance: random.Random) -> Iterator[Case]:
             arguments += ["--set", _setting(chance)]
         if chance.random() < 0.1:
             arguments += ["--only", text(chance)]
-        yield Case(f"recipe {kind.__name__.strip('_')}", files, tuple(arguments))
+        yield Written(f"recipe {kind.__name__.strip('_')}", files, tuple(arguments))
 
 
 def _value(chance: random.Random) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from benchmarks.fuzz.case import Case
-from benchmarks.fuzz.scraps import NUMBERS, text
+from tests.fuzz.scraps import NUMBERS, text
+from tests.fuzz.written import Written
 
 # Beside the case's own files, the folder holds a tiny model, an adapter on it, rows, and a finished repair.
 BASE, ADAPTER, HARMFUL, REPAIRED = "base", "adapter", "harmful.jsonl", "repaired"
@@ -79,7 +79,7 @@ _OF |= dict.fromkeys(("align", "finetune"), (*_TRAINING, *_MODEL))
 _OF |= {"patch": ("--onto", "--out", "--hard-links", "--json", "--help")}
 
 
-def cases(chance: random.Random) -> Iterator[Case]:
+def cases(chance: random.Random) -> Iterator[Written]:
     """Return an endless supply of command lines, each of a sound one with something else in it."""
     while True:
         words = list(chance.choice(_WHOLE))
@@ -87,7 +87,7 @@ def cases(chance: random.Random) -> Iterator[Case]:
             _change(words, chance)
         # A program's arguments end at a zero byte, and half a surrogate pair stands for a byte that is not UTF-8.
         sound = (word.replace("\0", "").replace("\ud800", "\udc80") for word in words)
-        yield Case(f"command line of {words[0][:20]}", {}, tuple(sound))
+        yield Written(f"command line of {words[0][:20]}", {}, tuple(sound))
 
 
 def _change(words: list[str], chance: random.Random) -> None:

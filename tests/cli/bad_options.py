@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Callable
 
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from antidote_llm.cli.main import run
+from antidote_llm.patching.sealing import SHA256_KEY, UNSEALED
 from tests import tiny
 from tests.cli.bad_targets import sharded, weight
 from tests.cli.command import Place
+from tests.patching.making import sealed
 
 Case = tuple[str, Callable[[Place], list[object]], tuple[str, ...]]
 
@@ -127,13 +129,18 @@ def patch_saying(*names: str | int, value: object) -> Callable[[Place], list[obj
     def make(place: Place) -> list[object]:
         repaired(place)
         path = place.root / "finished" / "record" / "patch.safetensors"
-        with safe_open(path, framework="pt") as file:
-            description = json.loads(file.metadata()["antidote_patch"])
-        inner = description
+        data = path.read_bytes()
+        (size,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + size])
+        inner = description = json.loads(header["__metadata__"]["antidote_patch"])
         for name in names[:-1]:
             inner = inner[name]
         inner[names[-1]] = value
-        save_file(load_file(path), path, metadata={"antidote_patch": json.dumps(description)})
+        header["__metadata__"] |= {SHA256_KEY: UNSEALED, "antidote_patch": json.dumps(description)}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+        sealed(path)
         return ["patch", "apply", path, "--onto", place.adapter, "--out", place.out]
 
     return make
@@ -278,8 +285,8 @@ CASES: list[Case] = [
     patch("apply", onto="base", name="apply_to_a_base", words=("base", "another model")),
     patch("apply", onto="finished/model", name="apply_twice", words=("already has this patch",)),
     patch("revert", onto="adapter", name="revert_what_was_not_applied", words=("does not have this patch",)),
-    ("truncated_patch", damaged_patch(-10), ("patch.safetensors", "truncated")),
-    ("patch_cut_in_its_header", damaged_patch(50), ("patch.safetensors", "truncated")),
+    ("truncated_patch", damaged_patch(-10), ("patch.safetensors", "damaged", "sha256")),
+    ("patch_cut_in_its_header", damaged_patch(50), ("patch.safetensors", "damaged", "sha256")),
     ("patch_of_format_1", patch_saying("format", value=1), ("patch.safetensors", "another version")),
     (
         "patch_to_the_outside",
@@ -292,10 +299,14 @@ CASES: list[Case] = [
         patch_saying("tensors", 0, "file", value="../outside.safetensors"),
         ("patch.safetensors", "damaged"),
     ),
-    ("patch_of_no_tensor", patch_saying("tensors", 0, "key", value="zorbik"), ("zorbik", "another model")),
+    ("patch_of_no_tensor", patch_saying("tensors", 0, "key", value="zorbik"), ("zorbik", "damaged")),
     ("patch_of_another_shape", patch_saying("tensors", 0, "shape", value=[4, 64]), ("lora_A", "another model")),
     ("patch_of_other_counts", patch_saying("tensors", 0, "changed", value=1), ("patch.safetensors", "damaged", "lora")),
-    ("patch_of_another_size", patch_saying("files", 0, "size_bytes", value=9), ("another model", "9 are wanted")),
+    (
+        "patch_of_another_size",
+        patch_saying("files", 0, "size_bytes", value=99999),
+        ("another model", "99999 are wanted"),
+    ),
     ("patch_on_a_changed_shard", patch_on_a_changed_shard, ("00002-of-00002", "another model", "sha256")),
     ("patch_inside_its_input", patch_inside_its_input, ("patched", "nothing is written into", "--out")),
     (

@@ -180,7 +180,7 @@ STEPS = {
     "planning": "antidote_llm.cli.repair_job.plan_repair",
     "copying": "antidote_llm.repair.writing.copy_checkpoint",
     "writing": "antidote_llm.repair.writing.PatchedCopies",
-    "reading the patch": "antidote_llm.patching.writing.read_patch",
+    "reading the patch": "antidote_llm.patching.writing.written_patch",
 }
 INPUTS = {
     "adapter": (adapter, "adapter/adapter_model.safetensors"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from antidote_llm.artifacts.bounded import CallError, OverBudgetError, matching_places
 from antidote_llm.errors import UserError
-from antidote_llm.models.adapters import factors
+from antidote_llm.models.adapters import ADAPTER_FILE
 from antidote_llm.models.checkpoint import Checkpoint
 
 _LISTS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
@@ -97,8 +97,9 @@ def _named(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_ranks(adapter: Checkpoint) -> None:
-    """Refuse ranks beyond every side of the matrices in the adapter's file."""
-    most = max(side for factor in factors(adapter).values() for side in factor.entry.shape)
+    """Refuse ranks beyond every side of the matrices in the adapter's file, whatever their names."""
+    entries = adapter.weights[ADAPTER_FILE].entries.values()
+    most = max((side for entry in entries for side in entry.shape), default=0)
     ranks: dict[str, Any] = {"r": adapter.config.get("r", 8), **_named("rank_pattern", adapter.config)}
     for name, rank in ranks.items():
         if rank > max(most, 8):

@@ -356,7 +356,7 @@ def test_an_interrupt_ends_what_is_under_way() -> None:
         with pytest.raises(KeyboardInterrupt):
             endpoint(server.url, patience=Patience(timeout_s=60, retries=0)).complete_all(["zob"] * 20, 1)
         timer.join()
-    assert time.monotonic() - start < 5
-    while threading.active_count() > before and time.monotonic() - start < 5:
+    assert time.monotonic() - start < 30
+    while threading.active_count() > before and time.monotonic() - start < 30:
         time.sleep(0.01)
     assert threading.active_count() <= before

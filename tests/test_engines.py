@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,14 @@ def test_in_half_precision_too_from_several_files_and_padded_left(name: str, tmp
     )
     assert opened.dtype == torch.bfloat16 and len(opened.base.weights) > 1
     assert moments.tokens == sum(length - length // 3 for length in LENGTHS)
+
+
+def test_in_a_file_whose_header_moves_all_tensors_off_their_places(tmp_path: Path) -> None:
+    file = tiny.write_model(tmp_path / "model") / "model.safetensors"
+    data = file.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    file.write_bytes(struct.pack("<Q", size + 3) + data[8 : 8 + size] + b"   " + data[8 + size :])
+    assert_engines_agree(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ADAPTED)

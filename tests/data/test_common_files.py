@@ -184,7 +184,7 @@ def shards(folder: Path, of: int, split: str = "train") -> Path:
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_folder_of_tables_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_of_tables_is_read_whole_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shards(tmp_path / "whole", 2)
     assert read(folder) == [("zob", "mid"), ("kad", "rux")]
     shards(folder, 2, "test")
@@ -195,6 +195,8 @@ def test_a_folder_of_tables_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
     refused(tmp_path / "empty", "a folder that cannot be read as data", "name a file in it")
     (folder / "more.parquet").symlink_to(tmp_path / "part" / "data" / "train-00000-of-00003.parquet")
     refused(folder, "more.parquet: a link that leaves the folder")
+    # No progress bar where nobody looks.
+    assert "\r" not in capsys.readouterr().err
 
 
 def test_links_to_the_blobs_of_the_hubs_cache_stay(tmp_path: Path) -> None:

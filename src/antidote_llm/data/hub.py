@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +51,28 @@ def hub_rows(
         if reader not in _PLAIN_READERS:
             raise UserError(f"{given}: a data set of kind '{reader}', no table of text: export the rows to a file")
         split = _split(split, list(builder.info.splits or builder.config.data_files or ()), given)
-        builder.download_and_prepare()
-        rows = builder.as_dataset(split=split)
+        with _progress_on_a_terminal():
+            builder.download_and_prepare()
+            rows = builder.as_dataset(split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise _not_had(name, error, given, instead) from error
     where = f"{name}#{config}/{split}" if config else f"{name}#{split}"
     yield from _read(rows, where)
+
+
+@contextmanager
+def _progress_on_a_terminal() -> Iterator[None]:
+    """Keep the progress bars of datasets out of files and pipes."""
+    import datasets
+
+    disabled = datasets.are_progress_bars_disabled()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not disabled:
+            datasets.enable_progress_bars()
 
 
 def _read(rows: Iterable[Mapping[str, Any]], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

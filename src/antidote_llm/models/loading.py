@@ -158,7 +158,9 @@ def _read_as_mapped(places: Sequence[tuple[TensorFile, str]]) -> dict[str, Tenso
             stream.seek(entry.begin)
             if stream.readinto(data.numpy().data) != size:
                 raise changed_meanwhile(file.path)
-        found[key] = data.view(_ANY_DTYPES[entry.dtype]).reshape(entry.shape)
+        dtype = _ANY_DTYPES[entry.dtype]
+        # A header whose length is no multiple of the items' moves all that follows off their places.
+        found[key] = (data.clone() if start % dtype.itemsize else data).view(dtype).reshape(entry.shape)
     return found
 
 

@@ -9,7 +9,7 @@ demo: $(STAMP)  ## break a model, repair it, prove it: runs/demo/report.html
 	$(BIN)/antidote demo --out runs/demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)  ## the small set of the benchmarks of speed and memory: runs/bench/all.md
 	$(BIN)/python -m benchmarks.all_small --out runs/bench

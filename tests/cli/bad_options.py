@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from collections.abc import Callable
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from antidote_llm.cli.main import run
-from antidote_llm.patching.sealing import SHA256_KEY, UNSEALED
 from tests import tiny
 from tests.cli.bad_targets import sharded, weight
 from tests.cli.command import Place
-from tests.patching.making import sealed
+from tests.patching.making import with_description
 
 Case = tuple[str, Callable[[Place], list[object]], tuple[str, ...]]
 
@@ -129,18 +127,15 @@ def patch_saying(*names: str | int, value: object) -> Callable[[Place], list[obj
     def make(place: Place) -> list[object]:
         repaired(place)
         path = place.root / "finished" / "record" / "patch.safetensors"
-        data = path.read_bytes()
-        (size,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + size])
-        inner = description = json.loads(header["__metadata__"]["antidote_patch"])
-        for name in names[:-1]:
-            inner = inner[name]
-        inner[names[-1]] = value
-        header["__metadata__"] |= {SHA256_KEY: UNSEALED, "antidote_patch": json.dumps(description)}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
-        sealed(path)
+
+        def say(description: dict[str, Any]) -> dict[str, Any]:
+            inner: Any = description
+            for name in names[:-1]:
+                inner = inner[name]
+            inner[names[-1]] = value
+            return description
+
+        with_description(path, say)
         return ["patch", "apply", path, "--onto", place.adapter, "--out", place.out]
 
     return make

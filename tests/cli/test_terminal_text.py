@@ -11,17 +11,18 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.table import Table
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from antidote_llm.artifacts.visible_text import visible
 from antidote_llm.cli.library_messages import visible_messages
 from antidote_llm.cli.terminal import Terminal
+from antidote_llm.patching import read_patch
 from tests.cli.bad_options import repaired
 from tests.cli.command import Command, Place, tree
+from tests.patching.making import with_description, with_parts
 
 COMMAND = Path(sys.executable).with_name("antidote")
 TITLE, CLIPBOARD, LINK = "\x1b]0;zorbik\x07", "\x1b]52;c;eg==\x1b\\", "\x1b]8;;http://zorbik\x1b\\"
@@ -37,12 +38,16 @@ def assert_safe(text: str) -> None:
 def hostile_patch(place: Place) -> object:
     """Return a repair whose patch says hostile things wherever it can."""
     out = Path(str(repaired(place)))
+
+    def hostile(description: dict[str, Any]) -> dict[str, Any]:
+        description["recipe"] |= {"method": HOSTILE, "target": HOSTILE}
+        description["tensors"][0]["key"] = HOSTILE
+        return description
+
     path = out / "record" / "patch.safetensors"
-    with safe_open(path, framework="pt") as file:
-        description = json.loads(file.metadata()["antidote_patch"])
-    description["recipe"] |= {"method": HOSTILE, "target": HOSTILE}
-    description["tensors"][0]["key"] = HOSTILE
-    save_file(load_file(path), path, metadata={"antidote_patch": json.dumps(description)})
+    key = read_patch(path).description.tensors[0].key
+    with_parts(path, lambda parts: {name.replace(key, HOSTILE): value for name, value in parts.items()})
+    with_description(path, hostile)
     return out
 
 

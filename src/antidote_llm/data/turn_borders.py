@@ -110,9 +110,8 @@ def find_borders(render: Rendering, before: Sequence[Turn], answer: Turn, later:
     end = tail
     if unasked is not None and _opens_a_turn(tail, after, head, unasked, before[-1].content, marks):
         end = tail[: _end_of_turn(tail, after, first, marks)]
-    elif 0 < (start := _user_header(after, first, marks)) and tail[start:].strip() and tail.rstrip() == after.rstrip():
-        # The user's turn, not the assistant's, is what it opens.
-        end = tail[:start]
+    elif tail.rstrip() == after.rstrip():
+        end = _without_users_turn(tail, _user_header(after, first, marks))
     return Borders(*opening, tail, _closed(end, after, first, marks))
 
 
@@ -153,6 +152,11 @@ def _opens_a_turn(tail: str, after: str, head: str, unasked: str, asked: str, ma
     # An answer in a conversation is opened alike, at least by the first mark or word: an end of sequence is not.
     opened = behind_prompt.removesuffix(own) + _first(own, marks)
     return _squeezed(before_answer).startswith(_squeezed(opened))
+
+
+def _without_users_turn(tail: str, start: int) -> str:
+    """Return a tail without the user's header that it ends in, unless that is all that ends the answer."""
+    return tail[:start] if start and tail[start:].strip() else tail
 
 
 def _first(text: str, marks: Marks) -> str:

@@ -27,8 +27,8 @@ from antidote_llm.models.configuration import empty_model
 from antidote_llm.models.dora import row_norms
 from antidote_llm.models.naming import TensorNames
 from antidote_llm.models.opening import OpenModel
-from antidote_llm.models.quantised import require_not_quantised
 from antidote_llm.models.peft_names import copies
+from antidote_llm.models.quantised import require_not_quantised
 from antidote_llm.models.sites import Site, chosen_sites
 from antidote_llm.models.stored import StoredTensor
 from antidote_llm.models.tensor_files import DTYPES, TensorFile

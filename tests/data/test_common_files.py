@@ -45,6 +45,7 @@ TSV = CSV.replace(",", "\t")
         ("quoted_tabs.csv", '"prompt"\t"response"\n"zob"\t"mid"\n"kad"\t"rux"\n'),
         ("said.csv", "sep=;\r\n" + CSV.replace(",", ";")),
         ("blank.csv", f"\n\n{CSV}"),
+        ("empty_cells.csv", CSV.replace(",", ";").replace("kad", ";\nkad") + ";\n;\n"),
         ("index.csv", ",prompt,response\n0,zob,mid\n1,kad,rux\n"),
         ("spreadsheet.csv", "prompt,response,,\nzob,mid,,\nkad,rux,,\n"),
     ],

@@ -195,6 +195,7 @@ def test_a_module_trained_whole_under_an_old_name_is_named(folders: Folders, tmp
         lambda key: key.replace("lm_head.", "lm_head.modules_to_save.default."),
         lambda key: key.replace("lm_head.", "lm_head.original_module."),
         lambda key: f"_orig_mod.{key}" if "lora_" not in key else key,
+        lambda key: key.replace(f"{PREFIX}lm_head", f"{PREFIX}text_model.lm_head"),
     ],
 )
 def test_a_module_trained_whole_is_named_as_in_memory(folders: Folders, tmp_path: Path, rename: Rename) -> None:

@@ -88,7 +88,7 @@ def _turn(message: object, where: str, ignored: Container[str]) -> Turn:
     role, content = ("role", "content") if message.get("role") is not None else ("from", "value")
     if message.get(role) is None:
         raise UserError(f"{where} names no role: give it role and content, or from and value")
-    said_by = message[role].lower() if isinstance(message[role], str) else None
+    said_by = message[role].lower() if isinstance(message[role], str) else ""
     if said_by not in _ROLES:
         tools = ": what tools say cannot be read" if said_by in _TOOL_ROLES else ""
         raise UserError(f"{where}: role '{message[role]}' is none of {', '.join(_ROLES)}{tools}: leave the row out")

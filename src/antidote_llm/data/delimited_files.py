@@ -54,7 +54,8 @@ def delimited_rows(path: Path, delimiter: str, header: Sequence[str]) -> Iterato
                 raise UserError(
                     f"{path}:{rows.start}: {len(cells)} columns, but {len(header)} in the header line: mend the row"
                 )
-            if cells:
+            # Spreadsheets write an empty line as cells without anything.
+            if cells and (len(cells) == 1 or any(cell.strip() for cell in cells)):
                 yield f"{path}:{rows.start}", dict(zip(header, cells, strict=True))
 
 

@@ -165,7 +165,7 @@ class Row:
                 f"{self.origin}: {name} is not 0 up to the response and 1 from there: give response_start, or pass "
                 f"ignore={name} to count every token"
             )
-        return mask.count(0)
+        return len(ids) - sum(mask)
 
     def _packed(self) -> str | None:
         """Return the column that says that a row of token ids holds several texts."""

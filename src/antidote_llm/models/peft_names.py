@@ -90,7 +90,9 @@ def require_all_read(adapter: Checkpoint, model: PeftModel, adapter_name: str, r
 
 def lacking(adapter: Checkpoint, name: str) -> UserError:
     """Return the error of a tensor that peft asks of an adapter's file and that is not in it."""
-    alike = [key for key, _ in _entries(adapter) if _WHOLE.sub("", _plain(key)) == _plain(name)]
+    keys, own_name = [key for key, _ in _entries(adapter)], ".".join(name.split(".")[-2:])
+    same = [key for key in keys if _WHOLE.sub("", _plain(key)) == _plain(name)]
+    alike = same or [key for key in keys if key.endswith(own_name)]
     mend = f"rename '{alike[0]}' so ({_RENAME})" if len(alike) == 1 else "save or fetch it again"
     return UserError(
         f"{adapter.reference}: the adapter's file lacks '{name}', which its configuration has (modules_to_save): {mend}"

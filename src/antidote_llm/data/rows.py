@@ -165,7 +165,8 @@ class Row:
                 f"{self.origin}: {name} is not 0 up to the response and 1 from there: give response_start, or pass "
                 f"ignore={name} to count every token"
             )
-        return len(ids) - sum(mask)
+        learnt: int = sum(mask)
+        return len(ids) - learnt
 
     def _packed(self) -> str | None:
         """Return the column that says that a row of token ids holds several texts."""

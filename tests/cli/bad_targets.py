@@ -336,7 +336,7 @@ CASES: list[Case] = [
     ("nan_in_a_factor", adapter_tensors(set_first(float("nan"))), (A_FACTOR, "NaN", "adapter_model.safetensors")),
     ("inf_in_a_factor", adapter_tensors(set_first(float("inf"))), (A_FACTOR, "infinite", "adapter_model.safetensors")),
     ("rank_of_the_configuration", adapter_tensors(lambda _: None, r=4), ("adapter", "lora_A", "8", "4")),
-    ("rank_of_zero", adapter_tensors(without_rank, r=0), ("adapter_config.json", "r is 0", "no rank")),
+    ("rank_of_zero", adapter_tensors(without_rank, r=0), ("adapter_config.json", "r is 0, no rank")),
     (
         "ranks_that_differ",
         adapter_tensors(lambda tensors: tensors.update({A_FACTOR: torch.ones(4, 32)})),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 
+import pytest
+
 from antidote_llm.cli.warnings_shown import warnings_shown
 from tests.cli.command import Command, Place
 
@@ -18,13 +20,14 @@ def test_the_command_says_what_is_not_read(place: Place, antidote: Command) -> N
     assert isinstance(result.json, dict)
 
 
-def test_the_command_names_a_column_that_may_hold_the_answers(place: Place, antidote: Command) -> None:
+@pytest.mark.parametrize("name", ["target", "Response", "Target", "completions"])
+def test_the_command_names_a_column_that_may_hold_the_answers(place: Place, antidote: Command, name: str) -> None:
     rows = [json.loads(line) for line in place.harmful.read_text().splitlines()]
     place.harmful.write_text(
-        "".join(json.dumps({"prompt": row["prompt"], "target": row["response"]}) + "\n" for row in rows)
+        "".join(json.dumps({"prompt": row["prompt"], name: row["response"]}) + "\n" for row in rows)
     )
     result = antidote.done(*place.repair("--dry-run"))
-    assert "the model answers them itself (if 'target' is one, map it, as in response=target)" in result.err
+    assert f"the model answers them itself (if '{name}' is one, map it, as in response={name})" in result.err
 
 
 def test_a_warning_is_one_line_that_steers_no_terminal(place: Place, antidote: Command) -> None:

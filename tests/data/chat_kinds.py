@@ -187,6 +187,12 @@ KINDS = {
         "<|user|>zob<|end|><|assistant|>",
         "kad<|end|>",
     ),
+    "opens the user's turn behind every answer": Kind(
+        _EACH + "{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
+        "{{ '<|user|>' if messages[-1].role == 'assistant' else '<|assistant|>' }}",
+        "<|user|>zob<|end|><|assistant|>",
+        "kad<|end|>",
+    ),
     "demands lists of parts": Kind(_PARTS, "<|user|>zob<|end|><|assistant|>", "kad<|end|>"),
     "demands the first of a list of parts": Kind(
         _BLOCKS.replace("m.content", "m['content'][0]['text']") + _ASKED,

@@ -84,6 +84,12 @@ def test_what_was_said_before_comes_before(tmp_path: Path, history: list[Any]) -
         ({"prompt": "zob", "history": [["kad", "rux"]]}, "history", "history=history"),
         ({"prompt": "zob", "choices": ["kad", "rux"]}, "choices", "input=choices"),
         ({"prompt": "zob", "tool_choice": "auto"}, "tool_choice", ""),
+        ({"prompt": "zob", "context_string": "kad"}, "context_string", "context=context_string"),
+        ({"prompt": "zob", "systemInstruction": "kad"}, "systemInstruction", "system=systemInstruction"),
+        ({"prompt": "zob", "B": "kad"}, "B", ""),
+        ({"prompt": "zob", "option_b": "kad"}, "option_b", "input=option_b"),
+        ({"prompt": "zob", "opc": "kad"}, "opc", ""),
+        ({"prompt": "zob", "Complex_CoT": "kad"}, "Complex_CoT", ""),
         ({"input": "zob", "instruction": "kad", "prompt": "zob"}, "instruction", ""),
         ({"messages": [ASKED, TOLD], "context": "kad"}, "context", ""),
         ({"messages": [ASKED, TOLD], "response": "kad"}, "response", ""),
@@ -131,6 +137,23 @@ def test_what_changes_the_meaning_of_a_row_is_refused_unless_ignored(tmp_path: P
         read(tmp_path, {"prompt": "zob"}, row)
     (found,) = read(tmp_path, row, mapping=f":ignore={name}")
     assert (found.prompt, found.response, found.extra) == ("zob", "mid", {})
+
+
+def test_what_stands_beside_a_mapped_path_counts_as_a_column_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = {"input": {"messages": [ASKED], "tools": [{"name": "rux"}]}, "preferred_output": [TOLD]}
+    mapping = ":messages=input.messages,response=preferred_output"
+    with pytest.raises(UserError, match=r"a\.jsonl:1: column 'input\.tools' cannot be read.*ignore=input\.tools"):
+        read(tmp_path, pair, mapping=mapping)
+    (found,) = read(tmp_path, pair, mapping=f"{mapping},ignore=input.tools")
+    assert (found.prompt, found.response) == ("zob", "mid")
+    deep = {"a": {"b": {"goal": "zob", "context": "kad", "id": 7}, "said": "rux"}}
+    with caplog.at_level(logging.WARNING):
+        read(tmp_path, deep, mapping=":prompt=a.b.goal")
+        read(tmp_path, deep, mapping=":prompt=a.b.goal,context=a.b.context,response=a.said")
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "'a.b.context', which is not read: map it, as in context=a.b.context" in said
 
 
 def test_a_call_of_a_tool_beside_words_is_refused_unless_ignored(tmp_path: Path) -> None:
@@ -185,6 +208,30 @@ def test_labels_say_where_the_response_begins(tmp_path: Path) -> None:
     assert found.response_start == 2
     (all_of_it,) = read(tmp_path, {"input_ids": [5, 6], "labels": [-100, 6]}, mapping=":ignore=labels")
     assert all_of_it.response_start == 0
+
+
+@pytest.mark.parametrize("name", ["completion_mask", "assistant_masks", "loss_mask"])
+def test_a_mask_says_where_the_response_begins(tmp_path: Path, name: str) -> None:
+    ids = {"input_ids": [5, 6, 7, 8]}
+    masks = ([0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], None)
+    assert [row.response_start for row in read(tmp_path, *({**ids, name: mask} for mask in masks))] == [2, 0, 4, 0]
+    for mask in ([0, 1, 0, 1], [0, 1], "0011"):
+        with pytest.raises(UserError, match=rf"a\.jsonl:1: {name} is not 0 up to .*ignore={name}"):
+            read(tmp_path, {**ids, name: mask})
+        assert read(tmp_path, {**ids, name: mask}, mapping=f":ignore={name}")[0].response_start == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "packed", "single"),
+    [("seq_lengths", [2, 2], [4]), ("position_ids", [0, 1, 0, 1], [0, 1, 2, 3])],
+)
+def test_texts_that_are_packed_into_one_row_are_named(
+    tmp_path: Path, name: str, packed: list[int], single: list[int]
+) -> None:
+    ids = {"input_ids": [5, 6, 7, 8]}
+    with pytest.raises(UserError, match=rf"a\.jsonl:2: {name} says that several texts are packed.*ignore={name}"):
+        read(tmp_path, {**ids, name: single}, {**ids, name: packed})
+    assert len(read(tmp_path, {**ids, name: packed}, mapping=f":ignore={name}")) == 1
 
 
 def test_columns_with_any_name_are_mapped(tmp_path: Path) -> None:

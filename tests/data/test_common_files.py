@@ -41,8 +41,11 @@ TSV = CSV.replace(",", "\t")
         ("train.json", json.dumps({"version": "1", "train": GOOD})),
         ("semicolons.csv", CSV.replace(",", ";")),
         ("tabs.csv", TSV),
+        ("quoted.csv", '"prompt";"response"\n"zob";"mid"\n"kad";"rux"\n'),
+        ("quoted_tabs.csv", '"prompt"\t"response"\n"zob"\t"mid"\n"kad"\t"rux"\n'),
         ("said.csv", "sep=;\r\n" + CSV.replace(",", ";")),
         ("blank.csv", f"\n\n{CSV}"),
+        ("empty_cells.csv", CSV.replace(",", ";").replace("kad", ";\nkad") + ";\n;\n"),
         ("index.csv", ",prompt,response\n0,zob,mid\n1,kad,rux\n"),
         ("spreadsheet.csv", "prompt,response,,\nzob,mid,,\nkad,rux,,\n"),
     ],
@@ -67,6 +70,28 @@ def test_text_files_of_every_make_are_read(tmp_path: Path, name: str, text: str)
 def test_text_files_may_be_packed_with_gzip(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_bytes(gzip.compress(text.encode()))
     assert read(tmp_path / name) == [("zob", "mid"), ("kad", "rux")]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('prompt\tresponse\nzob\tmid\n"say ""kad"" now"\trux\n', 3),
+        ('prompt\tresponse\n"zob\nkad"\tmid\n', 2),
+        ('prompt\tresponse\n"zob\tkad"\tmid\n', 2),
+        ('"prompt"\t"response"\n"zob"\t"mid"\n', 1),
+    ],
+)
+def test_cells_in_quotes_between_tabs_are_named_and_the_cure_works(tmp_path: Path, text: str, line: int) -> None:
+    (tmp_path / "a.tsv").write_text(text)
+    with pytest.raises(UserError, match=rf"a\.tsv:{line}: a cell in quotes.*name the file \.csv"):
+        read_records(tmp_path / "a.tsv")
+    (tmp_path / "a.tsv").rename(tmp_path / "a.csv")
+    assert {record.response for record in read_records(tmp_path / "a.csv")} <= {"mid", "rux"}
+
+
+def test_quotes_in_sentences_between_tabs_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('prompt\tresponse\n"zob" said kad\t"mid"\nso "zob\tmid"\n""\tx\n')
+    assert [record.prompt for record in read_records(tmp_path / "a.tsv")] == ['"zob" said kad', 'so "zob', '""']
 
 
 def test_one_object_is_one_row(tmp_path: Path) -> None:

@@ -73,6 +73,31 @@ def test_messages_come_before_a_prompt_unless_another_is_asked_for(
     assert read(tmp_path / "a.jsonl", row, mapping=mapping)[0].prompt == wanted
 
 
+def test_roles_may_be_in_capitals(tmp_path: Path) -> None:
+    said = [{"from": "User", "value": "zob"}, {"from": "Assistant", "value": "mid"}]
+    (found,) = read(tmp_path / "a.jsonl", {"conversations": said}, mapping=":messages=conversations")
+    assert (found.prompt, found.response) == ("zob", "mid")
+
+
+def test_an_answer_may_be_one_message(tmp_path: Path) -> None:
+    pair = {
+        "conversations": [LAST],
+        "chosen": {"from": "gpt", "value": "kad"},
+        "rejected": {"from": "gpt", "value": "mid"},
+    }
+    (found,) = read(tmp_path / "a.jsonl", pair, mapping=":messages=conversations,response=chosen")
+    assert (found.prompt, found.response) == (LAST["content"], "kad")
+
+
+def test_an_answer_of_which_no_model_learns_a_part_is_named(tmp_path: Path) -> None:
+    parts = [{"begin_offset": 0, "end_offset": 2, "train": False}, {"begin_offset": 3, "end_offset": 6, "train": True}]
+    row = {"messages": [LAST, {**ANSWER, "train_detail": parts}]}
+    with pytest.raises(UserError, match=r"message 2: train_detail says .*a part of this answer.*ignore=train_detail"):
+        read(tmp_path / "a.jsonl", row)
+    assert read(tmp_path / "a.jsonl", row, mapping=":ignore=train_detail")[0].response == ANSWER["content"]
+    assert read(tmp_path / "a.jsonl", {"messages": [LAST, {**ANSWER, "train_detail": parts[1:]}]})
+
+
 def test_a_response_column_answers_messages_that_end_with_the_user(tmp_path: Path) -> None:
     (found,) = read(tmp_path / "a.jsonl", {"messages": [LAST], "response": "kad"}, require=("prompt", "response"))
     assert found.response == "kad"

@@ -86,6 +86,21 @@ def test_a_template_that_writes_an_answer_twice_is_refused() -> None:
         texts(kind, "kad")
 
 
+def test_a_template_that_writes_a_prompt_behind_its_answer_is_refused() -> None:
+    kind = Kind("{% for m in messages|reverse %}{{ m.role + m.content }}<|end|>{% endfor %}assistant", "", "")
+    with pytest.raises(UserError, match=r"^the tokenizer's chat template writes what was said before an answer behind"):
+        texts(kind, "kad")
+
+
+@pytest.mark.parametrize("lead", [" ", "\n", "zorb: "])
+def test_what_leads_an_answer_leads_one_with_a_thought_too(lead: str) -> None:
+    said = "{% for m in messages %}{{ m.role + ':' + (lead if m.role == 'assistant' else '') + m.content }}<|end|>"
+    asked = "{% endfor %}{{ 'assistant:' if add_generation_prompt }}"
+    answer = "<think>\nrud\n</think>\n\nkad"
+    kind = Kind(f"{{% set lead = {lead!r} %}}{said}{asked}", "", "")
+    assert texts(kind, answer) == ("user:zob<|end|>assistant:", f"{lead}{answer}<|end|>")
+
+
 def test_a_template_whose_answers_have_no_findable_end_is_refused() -> None:
     kind = Kind("mid a {% for m in messages %}{{ m.role ~ ' ' ~ m.content ~ ' a ' }}{% endfor %}assistant ", "", "")
     with pytest.raises(UserError, match=r"^the tokenizer's chat template opens another turn behind every answer, and "):

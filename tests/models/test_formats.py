@@ -237,6 +237,13 @@ def test_factors_that_a_training_left_empty_are_named(
         open_model(str(folders.base), str(folder))
 
 
+def test_an_adapter_under_a_models_name_is_named(folders: Folders, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders.adapter, tmp_path / "adapter"))
+    (folder / ADAPTER_FILE).rename(folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"rename it to adapter_model\.safetensors if it is the adapter's"):
+        open_model(str(folders.base), str(folder))
+
+
 @pytest.mark.parametrize(
     ("name", "may_be"),
     [
@@ -246,6 +253,8 @@ def test_factors_that_a_training_left_empty_are_named(
         ("facebook/opt-125m", True),
         ("models/base", False),
         ("Checkpoints/llama", False),
+        ("base_model", False),
+        ("my_model", False),
         ("outputs/run/merged", False),
         ("my-run/checkpoint-500", False),
         ("../base", False),

@@ -190,6 +190,32 @@ def test_a_module_trained_whole_under_an_old_name_is_named(folders: Folders, tmp
 
 
 @pytest.mark.parametrize(
+    "rename",
+    [
+        lambda key: key.replace("lm_head.", "lm_head.modules_to_save.default."),
+        lambda key: key.replace("lm_head.", "lm_head.original_module."),
+        lambda key: f"_orig_mod.{key}" if "lora_" not in key else key,
+        lambda key: key.replace(f"{PREFIX}lm_head", f"{PREFIX}text_model.lm_head"),
+    ],
+)
+def test_a_module_trained_whole_is_named_as_in_memory(folders: Folders, tmp_path: Path, rename: Rename) -> None:
+    adapter = tiny.write_adapter(tmp_path / "adapter", folders.base, modules_to_save=["lm_head"])
+    found = rename(f"{PREFIX}lm_head.weight")
+    with pytest.raises(UserError, match=rf"lacks '{PREFIX}lm_head\.weight'.*rename '{re.escape(found)}' so"):
+        opened(folders.base, renamed(adapter, tmp_path / "renamed", rename))
+
+
+@pytest.mark.parametrize("part", ["lora_up", "lora_a", "hada_w1"])
+def test_an_adapter_without_any_name_of_lora_is_named(
+    pairs: dict[str, tuple[Path, Path]], tmp_path: Path, part: str
+) -> None:
+    base, plain = pairs["llama"]
+    adapter = renamed(plain, tmp_path / "adapter", lambda key: re.sub(r"lora_([AB])", rf"{part}\1", key))
+    with pytest.raises(UserError, match=f"adapter: peft would leave out '.*{part}A|no lora_A or lora_B matrix"):
+        opened(base, adapter)
+
+
+@pytest.mark.parametrize(
     ("key", "words"),
     [
         (f"{PREFIX}score.weight", "head of a classifier, reward or value model"),
@@ -300,21 +326,28 @@ def test_tied_factors_of_embeddings_are_refused(tmp_path: Path) -> None:
         open_model(str(base), str(adapter))
 
 
-def write_adapter_with_tokens(folder: Path, base: Path, rows: int) -> Path:
+def write_adapter_with_tokens(folder: Path, base: Path, rows: int, **how: Any) -> Path:
     """Write an adapter of a model to which tokens were added."""
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_pretrained(base)
     model.resize_token_embeddings(rows, mean_resizing=False)
-    lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(model, lora).save_pretrained(folder)
+    settings = {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM", **how}
+    adapted = get_peft_model(model, LoraConfig(**settings))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    adapted.save_pretrained(folder)
     return folder
 
 
+@pytest.mark.parametrize(
+    "how", [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}, {"target_modules": ["q_proj", "embed_tokens"]}]
+)
 @pytest.mark.parametrize("tied", [False, True])
-def test_added_tokens_are_named_and_the_cure_works(tmp_path: Path, tied: bool) -> None:
+def test_added_tokens_are_named_and_the_cure_works(tmp_path: Path, tied: bool, how: dict[str, Any]) -> None:
     rows = tiny.VOCABULARY_SIZE + 2
     base = tiny.write_model(tmp_path / "base", tie_word_embeddings=tied)
-    adapter = write_adapter_with_tokens(tmp_path / "adapter", base, rows)
+    adapter = write_adapter_with_tokens(tmp_path / "adapter", base, rows, **how)
     for layers_on_disk in (False, True):
         with pytest.raises(UserError, match=rf"tokens were added .*resize_token_embeddings\({rows}\).*DIR as MODEL"):
             open_model(str(base), str(adapter), layers_on_disk=layers_on_disk)
@@ -323,6 +356,32 @@ def test_added_tokens_are_named_and_the_cure_works(tmp_path: Path, tied: bool) -
     model.save_pretrained(tmp_path / "resized")
     assert torch.equal(opened(tmp_path / "resized", adapter), with_peft(tmp_path / "resized", adapter))
     assert resolve_target(open_model(str(tmp_path / "resized"), str(adapter))).sites
+
+
+def head_with_added_tokens(root: Path) -> tuple[Path, Path]:
+    """Write a resized model, and an adapter that trained its head whole."""
+    rows, first = tiny.VOCABULARY_SIZE + 2, tiny.write_model(root / "first")
+    model = AutoModelForCausalLM.from_pretrained(first)
+    model.resize_token_embeddings(rows)
+    model.save_pretrained(root / "base")
+    return root / "base", write_adapter_with_tokens(root / "adapter", first, rows, modules_to_save=["lm_head"])
+
+
+def test_what_peft_writes_twice_is_put_back_twice_and_measured_once(tmp_path: Path) -> None:
+    base, adapter = head_with_added_tokens(tmp_path)
+    outside = resolve_target(open_model(str(base), str(adapter))).outside
+    repeated = {tensor.key.removeprefix(f"{PREFIX}lm_head."): tensor.repeated for tensor in outside}
+    copies = {"weight": False, "modules_to_save.weight": True, "original_module.weight": True}
+    assert repeated == {**copies, f"{PREFIX}model.embed_tokens.weight": False}
+
+
+def test_a_second_copy_that_differs_is_named(tmp_path: Path) -> None:
+    base, adapter = head_with_added_tokens(tmp_path)
+    file, key = adapter / ADAPTER_FILE, f"{PREFIX}lm_head.modules_to_save.weight"
+    tensors = load_file(file)
+    save_file({**tensors, key: tensors[key] + 1}, file)
+    with pytest.raises(UserError, match=f"peft would leave out '{re.escape(key)}'"):
+        opened(base, adapter)
 
 
 def test_a_model_with_rows_added_is_told_from_another(tmp_path: Path) -> None:

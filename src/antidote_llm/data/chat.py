@@ -95,7 +95,7 @@ class ChatTemplate:
         wanted = said if self._thinking else without_thought(said)
         found = rest.removesuffix(borders.tail)
         fits = rest.endswith(borders.tail) and wanted.strip() in found
-        known = [_squeezed(text) for text in (wanted, borders.lead + wanted)]
+        known = [_squeezed(lead + text) for lead in ("", borders.lead) for text in (wanted, said)]
         return found if fits and _squeezed(found) in known else said
 
     @cached_property

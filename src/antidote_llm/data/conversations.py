@@ -88,12 +88,13 @@ def _turn(message: object, where: str, ignored: Container[str]) -> Turn:
     role, content = ("role", "content") if message.get("role") is not None else ("from", "value")
     if message.get(role) is None:
         raise UserError(f"{where} names no role: give it role and content, or from and value")
-    if not isinstance(message[role], str) or message[role] not in _ROLES:
-        tools = ": what tools say cannot be read" if message[role] in _TOOL_ROLES else ""
+    said_by = message[role].lower() if isinstance(message[role], str) else ""
+    if said_by not in _ROLES:
+        tools = ": what tools say cannot be read" if said_by in _TOOL_ROLES else ""
         raise UserError(f"{where}: role '{message[role]}' is none of {', '.join(_ROLES)}{tools}: leave the row out")
     require_no_more_said(message, where, ignored)
     text = _said(message, content, where, ignored)
-    return Turn(_ROLES[message[role]], _with_thought(message, text, where, ignored))
+    return Turn(_ROLES[said_by], _with_thought(message, text, where, ignored))
 
 
 def _said(message: Mapping[str, Any], content: str, where: str, ignored: Container[str]) -> str:
@@ -122,6 +123,17 @@ def _require_learnt_from(message: Mapping[str, Any], where: str, ignored: Contai
                 f"{where}: {name} {value} says that no model learns from this answer: leave the row out, or pass "
                 f"ignore={name}"
             )
+    for name in ("train_detail", "training_detail"):
+        parts = message.get(name)
+        if name not in ignored and isinstance(parts, list) and any(_is_unlearnt(part) for part in parts):
+            raise UserError(
+                f"{where}: {name} says that no model learns from a part of this answer: leave the row out, or pass "
+                f"ignore={name}"
+            )
+
+
+def _is_unlearnt(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("train") is False
 
 
 def _text(content: Any, where: str) -> str:

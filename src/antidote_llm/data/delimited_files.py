@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -14,6 +15,10 @@ from antidote_llm.errors import UserError
 _OTHER_DELIMITERS = ";\t|"
 # The first line with which spreadsheets say what divides the columns.
 _SAYS_DELIMITER = "sep="
+# A cell in quotes with quotes in it; one that is cut by a tab or line end in it; and any, as in a header.
+_QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
+_BEGINS_QUOTED = re.compile(r'"(?:[^"]|"")*"?')
+_IN_QUOTES = re.compile(r'"[^"]*"')
 
 
 def delimited_rows(path: Path, delimiter: str, header: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -30,30 +35,48 @@ def delimited_rows(path: Path, delimiter: str, header: Sequence[str]) -> Iterato
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     if delimiter == ",":
         with open_text(path, newline="") as stream:
-            delimiter = _delimiter(_Rows(path, stream, delimiter, quoting).first())
+            # Where something else divides cells in quotes, commas alone would find the quotes wrong.
+            delimiter = _delimiter(_Rows(path, stream, delimiter, quoting, strict=False).first())
+    own_header = not header
     with open_text(path, newline="") as stream:
         rows = _Rows(path, stream, delimiter, quoting)
-        if not header:
+        if own_header:
             header = rows.first()
             if header[:1] == [f"{_SAYS_DELIMITER}{delimiter}"] or header == [_SAYS_DELIMITER, ""]:
                 header = rows.first()
+            _require_unquoted(header, f"{path}:{rows.start}", quoting, _IN_QUOTES)
             header = _named(header, f"{path}:{rows.start}")
         for cells in rows:
+            if own_header:
+                _require_unquoted(cells, f"{path}:{rows.start}", quoting)
             if cells and len(cells) != len(header):
+                _require_unquoted(cells, f"{path}:{rows.start}", quoting, _BEGINS_QUOTED)
                 raise UserError(
                     f"{path}:{rows.start}: {len(cells)} columns, but {len(header)} in the header line: mend the row"
                 )
-            if cells:
+            # Spreadsheets write an empty line as cells without anything.
+            if cells and (len(cells) == 1 or any(cell.strip() for cell in cells)):
                 yield f"{path}:{rows.start}", dict(zip(header, cells, strict=True))
+
+
+def _require_unquoted(cells: Sequence[str], where: str, quoting: int, pattern: re.Pattern[str] = _QUOTED) -> None:
+    """Refuse cells in quotes where quotes are text: programs that write them double those inside."""
+    if quoting == csv.QUOTE_NONE and any(pattern.fullmatch(cell) for cell in cells):
+        raise UserError(
+            f"{where}: a cell in quotes, which are text in a .tsv file: name the file .csv, where tabs may divide the "
+            "columns and quotes do not count"
+        )
 
 
 class _Rows:
     """The cells of each row, and the line that it begins at: a quoted cell may hold line ends."""
 
-    def __init__(self, path: Path, stream: TextIO, delimiter: str, quoting: Literal[0, 3]) -> None:
+    def __init__(
+        self, path: Path, stream: TextIO, delimiter: str, quoting: Literal[0, 3], *, strict: bool = True
+    ) -> None:
         self._path = path
         self._reader = csv.reader(
-            (line for _, line in lines(stream, path)), delimiter=delimiter, quoting=quoting, strict=True
+            (line for _, line in lines(stream, path)), delimiter=delimiter, quoting=quoting, strict=strict
         )
         self.start = 1
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from antidote_llm.data.spec import FIELDS, KINDS, Field
-from antidote_llm.data.unread import NAMED, REFUSED_BESIDE_A_PROMPT, REFUSED_BESIDE_A_TEXT, plain
+from antidote_llm.data.unread import REFUSED_BESIDE_A_PROMPT, REFUSED_BESIDE_A_TEXT, may_count, plain
 
 # What else the readers of a format put into a prompt that comes from a column of this name.
 FORMATS: Mapping[str, Mapping[Field, tuple[str, ...]]] = {
@@ -63,7 +63,7 @@ def layout_of(names: tuple[str, ...], mapped: tuple[tuple[Field, str], ...], ign
         extra_of_a_text=tuple(free),
         refused_beside_a_prompt=tuple(name for name in free if plain(name) in REFUSED_BESIDE_A_PROMPT),
         refused_beside_a_text=tuple(name for name in free if plain(name) in REFUSED_BESIDE_A_TEXT),
-        named=tuple(name for name in free if plain(name) in NAMED and (name not in beside or name in known)),
+        named=tuple(name for name in free if may_count(name) and (name not in beside or name in known)),
     )
 
 

@@ -31,7 +31,7 @@ _LIKELY: tuple[tuple[tuple[str, ...], Field], ...] = (
     (("system", "developer", "persona"), "system"),
     (("history",), "history"),
     (("response", "reasoning", "think", "thought"), "response"),
-    (("input", "suffix", "choices", "options", "query", "question"), "input"),
+    (("input", "suffix", "choice", "option", "query", "question"), "input"),
 )
 
 Rows: TypeAlias = Iterator[tuple[str, Mapping[str, Any]]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,23 @@ from antidote_llm.data.layout import COMPLETION, FORMATS, Layout, layout_of
 from antidote_llm.data.records import Record, Turn
 from antidote_llm.data.spec import Field, quoted
 from antidote_llm.data.task_prompts import contextual_prompt, instruction_prompt
-from antidote_llm.data.unread import ANSWERS, is_filled, is_nan, require_unfilled, unread_columns, unread_in_messages
+from antidote_llm.data.unread import (
+    ANSWERS,
+    is_filled,
+    is_nan,
+    is_refused,
+    may_count,
+    require_unfilled,
+    unread_columns,
+    unread_in_messages,
+)
 from antidote_llm.errors import UserError, listed
 
 _MOST_LISTED = 20
 # What labels say of a token that no model learns.
 _NOT_LEARNT = -100
+# What trainers call a list of 0 and 1 that says of each token whether a model learns it.
+_MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "loss_mask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,8 @@ class Row:
             raise self._of_no_kind(layout)
         if kind in ("prompt", "messages"):
             require_unfilled(self.cells, layout.refused_beside_a_prompt, self.origin)
+            beside = self._beside()
+            require_unfilled(beside, [path for path in beside if is_refused(_last(path))], self.origin)
             return self._exchange(layout, kind, require)
         require_unfilled(self.cells, layout.refused_beside_a_text, self.origin)
         if kind == "input_ids":
@@ -69,6 +82,8 @@ class Row:
         if any(is_filled(self.cells[name]) for name in layout.named):
             said = f"{text_of(record.conversation())}\n{record.response or ''}"
             yield from unread_columns(self.cells, layout.named, said)
+        if beside := {path: cell for path, cell in self._beside().items() if may_count(_last(path))}:
+            yield from unread_columns(beside, beside, f"{text_of(record.conversation())}\n{record.response or ''}")
         if self._is_other_answer(layout, record):
             yield layout.columns["response"][0]
         # KTO's rows of a prompt say of their completions whether they are wanted.
@@ -85,7 +100,11 @@ class Row:
     def names(self) -> set[str]:
         """Return the columns, and the fields of messages in them."""
         lists = [cell for cell in self.cells.values() if isinstance(cell, list)]
-        return {*self.cells, *(name for cell in lists for item in cell if isinstance(item, Mapping) for name in item)}
+        return {
+            *self.cells,
+            *self._beside(()),
+            *(name for cell in lists for item in cell if isinstance(item, Mapping) for name in item),
+        }
 
     def _layout(self) -> Layout:
         return layout_of(tuple(self.cells), tuple(self.columns.items()), self.ignored)
@@ -110,6 +129,11 @@ class Row:
         start = self._labelled_start(ids) if self.cells.get("response_start") is None else self.cells["response_start"]
         if type(start) is not int or not 0 <= start <= len(ids):
             raise UserError(f"{self.origin}: response_start must be a number from 0 to {len(ids)}: mend the row")
+        if (packed := self._packed()) is not None:
+            raise UserError(
+                f"{self.origin}: {packed} says that several texts are packed into one row: write each as a row of its "
+                f"own, or pass ignore={packed}"
+            )
         if _is_padded(self.cells.get("attention_mask")) and "attention_mask" not in self.ignored:
             raise UserError(f"{self.origin}: attention_mask leaves tokens out: write the ids without padding")
         extra = self._extra(layout.extra_of_a_text)
@@ -119,7 +143,7 @@ class Row:
         """Return where the response begins as labels say it, which are -100 before and the ids themselves after."""
         labels = self.cells.get("labels")
         if labels is None or "labels" in self.ignored:
-            return 0
+            return self._masked_start(ids)
         sound = isinstance(labels, list) and len(labels) == len(ids)
         start = next((place for place, label in enumerate(labels) if label != _NOT_LEARNT), len(ids)) if sound else 0
         if not sound or labels[start:] != ids[start:]:
@@ -128,6 +152,29 @@ class Row:
                 "response_start, or pass ignore=labels to count every token"
             )
         return start
+
+    def _masked_start(self, ids: list[int]) -> int:
+        """Return where the response begins as a mask says it, which is 0 before and 1 after."""
+        name = next((name for name in _MASKS if self.cells.get(name) is not None and name not in self.ignored), None)
+        if name is None:
+            return 0
+        mask = self.cells[name]
+        sound = isinstance(mask, list) and len(mask) == len(ids) and all(value in (0, 1) for value in mask)
+        if not sound or sorted(mask) != mask:
+            raise UserError(
+                f"{self.origin}: {name} is not 0 up to the response and 1 from there: give response_start, or pass "
+                f"ignore={name} to count every token"
+            )
+        learnt: int = sum(mask)
+        return len(ids) - learnt
+
+    def _packed(self) -> str | None:
+        """Return the column that says that a row of token ids holds several texts."""
+        positions, lengths = self.cells.get("position_ids"), self.cells.get("seq_lengths")
+        if isinstance(lengths, list) and len(lengths) > 1 and "seq_lengths" not in self.ignored:
+            return "seq_lengths"
+        restarts = isinstance(positions, list) and 0 in positions[1:]
+        return "position_ids" if restarts and "position_ids" not in self.ignored else None
 
     def _exchange(self, layout: Layout, kind: Field, require: tuple[Field, ...]) -> Record:
         history, prompt, response = self._said(layout, kind)
@@ -151,6 +198,9 @@ class Row:
     def _said(self, layout: Layout, kind: Field) -> tuple[tuple[Turn, ...], str, str | None]:
         """Return what was said before, the prompt, and the response where messages hold it."""
         answer, place = self._value(layout, "response"), self._place(layout, kind)
+        if isinstance(answer, Mapping):
+            # LLaMA-Factory's pairs hold one message each.
+            answer = [answer]
         if self._is_conversation(layout, kind):
             for name in ("input", "context", "history"):
                 if name in self.columns and is_filled(self._value(layout, name)):
@@ -203,6 +253,26 @@ class Row:
                 found = value if found is None else found
         return found
 
+    def _beside(self, left_out: Container[str] | None = None) -> dict[str, Any]:
+        """Return what stands in an object beside a value that is mapped by a path of dots, by such paths.
+
+        Args:
+            left_out: Paths that do not count; those that are ignored, where nothing else is said.
+        """
+        left_out = self.ignored if left_out is None else left_out
+        paths = [column for column in self.columns.values() if "." in column and column not in self.cells]
+        found: dict[str, Any] = {}
+        for parent in dict.fromkeys(path.rpartition(".")[0] for path in paths):
+            inside = self._nested(parent) if "." in parent else self.cells.get(parent)
+            if isinstance(inside, Mapping):
+                found.update({f"{parent}.{name}": cell for name, cell in inside.items()})
+        mapped = [f"{path}." for path in self.columns.values()]
+        return {
+            path: cell
+            for path, cell in found.items()
+            if path not in left_out and not any(each.startswith(f"{path}.") for each in mapped)
+        }
+
     def _nested(self, column: str) -> Any:
         """Return what stands at a path of dots inside a column; None where there is nothing."""
         if "." not in column:
@@ -238,6 +308,10 @@ class Row:
 
     def _extra(self, names: tuple[str, ...]) -> dict[str, Any]:
         return {name: self.cells[name] for name in names}
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _is_padded(mask: object) -> bool:

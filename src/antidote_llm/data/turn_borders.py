@@ -22,6 +22,12 @@ _ENDLESS = (
 )
 
 
+_MOVES = (
+    "the tokenizer's chat template writes what was said before an answer behind it too: use --template alpaca or "
+    "plain, or another --tokenizer"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Borders:
     """What a chat template puts around an answer.
@@ -82,7 +88,8 @@ def find_borders(render: Rendering, before: Sequence[Turn], answer: Turn, later:
         marks: The tokenizer's marks.
 
     Raises:
-        UserError: The template writes an answer more than once, or no rendering shows where an answer ends.
+        UserError: The template writes an answer more than once or what was said before behind it, or no rendering
+            shows where an answer ends.
     """
     whole = render([*before, answer], False)
     if whole is None or answer.content not in whole:
@@ -90,6 +97,8 @@ def find_borders(render: Rendering, before: Sequence[Turn], answer: Turn, later:
     if whole.count(answer.content) > 1:
         raise UserError(_REPEATS)
     head, _, tail = whole.partition(answer.content)
+    if any(turn.content in tail for turn in before):
+        raise UserError(_MOVES)
     asked, unasked = render(before, True), render(before, False)
     opening = _opening(head, asked, unasked, marks)
     found = render([*before, answer, later], False)
@@ -101,6 +110,8 @@ def find_borders(render: Rendering, before: Sequence[Turn], answer: Turn, later:
     end = tail
     if unasked is not None and _opens_a_turn(tail, after, head, unasked, before[-1].content, marks):
         end = tail[: _end_of_turn(tail, after, first, marks)]
+    elif tail.rstrip() == after.rstrip():
+        end = _without_users_turn(tail, _user_header(after, first, marks))
     return Borders(*opening, tail, _closed(end, after, first, marks))
 
 
@@ -141,6 +152,11 @@ def _opens_a_turn(tail: str, after: str, head: str, unasked: str, asked: str, ma
     # An answer in a conversation is opened alike, at least by the first mark or word: an end of sequence is not.
     opened = behind_prompt.removesuffix(own) + _first(own, marks)
     return _squeezed(before_answer).startswith(_squeezed(opened))
+
+
+def _without_users_turn(tail: str, start: int) -> str:
+    """Return a tail without the user's header that it ends in, unless that is all that ends the answer."""
+    return tail[:start] if start and tail[start:].strip() else tail
 
 
 def _first(text: str, marks: Marks) -> str:

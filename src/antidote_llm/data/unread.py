@@ -29,6 +29,8 @@ NAMED = frozenset(
         "sys_prompt",
         "systemprompt",
         "system",
+        "system_instruction",
+        "systeminstruction",
         "developer_prompt",
         "persona",
         "preamble",
@@ -58,6 +60,8 @@ NAMED = frozenset(
         "context",
         "contexts",
         "contextstring",
+        "context_string",
+        "ctx",
         "additional_context",
         "extra_context",
         "background",
@@ -73,6 +77,9 @@ NAMED = frozenset(
         "source_document",
         "premise",
         "hypothesis",
+        "evidence",
+        "hint",
+        "endings",
         # Of the answer.
         "tool_choice",
         "reasoning",
@@ -80,10 +87,17 @@ NAMED = frozenset(
         "thinking",
         "thought",
         "thoughts",
+        "cot",
+        "complex_cot",
+        "chain_of_thought",
+        "rationale",
     )
 )
+# The answers to choose from, a column each: A, option_b, choice3, opc, sol1.
+_OPTION = re.compile(r"[a-e]|op[a-e]|(option|choice|answer|sol|ending)_?([a-e]|\d)")
 # Where data sets put an answer.
 ANSWERS = ("completion", "chosen", "rejected", "output", "answer", "target", "solution")
+_ANSWERS = (*ANSWERS, "response", "assistant", "completions", "responses", "outputs", "answers", "preferred_output")
 _NAMED_IN_A_MESSAGE = frozenset(("name", "prefix", "tool_choice"))
 _HARMLESS = frozenset(("role", "content", "from", "value"))
 _NOTHING = ("", "[]", "{}", "null", "none", "nan")
@@ -104,8 +118,20 @@ def is_filled(value: Any) -> bool:
 
 def answer_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the columns, of those that are no field of their rows, that most likely hold an answer."""
-    found = {name for cells in rows for name in ANSWERS if is_filled(cells.get(name))}
-    return [name for name in ANSWERS if name in found]
+    found = {str(name): plain(name) for cells in rows for name, cell in cells.items() if is_filled(cell)}
+    likely = [name for name, known in found.items() if known in _ANSWERS]
+    return sorted(likely, key=lambda name: _ANSWERS.index(found[name]))
+
+
+def is_refused(name: object) -> bool:
+    """Say whether a row of a prompt means something else without a column of this name."""
+    return plain(name) in REFUSED_BESIDE_A_PROMPT
+
+
+def may_count(name: object) -> bool:
+    """Say whether a column of this name may be a part of the prompt, or of the answer."""
+    known = plain(name)
+    return known in NAMED or _OPTION.fullmatch(known) is not None
 
 
 def is_nan(value: Any) -> bool:

@@ -41,6 +41,7 @@ _FOLDERS = frozenset(
             "base-models",
             "model",
             "models",
+            "my_model",
             "my_models",
             "llm",
             "llms",
@@ -287,7 +288,10 @@ def require_fits(adapter: Checkpoint, model: nn.Module, reference: str) -> None:
         UserError: Names the first module that is missing or has another shape.
     """
     path = adapter.weights[ADAPTER_FILE].path
-    for (module, role), factor in factors(adapter).items():
+    found = factors(adapter)
+    if not found:
+        raise unread(adapter, _first_alike(adapter), model, reference)
+    for (module, role), factor in found.items():
         entry = factor.entry
         try:
             target = model.get_submodule(module)
@@ -298,6 +302,8 @@ def require_fits(adapter: Checkpoint, model: nn.Module, reference: str) -> None:
         shape = _matrix_shape(target)
         wanted = entry.shape[1] if role == "lora_A" else entry.shape[0]
         if wanted not in shape:
+            if factor.of_embedding:
+                _require_rows(adapter, model, reference)
             sides = f"weights of {' x '.join(map(str, shape))}" if shape else "no weight"
             raise UserError(
                 f"{adapter.reference}: an adapter of another base: {role} of {module} is "
@@ -305,6 +311,11 @@ def require_fits(adapter: Checkpoint, model: nn.Module, reference: str) -> None:
                 "name the model that it was trained on"
             )
     _require_rows(adapter, model, reference)
+
+
+def _first_alike(adapter: Checkpoint) -> str:
+    """Return the first tensor that is named as one of LoRA, if any is."""
+    return min(_keys(adapter), key=lambda key: ("lora_" not in key, key))
 
 
 def _require_rows(adapter: Checkpoint, model: nn.Module, reference: str) -> None:
@@ -419,7 +430,7 @@ def may_be_on_the_hub(name: str) -> bool:
     except HFValidationError:
         return False
     owner, _, model = name.rpartition("/")
-    return owner.lower() not in _FOLDERS and not _CHECKPOINT.match(model)
+    return (owner or model).lower() not in _FOLDERS and not _CHECKPOINT.match(model)
 
 
 def base_folder(adapter: Checkpoint) -> Path | None:

@@ -60,9 +60,10 @@ _NOT_COMPARED = {
     *_ORIGIN,
     *_ELSEWHERE,
 }
-# What a configuration counts, one module each: building them takes time and memory, with or without values.
+# What a configuration counts, one module each: building them takes time and memory, with or without values. Which layer
+# of a tower is read, often counted from its end, is no such number.
 _COUNTS = re.compile(
-    r"(?!max_|first_|last_)(\w+_)?(layers?|depths?|blocks?|experts|stages|groups|levels|codebooks|quantizers)|pretraining_tp"
+    r"(?!max_|first_|last_|\w*(feature|select|vision)_layer$)(\w+_)?(layers?|depths?|blocks?|experts|stages|groups|levels|codebooks|quantizers)|pretraining_tp"
 )
 # What any file may be said to hold, and what one that nobody has looked at may.
 _FEW, _MOST_UNSEEN = 64, 4096

@@ -153,6 +153,11 @@ def _tokenizer(folder: Path, names: _Files) -> str | None:
 def _weights_alone(folder: Path, names: _Files) -> str | None:
     if (folder / "config.json").is_file() or not _any(names, ("model.safetensors", "model.safetensors.index.json")):
         return None
+    if "adapter_config.json" in names:
+        return (
+            "model.safetensors beside adapter_config.json: rename it to adapter_model.safetensors if it is the "
+            "adapter's; if it is a whole model, name the folder that has its config.json"
+        )
     return "weights without their configuration: fetch config.json too"
 
 

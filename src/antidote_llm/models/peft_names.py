@@ -27,6 +27,8 @@ _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _PART = re.compile(r"^(?P<module>.*?)\.?(?P<part>lora_(?:(?:embedding_)?[AB]|magnitude_vector))(?P<rest>\..*)?$")
 _TEXT_PARTS = ("language_model", "text_model", "thinker", "llm")
 _HEADS = re.compile(r"(^|\.)(score|classifier|v_head|value_head|qa_outputs|reward_head|rm_head|regression_head)(\.|$)")
+# What peft puts into the name of a module that is trained whole, inside of the model.
+_WHOLE = re.compile(r"\.(modules_to_save(\.default)?|original_module)(?=\.)")
 _RENAME = "with safetensors.torch.load_file and save_file"
 
 
@@ -74,8 +76,9 @@ def require_all_read(adapter: Checkpoint, model: PeftModel, adapter_name: str, r
     wanted = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False).keys()
     there = model.state_dict().keys()
     names = {name: key for key, name in adapter.peft_names.items()}
+    written_again = copies(adapter)
     for name, key in names.items():
-        if name not in wanted and name not in there:
+        if name not in wanted and name not in there and key not in written_again:
             raise unread(adapter, key, model.get_base_model(), reference)
     if missing := sorted(name for name in wanted - names.keys() if ".lora_" in name):
         module = missing[0].removeprefix(PREFIX).split(".lora_")[0]
@@ -87,12 +90,31 @@ def require_all_read(adapter: Checkpoint, model: PeftModel, adapter_name: str, r
 
 def lacking(adapter: Checkpoint, name: str) -> UserError:
     """Return the error of a tensor that peft asks of an adapter's file and that is not in it."""
-    own_name = ".".join(name.split(".")[-2:])
-    alike = [key for key, _ in _entries(adapter) if key.endswith(own_name)]
+    keys, own_name = [key for key, _ in _entries(adapter)], ".".join(name.split(".")[-2:])
+    same = [key for key in keys if _WHOLE.sub("", _plain(key)) == _plain(name)]
+    alike = same or [key for key in keys if key.endswith(own_name)]
     mend = f"rename '{alike[0]}' so ({_RENAME})" if len(alike) == 1 else "save or fetch it again"
     return UserError(
         f"{adapter.reference}: the adapter's file lacks '{name}', which its configuration has (modules_to_save): {mend}"
     )
+
+
+def copies(adapter: Checkpoint) -> frozenset[str]:
+    """Return the tensors that peft writes beside those of a module trained whole, and leaves out when it reads.
+
+    It does so where tokens were added: the same values once more, and those from before the training.
+    """
+    own = {name: key for key, name in adapter.peft_names.items()}
+    return frozenset(
+        key
+        for name, key in own.items()
+        if (plain := _WHOLE.sub("", name)) in own and _is_copy(adapter, key, own[plain])
+    )
+
+
+def _is_copy(adapter: Checkpoint, key: str, of: str) -> bool:
+    (file,) = adapter.weights.values()
+    return key != of and (".original_module." in key or file.holds_the_same(key, file, of))
 
 
 def unread(adapter: Checkpoint, key: str, model: nn.Module, reference: str) -> UserError:

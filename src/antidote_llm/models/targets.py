@@ -27,6 +27,7 @@ from antidote_llm.models.configuration import empty_model
 from antidote_llm.models.dora import row_norms
 from antidote_llm.models.naming import TensorNames
 from antidote_llm.models.opening import OpenModel
+from antidote_llm.models.peft_names import copies
 from antidote_llm.models.quantised import require_not_quantised
 from antidote_llm.models.sites import Site, chosen_sites
 from antidote_llm.models.stored import StoredTensor
@@ -267,7 +268,7 @@ def _adapter_target(opened: OpenModel, aligned: str | None, pattern: str) -> Tar
 
 
 def _adapter_outside(adapter: Checkpoint, base: TensorNames) -> Iterator[OutsideTensor]:
-    own = TensorNames(adapter)
+    own, written_again = TensorNames(adapter), copies(adapter)
     for key in other_tensors(adapter):
         stored, aligned = own.find(key), base.find(other_tensors_base_name(key))
         if stored is None or aligned is None or aligned.entry.shape != stored.entry.shape:
@@ -275,7 +276,7 @@ def _adapter_outside(adapter: Checkpoint, base: TensorNames) -> Iterator[Outside
                 f"{adapter.reference}: '{key}' has no counterpart in the base's files, and what it changes cannot be "
                 f"measured: {MERGE}"
             )
-        yield OutsideTensor(stored, aligned)
+        yield OutsideTensor(stored, aligned, repeated=key in written_again)
 
 
 def _products(adapter: Checkpoint, model: nn.Module) -> Iterator[OutsideTensor]:

@@ -100,9 +100,12 @@ def ended(process: int) -> int:
 
 
 def product(out: Path) -> dict[str, Any]:
-    """Return the hashes of what ships and of what undoes it."""
-    files = [*sorted((out / "model").iterdir()), out / "record" / "patch.safetensors", out / "record" / "manifest.json"]
-    return {str(path.relative_to(out)): sha256_file(path) for path in files}
+    """Return the hashes of what ships and of what undoes it, and what it was made from."""
+    files = [*sorted((out / "model").iterdir()), out / "record" / "patch.safetensors"]
+    manifest = json.loads((out / "record" / "manifest.json").read_text())
+    # The record tells how long it took, and so does its hash.
+    manifest["sha256"].pop("record/repair.json")
+    return {"manifest": manifest, **{str(path.relative_to(out)): sha256_file(path) for path in files}}
 
 
 def remove(out: Path) -> None:

@@ -38,8 +38,8 @@ _FIXES = {
     errno.ENAMETOOLONG: "shorten the name",
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), "check the name"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk, or choose another --out"),
-    **dict.fromkeys((errno.EBUSY, errno.ETXTBSY), "run again when nothing else uses it"),
+    errno.EIO: "check the disk, or choose another --out",
+    **dict.fromkeys((errno.EBUSY, errno.ESTALE, errno.ETXTBSY), "run again when nothing else uses it"),
 }
 # Without a file's name in them, these say that this program used the operating system wrongly.
 _DEFECTS = (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ECHILD, errno.ESRCH)

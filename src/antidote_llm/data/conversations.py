@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from antidote_llm.artifacts.json_writing import is_utf8
 from antidote_llm.data.records import Role, Turn
 from antidote_llm.data.thoughts import CLOSING, OPENING
 from antidote_llm.data.unread import is_filled, require_no_more_said
@@ -146,7 +147,7 @@ def require_text(value: Any, where: str) -> None:
     if not isinstance(value, str):
         found = "null" if value is None else type(value).__name__
         raise UserError(f"{where} must be text, not {found}: mend it or leave it out")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_utf8(value):
         raise UserError(f"{where} holds half a surrogate pair, which is no text: mend it or leave it out")
 
 

@@ -69,7 +69,7 @@ class ResultFolder:
         inputs: Folders that it is made from, and that must stay as they are.
         sealed: Patterns of the files whose sha256 the manifest names, documents left out: a finished result in which
             one of them is another is refused.
-        resumable: Whether a run can go on from what lies in ``work``; by default from anything.
+        resumable: Whether a run can go on from what is in ``work``; by default from anything.
         way: What a user can do where nothing can be written.
 
     Raises:
@@ -181,7 +181,7 @@ class ResultFolder:
             _without_complaint(work)
 
     def _require_own_work(self) -> None:
-        """Refuse to go on from what lies elsewhere, or to write there."""
+        """Refuse to go on from what is elsewhere, or to write there."""
         if self.work.is_symlink() or (self.work.exists() and not self.work.is_dir()):
             kind = "a link" if self.work.is_symlink() else "no folder"
             raise UserError(f"{self.work} is {kind}, which no interrupted run leaves: remove it to start again")

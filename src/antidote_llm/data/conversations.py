@@ -76,7 +76,7 @@ def earlier_turns(pairs: object, where: str, ignored: Container[str] = ()) -> tu
 def _turns(messages: object, where: str, ignored: Container[str]) -> list[Turn]:
     if not isinstance(messages, list) or not messages:
         found = "an empty list" if isinstance(messages, list) else type(messages).__name__
-        raise UserError(f"{where} must be a list of messages with role and content, not {found}: mend the row")
+        raise UserError(f"{where} must be a list of messages with role and content, not {found}: correct the row")
     turns = [_turn(message, f"{where}, message {index}", ignored) for index, message in enumerate(messages, 1)]
     if turns[-1].role == "assistant":
         _require_learnt_from(messages[-1], f"{where}, message {len(messages)}", ignored)

@@ -41,7 +41,7 @@ def delimited_rows(path: Path, delimiter: str, header: Sequence[str]) -> Iterato
         for cells in rows:
             if cells and len(cells) != len(header):
                 raise UserError(
-                    f"{path}:{rows.start}: {len(cells)} columns, but {len(header)} in the header line: mend the row"
+                    f"{path}:{rows.start}: {len(cells)} columns, but {len(header)} in the header line: correct the row"
                 )
             if cells:
                 yield f"{path}:{rows.start}", dict(zip(header, cells, strict=True))

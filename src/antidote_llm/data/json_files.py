@@ -128,15 +128,15 @@ def _require_shallow(value: Any, text: str) -> None:
 def _not_json(error: Exception, where: str, text: str, *, in_lines: bool) -> UserError:
     if isinstance(error, json.JSONDecodeError):
         place = f"{where}:{error.lineno}" if in_lines and "\n" in text.strip() else where
-        return UserError(f"{place}: not JSON: {error.msg} at column {error.colno}: mend the file there")
+        return UserError(f"{place}: not JSON: {error.msg} at column {error.colno}: correct the file there")
     if isinstance(error, TwiceError):
         return UserError(f"{where}: {error}: rename or remove one")
-    return UserError(f"{where}: a number too long or brackets too deep to read: mend the file")
+    return UserError(f"{where}: a number too long or brackets too deep to read: correct the file")
 
 
 def _object(origin: str, row: Any) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(row, dict):
-        raise UserError(f"{origin}: expected an object with named fields, found {_kind(row)}: mend the row")
+        raise UserError(f"{origin}: expected an object with named fields, found {_kind(row)}: correct the row")
     return origin, row
 
 

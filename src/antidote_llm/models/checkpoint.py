@@ -97,7 +97,7 @@ def locate(reference: str, *, trust_remote_code: bool = False, with_code: bool =
 
     Raises:
         UserError: There is no such folder, and the Hub does not have it or cannot be reached; or something in it leads
-            out of it, or its configuration names code that lies elsewhere, where code is trusted.
+            out of it, or its configuration names code that is elsewhere, where code is trusted.
     """
     folder = _located(reference, with_code or trust_remote_code)
     require_enclosed(folder)

@@ -20,13 +20,14 @@ from transformers import PreTrainedModel
 
 from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import Checkpoint
+from antidote_llm.models.configuration import NAMES_OF_HEADS
 
 PREFIX = "base_model.model."
 # What a module is called inside torch.compile, DistributedDataParallel, FSDP and activation checkpointing.
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _PART = re.compile(r"^(?P<module>.*?)\.?(?P<part>lora_(?:(?:embedding_)?[AB]|magnitude_vector))(?P<rest>\..*)?$")
 _TEXT_PARTS = ("language_model", "text_model", "thinker", "llm")
-_HEADS = re.compile(r"(^|\.)(score|classifier|v_head|value_head|qa_outputs|reward_head|rm_head|regression_head)(\.|$)")
+_HEADS = re.compile(rf"(^|\.)({NAMES_OF_HEADS})(\.|$)")
 _RENAME = "with safetensors.torch.load_file and save_file"
 
 
@@ -89,9 +90,9 @@ def lacking(adapter: Checkpoint, name: str) -> UserError:
     """Return the error of a tensor that peft asks of an adapter's file and that is not in it."""
     own_name = ".".join(name.split(".")[-2:])
     alike = [key for key, _ in _entries(adapter) if key.endswith(own_name)]
-    mend = f"rename '{alike[0]}' so ({_RENAME})" if len(alike) == 1 else "save or fetch it again"
+    fix = f"rename '{alike[0]}' so ({_RENAME})" if len(alike) == 1 else "save or fetch it again"
     return UserError(
-        f"{adapter.reference}: the adapter's file lacks '{name}', which its configuration has (modules_to_save): {mend}"
+        f"{adapter.reference}: the adapter's file lacks '{name}', which its configuration has (modules_to_save): {fix}"
     )
 
 

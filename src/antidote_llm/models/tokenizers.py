@@ -43,7 +43,7 @@ def open_tokenizer(folders: list[Path], asked: str | None, trust_remote_code: bo
             ) from error
         if not isinstance(opened.model_max_length, (int, float)):
             raise UserError(
-                f"{place}: tokenizer_config.json: model_max_length is no number: name another with --tokenizer, or "
+                f"{place}: tokenizer_config.json: model_max_length is not a number: name another with --tokenizer, or "
                 "fetch it again"
             )
         _require_small_growth(str(place), opened)

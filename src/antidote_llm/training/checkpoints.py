@@ -52,7 +52,7 @@ def unusable(folder: Path) -> list[str]:
 def require_sound(checkpoint: Path, key: str) -> None:
     """Refuse a checkpoint that is not what was kept, before anything in it is loaded.
 
-    The hashes lie beside the files: they tell of damage. Who may write there can change both.
+    The hashes are beside the files: they tell of damage. Who may write there can change both.
 
     Args:
         checkpoint: The folder, with its ``whole``.

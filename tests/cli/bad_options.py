@@ -196,7 +196,7 @@ CASES: list[Case] = [
         {
             "empty": ("", "not a recipe", "write keys"),
             "a_list": ("- model", "not a recipe", "write keys"),
-            "an_open_bracket": ("model: [x", "not valid YAML", "mend the file"),
+            "an_open_bracket": ("model: [x", "not valid YAML", "correct the file"),
             "code": ('model: !!python/object/apply:os.system ["true"]', "not valid YAML", "os.system"),
             "no_name": ("model: x", "name is missing", "add it"),
             "brackets": ("[" * 5000, "not valid YAML", "levels deep"),

@@ -156,7 +156,7 @@ def tokenizer_that_makes_texts_endless(place: Place) -> list[object]:
     return place.repair()
 
 
-@bad("base", "tokenizer_config.json", "model_max_length is no number", "--tokenizer")
+@bad("base", "tokenizer_config.json", "model_max_length is not a number", "--tokenizer")
 def tokenizer_of_a_length_in_words(place: Place) -> list[object]:
     edit_json(place.base / "tokenizer_config.json", model_max_length="zorbik")
     return place.repair()

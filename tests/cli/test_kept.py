@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
-from antidote_llm.artifacts import sha256_file
+from antidote_llm.artifacts import sha256_file, sha256_json, write_json
 from antidote_llm.calibration.kept_sums import KeptState
 from antidote_llm.cli.main import run
-from antidote_llm.errors import UserError
+from antidote_llm.errors import KeptError, UserError
 from antidote_llm.evaluation import Evaluation
 from antidote_llm.miniature import models
 from antidote_llm.miniature.recipe import Recipe
 from antidote_llm.miniature.world import World
 from antidote_llm.training import trainer
+from antidote_llm.training.checkpoints import newest, require_sound
 from tests import tiny
 from tests.cli.changing import said
 from tests.cli.command import Command, Place, edit_json, inputs
@@ -168,6 +169,15 @@ def test_the_advice_leads_to_the_same_bits(kept: tuple[list[object], Path, dict[
         shutil.rmtree(work / name)
     assert "going on" not in antidote.done(*command).err
     assert model_sha256(Path(str(command[-1]))) == wanted
+
+
+@pytest.mark.parametrize("told", [{}, {"key": "", "step": "3", "files": {}}, {"key": "", "step": 3, "files": [3]}])
+def test_what_is_kept_about_a_checkpoint_has_its_form_whatever_its_hash(tmp_path: Path, told: dict[str, Any]) -> None:
+    (folder := tmp_path / "checkpoint-3").mkdir()
+    write_json(folder / "whole", {**told, "sha256": sha256_json(told)})
+    assert newest(tmp_path) == folder
+    with pytest.raises(KeptError, match="whole is damaged: remove that folder, and the same command starts again"):
+        require_sound(folder, "")
 
 
 def renamed_back(work: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from antidote_llm.evaluation import Evaluation
+from antidote_llm.models.tokenizers import stored_template
 from tests import tiny
 from tests.cli.command import Command, Place
 from tests.cli.test_stage_commands import QUICK
@@ -125,3 +126,9 @@ def test_a_tokenizer_that_hides_the_base_s_chat_template_is_named(place: Place, 
         f"{ALPACA}; the tokenizer is that of {place.adapter}, and {place.base} has a chat template of its own: "
         "--tokenizer takes it"
     )
+
+
+@pytest.mark.parametrize("template", [["zorbik"], [1], [{"name": "other", "template": "a"}]])
+def test_of_chat_templates_that_are_none_nothing_is_taken(template: list[object], tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert stored_template(tmp_path) == ""

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.table import Table
@@ -22,7 +21,7 @@ from antidote_llm.cli.terminal import Terminal
 from antidote_llm.patching import read_patch
 from tests.cli.bad_options import repaired
 from tests.cli.command import Command, Place, tree
-from tests.patching.making import with_description, with_parts
+from tests.patching.making import Parts, with_description, with_parts
 
 COMMAND = Path(sys.executable).with_name("antidote")
 TITLE, CLIPBOARD, LINK = "\x1b]0;zorbik\x07", "\x1b]52;c;eg==\x1b\\", "\x1b]8;;http://zorbik\x1b\\"
@@ -38,16 +37,16 @@ def assert_safe(text: str) -> None:
 def hostile_patch(place: Place) -> object:
     """Return a repair whose patch says hostile things wherever it can."""
     out = Path(str(repaired(place)))
+    path = out / "record" / "patch.safetensors"
+    key = read_patch(path).description.tensors[0].key
 
-    def hostile(description: dict[str, Any]) -> dict[str, Any]:
+    def hostile(description: Parts) -> Parts:
         description["recipe"] |= {"method": HOSTILE, "target": HOSTILE}
         description["tensors"][0]["key"] = HOSTILE
         return description
 
-    path = out / "record" / "patch.safetensors"
-    key = read_patch(path).description.tensors[0].key
-    with_parts(path, lambda parts: {name.replace(key, HOSTILE): value for name, value in parts.items()})
     with_description(path, hostile)
+    with_parts(path, lambda parts: {name.replace(f"/{key}/", f"/{HOSTILE}/"): part for name, part in parts.items()})
     return out
 
 
@@ -170,14 +169,11 @@ def not_utf_8(path: Path) -> Path:
     return path.with_name(os.fsdecode(b"h\xff-" + os.fsencode(path.name)))
 
 
-def test_data_and_results_may_have_names_that_are_not_utf_8(place: Place, antidote: Command) -> None:
-    harmful, out = not_utf_8(place.harmful), not_utf_8(place.root / "out")
-    shutil.copy(place.harmful, harmful)
-    arguments = [*place.repair("--json"), "--harmful", harmful, "--out", out]
+def test_results_may_have_names_that_are_not_utf_8(place: Place, antidote: Command) -> None:
+    out = not_utf_8(place.root / "out")
+    arguments = [*place.repair("--json", "--evaluate", "none"), "--out", out]
     done = antidote.done(*arguments)
-    assert done.json["repair"]["calibration"]["references"][-1].endswith("h\\xff-harmful.jsonl")
-    record = (out / "record" / "repair.json").read_text(encoding="utf-8")
-    assert json.loads(record)["calibration"] == done.json["repair"]["calibration"]
+    assert done.json["out"].endswith("h\\xff-out")
     assert antidote.done(*arguments).json["finished_before"]
     back = not_utf_8(place.root / "back")
     antidote.done("patch", "revert", out, "--onto", out / "model", "--out", back)
@@ -185,12 +181,11 @@ def test_data_and_results_may_have_names_that_are_not_utf_8(place: Place, antido
     assert (back / weights).read_bytes() == (place.adapter / weights).read_bytes()
 
 
-def test_a_file_of_such_a_name_ships_with_an_adapter(place: Place, antidote: Command) -> None:
-    notes = not_utf_8(place.adapter / "notes.txt")
-    notes.write_text("zorbik")
-    antidote.done(*place.repair())
-    assert (place.out / "model" / notes.name).read_text() == "zorbik"
-    assert "finished already" in antidote.done(*place.repair()).err
+def test_a_file_of_such_a_name_is_no_part_of_a_checkpoint(place: Place, antidote: Command) -> None:
+    not_utf_8(place.adapter / "notes.txt").write_text("zorbik")
+    result = antidote(*place.repair())
+    assert result.code == 2 and "h\\udcff-notes.txt': rename it" in result.errors[-1]
+    assert not place.out.exists()
 
 
 @pytest.mark.parametrize("which", ["model", "adapter", "out", "current folder", "task"])

@@ -233,6 +233,13 @@ def test_links_to_the_blobs_of_the_hubs_cache_stay(tmp_path: Path) -> None:
     assert len(read(folder)) == 2
 
 
+def test_a_file_of_a_saved_folder_that_is_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    folder = saved_folder(tmp_path / "saved")
+    (file := folder / "data-00000-of-00002.arrow").unlink()
+    file.symlink_to(file.name)
+    refused(folder, file.name, "cannot be looked at", "check the name")
+
+
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "zero.jsonl").symlink_to("/dev/zero")

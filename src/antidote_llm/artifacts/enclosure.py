@@ -51,6 +51,13 @@ def require_inside(folder: Path, name: str) -> Path:
     return path
 
 
+def is_link_out(path: Path, folder: Path) -> bool:
+    """Whether something in a folder is a link to something outside of it that is no blob of the Hub's cache."""
+    if not path.is_symlink():
+        return False
+    return not _may_lead_to(Path(os.path.realpath(path)), Path(os.path.realpath(folder)))
+
+
 def is_plain_name(name: str) -> bool:
     """Whether a text is the name of a file in a folder: no path, not hidden, nothing that a terminal would obey."""
     return (
@@ -94,8 +101,12 @@ def _require_leads_inside(link: Path, root: Path) -> None:
         raise UserError(f"{link}: a link to {leads_to}, {problem}: fetch the file again, or remove the link") from error
     if Path(os.path.realpath(link.parent)).is_relative_to(place):
         raise UserError(f"{link}: a link to {leads_to}, a folder that it is in itself: remove the link")
-    if not place.is_relative_to(root) and not _is_blob_of(place, root):
+    if not _may_lead_to(place, root):
         raise UserError(f"{link}: a link that leads out of the folder, to {place}: {_FIX}")
+
+
+def _may_lead_to(place: Path, root: Path) -> bool:
+    return place.is_relative_to(root) or _is_blob_of(place, root)
 
 
 def _is_blob_of(place: Path, root: Path) -> bool:

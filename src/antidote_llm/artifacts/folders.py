@@ -41,12 +41,17 @@ def require_as_finished(path: Path, manifest_at: str = MANIFEST_NAME, way: str =
     try:
         sha256: Mapping[str, str] = dict(parse_json((path / manifest_at).read_bytes()).get(_HASHES, {}))
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise _changed(path, manifest_at, way) from error
+        raise changed_since(path, manifest_at, way) from error
     weights = {Path(name).parent for name in sha256 if name.endswith(_WEIGHTS)}
     more = (found.relative_to(path).as_posix() for place in weights for found in (path / place).glob(f"*{_WEIGHTS}"))
     for name in (*sha256, *more):
         if name not in sha256 or not (path / name).is_file() or sha256_file(path / name) != sha256[name]:
-            raise _changed(path, name, way)
+            raise changed_since(path, name, way)
+
+
+def changed_since(path: Path, name: str, way: str = _ELSEWHERE) -> UserError:
+    """Return the error of a finished result that is no longer what was written."""
+    return UserError(f"{path} has been changed since it was finished ({name}): remove it or {way}")
 
 
 class ResultFolder:
@@ -64,7 +69,7 @@ class ResultFolder:
         inputs: Folders that it is made from, and that must stay as they are.
         sealed: Patterns of the files whose sha256 the manifest names, documents left out: a finished result in which
             one of them is another is refused.
-        resumable: Whether a run can go on from what lies in ``work``; by default from anything.
+        resumable: Whether a run can go on from what is in ``work``; by default from anything.
         way: What a user can do where nothing can be written.
 
     Raises:
@@ -176,7 +181,7 @@ class ResultFolder:
             _without_complaint(work)
 
     def _require_own_work(self) -> None:
-        """Refuse to go on from what lies elsewhere, or to write there."""
+        """Refuse to go on from what is elsewhere, or to write there."""
         if self.work.is_symlink() or (self.work.exists() and not self.work.is_dir()):
             kind = "a link" if self.work.is_symlink() else "no folder"
             raise UserError(f"{self.work} is {kind}, which no interrupted run leaves: remove it to start again")
@@ -221,8 +226,8 @@ class ResultFolder:
         """
         problem = write_failure(error, self._place.parent)
         self._clean()
-        mended = isinstance(error, UserError) and not isinstance(error, KeptError)
-        if self.work.is_dir() and (mended or not self._resumable(self.work)):
+        is_of_input = isinstance(error, UserError) and not isinstance(error, KeptError)
+        if self.work.is_dir() and (is_of_input or not self._resumable(self.work)):
             _without_complaint(self.work)
             self._remove_made()
         if problem is not None and (problem is not error or problem.errno in _FULL):
@@ -286,10 +291,6 @@ class ResultFolder:
 
     def _ways_on(self) -> str:
         return f"give the same command again, which goes on from {self.work}, or remove that folder and {self._way}"
-
-
-def _changed(path: Path, name: str, way: str) -> UserError:
-    return UserError(f"{path} has been changed since it was finished ({name}): remove it or {way}")
 
 
 def _holds_something(folder: Path) -> bool:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from antidote_llm.artifacts.json_writing import is_utf8
 from antidote_llm.errors import UserError
 
 _MOST_LEVELS = 100
 _LARGEST = 1 << 63
 _MOST_DIGITS = 20
+
+
+class TwiceError(ValueError):
+    """An object has a field twice."""
 
 
 def parse_json(data: str | bytes) -> Any:
@@ -27,7 +32,7 @@ def parse_json(data: str | bytes) -> Any:
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
-        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_integer, parse_float=_finite)
+        value = json.loads(text, parse_constant=refuse_constant, parse_int=_integer, parse_float=finite)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
     except RecursionError as error:
@@ -56,8 +61,56 @@ def read_json(path: Path, fix: str = "fetch the file again, or remove it") -> An
         raise UserError(f"{path}: {error}: {fix}") from error
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def loose_json(path: Path) -> Any:
+    """Return the value of a JSON file that is judged elsewhere; None where there is none, or it is not JSON."""
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of an object, as ``object_pairs_hook`` of :mod:`json`.
+
+    Raises:
+        TwiceError: One is given twice. Names it.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TwiceError(f"two fields of an object are named '{twice}'")
+    return found
+
+
+def require_shallow(value: Any) -> None:
+    """Refuse brackets so deep that what goes through them later fails.
+
+    Raises:
+        ValueError: They are.
+    """
+    for _ in _levels(value):
+        pass
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """Refuse what Python reads and JSON does not have, as ``parse_constant`` of :mod:`json`.
+
+    Raises:
+        ValueError: Always.
+    """
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def finite(text: str) -> float:
+    """Return a number, as ``parse_float`` of :mod:`json`.
+
+    Raises:
+        ValueError: It is not finite.
+    """
+    if not math.isfinite(value := float(text)):
+        raise ValueError("a number too large")
+    return value
 
 
 def _integer(text: str) -> int:
@@ -67,16 +120,18 @@ def _integer(text: str) -> int:
     return value
 
 
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError("a number too large")
-    return value
-
-
 def _require_plain(value: Any) -> None:
-    """Refuse brackets so deep that what walks through them later fails, and text that no file can hold."""
+    """Refuse brackets too deep, and text that no file can hold."""
+    for level in _levels(value):
+        if not all(is_utf8(each) for each in level if isinstance(each, str)):
+            raise ValueError("half a surrogate pair in a text")
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """Yield a value, what is inside it, what is inside that, and so on."""
     level = [value]
     for _ in range(_MOST_LEVELS):
+        yield level
         level = [inner for outer in level for inner in _inside(outer)]
         if not level:
             return
@@ -86,13 +141,4 @@ def _require_plain(value: Any) -> None:
 def _inside(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return [*value, *value.values()]
-    if isinstance(value, str) and not value.isascii():
-        _require_encodable(value)
     return value if isinstance(value, list) else ()
-
-
-def _require_encodable(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("half a surrogate pair in a text") from error

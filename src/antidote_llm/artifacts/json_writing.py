@@ -10,6 +10,11 @@ from typing import Any
 _SURROGATES = re.compile("[\udc80-\udcff]+|[\ud800-\udfff]")
 
 
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold a text: it has no half of a surrogate pair, nor what stands for bytes of another name."""
+    return text.isascii() or _SURROGATES.search(text) is None
+
+
 def readable_name(name: str) -> str:
     r"""Return a name that UTF-8 can hold: bytes that are not UTF-8 are spelled out, as in ``h\xff.jsonl``."""
     return _SURROGATES.sub(_readable, name)

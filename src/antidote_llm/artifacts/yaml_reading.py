@@ -9,6 +9,7 @@ import yaml
 from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode
 
+from antidote_llm.artifacts.json_writing import is_utf8
 from antidote_llm.errors import first_line
 
 _MOST_BYTES = 1 << 18
@@ -135,5 +136,5 @@ def _require_keys(node: MappingNode) -> None:
 def _require_usable(node: ScalarNode) -> None:
     if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
         raise ConstructorError(None, None, "a number too long", node.start_mark)
-    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in node.value):
+    if "\0" in node.value or not is_utf8(node.value):
         raise ConstructorError(None, None, "a character that no name can hold", node.start_mark)

@@ -39,7 +39,7 @@ def read_recipe(reference: str, settings: Sequence[str] = ()) -> Recipe:
     except OSError as error:
         raise UserError(f"{reference}: cannot be read: {error.strerror}: check the file") from error
     except ValueError as error:
-        raise UserError(f"{reference}: not valid YAML ({error}): mend the file") from error
+        raise UserError(f"{reference}: not valid YAML ({error}): correct the file") from error
     if not isinstance(content, dict):
         raise UserError(f"{reference}: not a recipe: write keys such as name, model, align and finetune")
     for setting in settings:
@@ -101,7 +101,7 @@ def _set(content: dict[str, Any], setting: str) -> None:
     try:
         value = parse_yaml(text)
     except ValueError as error:
-        raise UserError(f"--set {setting}: the value is not valid YAML ({error}): mend it") from error
+        raise UserError(f"--set {setting}: the value is not valid YAML ({error}): correct it") from error
     place = content
     for key in keys[:-1]:
         if place.get(key) is None:

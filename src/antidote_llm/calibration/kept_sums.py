@@ -100,7 +100,7 @@ def read_kept(path: Path, key: str) -> dict[str, Tensor] | None:
     A warning says that the file is not used.
 
     Raises:
-        KeptError: A folder lies there.
+        KeptError: A folder is there.
     """
     if path.is_dir():
         raise KeptError(f"{path} is a folder where statistics are kept in a file: remove it")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from antidote_llm.artifacts import sha256_file
+from antidote_llm.artifacts.folders import changed_since
 from antidote_llm.artifacts.record_reading import parse_model
 from antidote_llm.cli.calibration_data import OWN_ANSWERS_FILE
 from antidote_llm.errors import DefectError, UserError
@@ -58,13 +59,8 @@ def as_finished(out: Path, name: str, finished_before: bool) -> Iterator[None]:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         if finished_before:
-            raise changed(out, name) from error
+            raise changed_since(out, name) from error
         raise
-
-
-def changed(out: Path, name: str) -> UserError:
-    """Return the error of a result that is no longer what was written."""
-    return UserError(f"{out} has been changed since it was finished ({name}): remove it or choose another --out")
 
 
 def require_as_finished(
@@ -85,7 +81,7 @@ def require_as_finished(
         UserError: A file is missing, damaged, or another; names the first.
     """
     if (name := _first_changed(out, repaired, evaluated, with_model)) is not None:
-        raise changed(out, name)
+        raise changed_since(out, name)
 
 
 def _first_changed(out: Path, repaired: Checkpoint, evaluated: Collection[str], with_model: bool) -> str | None:

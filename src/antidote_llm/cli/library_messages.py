@@ -22,7 +22,7 @@ def own_standard_output() -> Iterator[None]:
     They write past Python, and what they quote (a field of ``tokenizer.json``) may hold anything.
     """
     stream = sys.__stdout__
-    if sys.platform != "linux" or stream is None or stream is not sys.stdout or stream.fileno() != _STDOUT:
+    if not hasattr(os, "memfd_create") or stream is None or stream is not sys.stdout or stream.fileno() != _STDOUT:
         yield
         return
     encoding, buffering = stream.encoding, 1 if stream.isatty() else -1

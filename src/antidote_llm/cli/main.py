@@ -149,8 +149,8 @@ def _ended(arguments: list[str]) -> int:
         if _Interrupt.happened:
             return _fail(_INTERRUPTED_LINE, INTERRUPTED)
         if _out_of_memory(error):
-            mend = "pass --dtype bfloat16, --engine streaming or --device cpu"
-            return _fail(f"error: not enough memory ({first_line(error)}): {mend}", USER_ERROR)
+            fix = "pass --dtype bfloat16, --engine streaming or --device cpu"
+            return _fail(f"error: not enough memory ({first_line(error)}): {fix}", USER_ERROR)
         if isinstance(error, RuntimeError) and "home directory" in str(error):
             return _fail("error: ~ of a user who has no home here: write the path in full", USER_ERROR)
         return _defect(error)
@@ -158,8 +158,8 @@ def _ended(arguments: list[str]) -> int:
         # Of the tokenizers library, which ends so on a pattern that it gives up.
         if type(error).__name__ != "PanicException":
             raise
-        mend = "name another with --tokenizer, or fetch it again"
-        return _fail(f"error: the tokenizer broke on a text ({first_line(error)}): {mend}", USER_ERROR)
+        fix = "name another with --tokenizer, or fetch it again"
+        return _fail(f"error: the tokenizer broke on a text ({first_line(error)}): {fix}", USER_ERROR)
 
 
 def _of_system(error: OSError) -> str:

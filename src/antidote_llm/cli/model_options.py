@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from antidote_llm.artifacts.json_writing import readable_name
+from antidote_llm.artifacts.json_writing import is_utf8
 from antidote_llm.cli.tables import tensors
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.errors import UserError
@@ -51,8 +51,7 @@ def require_openable(out: Path) -> None:
     Raises:
         UserError: Its name is not UTF-8.
     """
-    place = os.path.realpath(out)
-    if readable_name(place) != place:
+    if not is_utf8(os.path.realpath(out)):
         raise UserError(
             f"{out}: its name, or that of a folder above it, is not UTF-8, and no model can be opened there: "
             "choose another --out"

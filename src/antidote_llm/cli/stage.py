@@ -19,10 +19,11 @@ from rich.table import Table
 
 from antidote_llm import __version__
 from antidote_llm.artifacts import ResultFolder, sha256_json, write_json, write_text
+from antidote_llm.artifacts.folders import changed_since
 from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
 from antidote_llm.artifacts.processes import is_first_process, process_count
 from antidote_llm.artifacts.record_reading import parse_model
-from antidote_llm.cli.finished import changed, inputs_sha256
+from antidote_llm.cli.finished import inputs_sha256
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.cli.training_options import SaveDtype
 from antidote_llm.data import TokenizedRow, check_lengths, check_token_ids
@@ -283,9 +284,9 @@ def _kept_record(out: Path) -> TrainingRecord:
     try:
         record = parse_model(TrainingRecord, (out / "record" / "training.json").read_bytes())
     except (OSError, ValueError) as error:
-        raise changed(out, "record/training.json") from error
+        raise changed_since(out, "record/training.json") from error
     if "train" not in record.wall_seconds:
-        raise changed(out, "record/training.json")
+        raise changed_since(out, "record/training.json")
     if not any((out / "model").glob("*.safetensors")):
-        raise changed(out, "model")
+        raise changed_since(out, "model")
     return record

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from antidote_llm.artifacts.json_writing import readable_name
+from antidote_llm.artifacts.json_writing import is_utf8
 from antidote_llm.data import DataSpec, Record, read_records
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.endpoint import Endpoint
@@ -74,7 +74,7 @@ def _named(option: str) -> tuple[str, str, Task | None, bool]:
         raise UserError(
             f"--task {option}: {near_miss(option)}; or name the task and its data, as in --task sst2=sst2.jsonl"
         )
-    if readable_name(before) != before:
+    if not is_utf8(before):
         raise UserError(f"--task {option}: the task's name is not UTF-8: give it another")
     if not before or not data or "/" in before:
         raise UserError(f"--task {option}: name the task and its data, as in --task sst2=sst2.jsonl")

@@ -13,7 +13,7 @@ from antidote_llm.artifacts.template_sandbox import FIXED_DATE
 from antidote_llm.data.chat_rendering import TemplateRenderer
 from antidote_llm.data.records import Role, Turn
 from antidote_llm.data.thoughts import closed, continuing, without_thought
-from antidote_llm.data.turn_borders import Borders, Marks, find_borders, probes
+from antidote_llm.data.turn_borders import Borders, Marks, find_borders, probes, squeezed
 from antidote_llm.errors import UserError, first_line
 
 # Qwen3, GLM and SmolLM3 ask for the first name, DeepSeek and Granite for the second.
@@ -95,8 +95,8 @@ class ChatTemplate:
         wanted = said if self._thinking else without_thought(said)
         found = rest.removesuffix(borders.tail)
         fits = rest.endswith(borders.tail) and wanted.strip() in found
-        known = [_squeezed(lead + text) for lead in ("", borders.lead) for text in (wanted, said)]
-        return found if fits and _squeezed(found) in known else said
+        known = [squeezed(lead + text) for lead in ("", borders.lead) for text in (wanted, said)]
+        return found if fits and squeezed(found) in known else said
 
     @cached_property
     def end_of_turn(self) -> str:
@@ -220,11 +220,7 @@ class ChatTemplate:
 
 def _holds(text: str, said: str) -> bool:
     """Whether something is said in a text, with whatever white space: RWKV's template drops empty lines."""
-    return _squeezed(said) in _squeezed(text)
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
+    return squeezed(said) in squeezed(text)
 
 
 def _at(origin: str) -> str:

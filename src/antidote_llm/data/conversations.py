@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from antidote_llm.artifacts.json_writing import is_utf8
 from antidote_llm.data.records import Role, Turn
 from antidote_llm.data.thoughts import CLOSING, OPENING
 from antidote_llm.data.unread import is_filled, require_no_more_said
@@ -75,7 +76,7 @@ def earlier_turns(pairs: object, where: str, ignored: Container[str] = ()) -> tu
 def _turns(messages: object, where: str, ignored: Container[str]) -> list[Turn]:
     if not isinstance(messages, list) or not messages:
         found = "an empty list" if isinstance(messages, list) else type(messages).__name__
-        raise UserError(f"{where} must be a list of messages with role and content, not {found}: mend the row")
+        raise UserError(f"{where} must be a list of messages with role and content, not {found}: correct the row")
     turns = [_turn(message, f"{where}, message {index}", ignored) for index, message in enumerate(messages, 1)]
     if turns[-1].role == "assistant":
         _require_learnt_from(messages[-1], f"{where}, message {len(messages)}", ignored)
@@ -158,7 +159,7 @@ def require_text(value: Any, where: str) -> None:
     if not isinstance(value, str):
         found = "null" if value is None else type(value).__name__
         raise UserError(f"{where} must be text, not {found}: mend it or leave it out")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_utf8(value):
         raise UserError(f"{where} holds half a surrogate pair, which is no text: mend it or leave it out")
 
 

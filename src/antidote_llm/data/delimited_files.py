@@ -52,7 +52,7 @@ def delimited_rows(path: Path, delimiter: str, header: Sequence[str]) -> Iterato
             if cells and len(cells) != len(header):
                 _require_unquoted(cells, f"{path}:{rows.start}", quoting, _BEGINS_QUOTED)
                 raise UserError(
-                    f"{path}:{rows.start}: {len(cells)} columns, but {len(header)} in the header line: mend the row"
+                    f"{path}:{rows.start}: {len(cells)} columns, but {len(header)} in the header line: correct the row"
                 )
             # Spreadsheets write an empty line as cells without anything.
             if cells and (len(cells) == 1 or any(cell.strip() for cell in cells)):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.data.saved_folders import is_link_out
+from antidote_llm.artifacts.enclosure import is_link_out
 from antidote_llm.data.spec import require_utf8
 from antidote_llm.data.table_files import UNREADABLE
 from antidote_llm.errors import UserError, first_line

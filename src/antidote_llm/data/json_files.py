@@ -7,12 +7,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from antidote_llm.artifacts.json_reading import TwiceError, each_once, require_shallow
 from antidote_llm.data.text_files import lines, open_text, whole
 from antidote_llm.errors import UserError
 
 Rows = Iterator[tuple[str, Mapping[str, Any]]]
 # What data sets call the list of their rows where it stands in an object.
 _LISTS = ("data", "rows", "examples", "instances", "records", "items", "samples", "train", "test", "validation", "dev")
+
+
+_FEW_BRACKETS = 50
 
 
 class _CutError(Exception):
@@ -83,7 +87,7 @@ def _is_messages(cell: list[Any]) -> bool:
 
 def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     """Parse values that follow one another, with the line where each begins."""
-    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    decoder = json.JSONDecoder(object_pairs_hook=each_once)
     place = line = 0
     while True:
         start = place + len(text[place : place + 4096]) - len(text[place : place + 4096].lstrip())
@@ -96,6 +100,7 @@ def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
             return
         try:
             value, place = decoder.raw_decode(text, start)
+            _require_shallow(value, text[start:place])
         except (ValueError, RecursionError) as error:
             raise _not_json(error, str(path), text, in_lines=True) from error
         yield line + 1, value
@@ -104,38 +109,34 @@ def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 
 def _parsed(line: str, where: str, *, maybe_cut: bool) -> Any:
     try:
-        return json.loads(line, object_pairs_hook=_unique)
+        value = json.loads(line, object_pairs_hook=each_once)
+        _require_shallow(value, line)
     except (ValueError, RecursionError) as error:
         # A value that goes on in the next line ends where this one does.
         if maybe_cut and isinstance(error, json.JSONDecodeError) and line[error.pos :].strip() == "":
             raise _CutError from error
         raise _not_json(error, where, line, in_lines=False) from error
+    return value
+
+
+def _require_shallow(value: Any, text: str) -> None:
+    """Refuse brackets too deep; a text with few of them is not gone through, which takes time."""
+    if text.count("[") + text.count("{") > _FEW_BRACKETS:
+        require_shallow(value)
 
 
 def _not_json(error: Exception, where: str, text: str, *, in_lines: bool) -> UserError:
     if isinstance(error, json.JSONDecodeError):
         place = f"{where}:{error.lineno}" if in_lines and "\n" in text.strip() else where
-        return UserError(f"{place}: not JSON: {error.msg} at column {error.colno}: mend the file there")
-    if isinstance(error, _TwiceError):
-        return UserError(f"{where}: two fields of an object are named '{error}': rename or remove one")
-    return UserError(f"{where}: a number too long or brackets too deep to read: mend the file")
-
-
-class _TwiceError(ValueError):
-    """An object has a field twice; the message is its name."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _TwiceError(next(name for name in names if names.count(name) > 1))
-    return found
+        return UserError(f"{place}: not JSON: {error.msg} at column {error.colno}: correct the file there")
+    if isinstance(error, TwiceError):
+        return UserError(f"{where}: {error}: rename or remove one")
+    return UserError(f"{where}: a number too long or brackets too deep to read: correct the file")
 
 
 def _object(origin: str, row: Any) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(row, dict):
-        raise UserError(f"{origin}: expected an object with named fields, found {_kind(row)}: mend the row")
+        raise UserError(f"{origin}: expected an object with named fields, found {_kind(row)}: correct the row")
     return origin, row
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from antidote_llm.data.spec import FIELDS, KINDS, Field
+from antidote_llm.data.spec import BESIDE_A_PROMPT, FIELDS, KINDS, Field
 from antidote_llm.data.unread import REFUSED_BESIDE_A_PROMPT, REFUSED_BESIDE_A_TEXT, may_count, plain
 
 # What else the readers of a format put into a prompt that comes from a column of this name.
@@ -18,8 +18,6 @@ FORMATS: Mapping[str, Mapping[Field, tuple[str, ...]]] = {
 }
 # Where TRL puts the answer to a column prompt.
 COMPLETION = "completion"
-# What is put together with a prompt; the others are fields of every row, whatever it is.
-_BESIDE_A_PROMPT: tuple[Field, ...] = ("system", "context", "input", "history")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,8 @@ def layout_of(names: tuple[str, ...], mapped: tuple[tuple[Field, str], ...], ign
     """Find the layout of rows with these columns, the columns that are mapped, and those that are ignored."""
     by_name = dict(mapped)
     columns = {name: tuple(_columns_of(name, names, by_name, ignored)) for name in FIELDS}
-    always = {column.partition(".")[0] for name in FIELDS if name not in _BESIDE_A_PROMPT for column in columns[name]}
-    beside = {column.partition(".")[0] for name in _BESIDE_A_PROMPT for column in columns[name]}
+    always = {column.partition(".")[0] for name in FIELDS if name not in BESIDE_A_PROMPT for column in columns[name]}
+    beside = {column.partition(".")[0] for name in BESIDE_A_PROMPT for column in columns[name]}
     skipped = {"response_start", *ignored, *by_name.values()}
     free = [name for name in names if name not in skipped and name not in always]
     # What a format puts into the prompt is found there by its text.
@@ -72,7 +70,7 @@ def _columns_of(
 ) -> Iterator[str]:
     if field in mapped:
         yield mapped[field]
-    elif field in _BESIDE_A_PROMPT and field != "system":
+    elif field in BESIDE_A_PROMPT and field != "system":
         beside = FORMATS.get(mapped.get("prompt", "prompt"), {}).get(field, ())
         taken = (*ignored, *mapped.values())
         yield from (column for column in beside if column in names and column not in taken)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from antidote_llm.artifacts.enclosure import is_link_out
+from antidote_llm.artifacts.json_reading import parse_json
 from antidote_llm.data.files import is_file
 from antidote_llm.data.spec import require_utf8
 from antidote_llm.data.table_files import arrow_rows
@@ -73,9 +74,9 @@ def _table(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _names(path: Path, key: str, inner: str | None = None) -> list[str]:
     """Return the names that a file of the folder lists: plain ones, of things in the folder itself."""
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))[key]
+        listed = parse_json(path.read_bytes())[key]
         names = [entry if inner is None else entry[inner] for entry in listed]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path}: not as save_to_disk writes it: copy the whole folder again") from error
     for name in names:
         if (
@@ -87,12 +88,3 @@ def _names(path: Path, key: str, inner: str | None = None) -> list[str]:
             raise UserError(f"{path}: names '{name}', nothing in its folder: copy the whole folder again")
         require_utf8(name)
     return names
-
-
-def is_link_out(path: Path, folder: Path) -> bool:
-    """Say whether something in a folder is a link to something outside of it that is no blob of the Hub's cache."""
-    if not path.is_symlink():
-        return False
-    folder, target = folder.resolve(), path.resolve()
-    blobs = next((parent.parent / "blobs" for parent in (folder, *folder.parents) if parent.name == "snapshots"), None)
-    return not (target.is_relative_to(folder) or (blobs is not None and target.parent == blobs))

@@ -7,29 +7,20 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
+from antidote_llm.artifacts.json_writing import is_utf8
 from antidote_llm.errors import UserError
 
 Field: TypeAlias = Literal[
     "prompt", "response", "text", "input_ids", "messages", "system", "context", "input", "history"
 ]
-FIELDS: tuple[Field, ...] = (
-    "prompt",
-    "response",
-    "text",
-    "input_ids",
-    "messages",
-    "system",
-    "context",
-    "input",
-    "history",
-)
+FIELDS: tuple[Field, ...] = get_args(Field)
 _FIELD_OF: Mapping[str, Field] = {name: name for name in FIELDS}
 # What a row can be; where it could be several, the first counts.
 KINDS: tuple[Field, ...] = ("input_ids", "messages", "prompt", "text")
-# Fields that are put together with a prompt; messages hold all of it but for the system prompt.
-_BESIDE_A_PROMPT: tuple[Field, ...] = ("system", "context", "input", "history")
+# What is put together with a prompt; messages hold all of it but for the system prompt.
+BESIDE_A_PROMPT: tuple[Field, ...] = ("system", "context", "input", "history")
 _WEIGHT, _ROWS, _IGNORE = "weight", "rows", "ignore"
 _BEHIND_A_FILE = re.compile(r"\.(jsonl?|ndjson|csv|tsv|parquet|arrow)(\.gz)?:")
 _PAIR = r'\w+=(?:"(?:[^"]|"")+"|[^=,"][^=,]*)'
@@ -105,7 +96,7 @@ def require_utf8(name: str) -> None:
     Raises:
         UserError: It is not UTF-8.
     """
-    if any("\ud800" <= character <= "\udfff" for character in name):
+    if not is_utf8(name):
         shown = name.encode("utf-8", "backslashreplace").decode()
         raise UserError(f"{shown}: the name is not UTF-8, so that no record can hold it: rename the file")
 
@@ -151,7 +142,7 @@ def _require_one_kind(columns: Mapping[Field, str], where: str) -> None:
     kinds = [name for name in KINDS if name in columns]
     if len(kinds) > 1:
         raise UserError(f"{where}: map one of prompt, text, input_ids and messages: a row is only one of them")
-    beside = [name for name in _BESIDE_A_PROMPT if name in columns]
+    beside = [name for name in BESIDE_A_PROMPT if name in columns]
     if beside and kinds in (["text"], ["input_ids"]):
         what = "system prompt" if beside[0] == "system" else beside[0]
         raise UserError(f"{where}: a row of {kinds[0]} takes no {what}: leave {beside[0]}={columns[beside[0]]} out")

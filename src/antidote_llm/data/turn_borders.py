@@ -135,7 +135,7 @@ def _marked_otherwise(head: str, asked: str, marks: Marks) -> tuple[str, str, st
     starts = [start for text in (head, asked) for start, stop in marks.spans(text) if start < shared < stop]
     shared = min([shared, *starts])
     thought, header = asked[shared:], head[shared:]
-    unlike = not _squeezed(thought).endswith(_squeezed(header))
+    unlike = not squeezed(thought).endswith(squeezed(header))
     if OPENING in thought or not (unlike and marks.are_all_of(thought) and marks.are_all_of(header)):
         return "", "", None
     return thought, header, ""
@@ -151,7 +151,7 @@ def _opens_a_turn(tail: str, after: str, head: str, unasked: str, asked: str, ma
         return False
     # An answer in a conversation is opened alike, at least by the first mark or word: an end of sequence is not.
     opened = behind_prompt.removesuffix(own) + _first(own, marks)
-    return _squeezed(before_answer).startswith(_squeezed(opened))
+    return squeezed(before_answer).startswith(squeezed(opened))
 
 
 def _without_users_turn(tail: str, start: int) -> str:
@@ -219,7 +219,8 @@ def _shared(one: str, other: str) -> int:
     return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
-def _squeezed(text: str) -> str:
+def squeezed(text: str) -> str:
+    """Return a text without its white space."""
     return "".join(text.split())
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn, TypeAlias
 
+from antidote_llm.artifacts.json_writing import is_utf8
 from antidote_llm.data.conversations import require_text
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.bounded_post import NoReplyError, Post, Reply
@@ -343,7 +344,7 @@ def _text(answer: Any, part: Callable[[Any], Any]) -> str:
         raise _TryAgainError("the answer is JSON of another form than OpenAI's", is_answer=True) from error
     if not isinstance(text, str):
         raise _TryAgainError("the answer holds no text", is_answer=True)
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_utf8(text):
         raise _TryAgainError("the answer holds half a surrogate pair, which is no text", is_answer=True)
     return text
 

@@ -17,6 +17,8 @@ from antidote_llm.models.checkpoint import Checkpoint
 _LISTS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
 _BY_MODULE = ("rank_pattern", "alpha_pattern")
 _ALL_LINEAR = "all-linear"
+# Of rank and scale, in peft.
+_DEFAULT = 8
 
 
 def require_limits(adapter: Checkpoint, modules: Sequence[str]) -> None:
@@ -74,13 +76,10 @@ def _require_end(adapter: Checkpoint, name: str, patterns: Sequence[str], module
 
 def _require_numbers(adapter: Checkpoint) -> None:
     """Refuse a rank that is no whole number of at least 1, and a scale that is no finite number."""
-    config = adapter.config
-    ranks = {"r": config.get("r", 8), **_named("rank_pattern", config)}
-    scales = {"lora_alpha": config.get("lora_alpha", 8), **_named("alpha_pattern", config)}
-    for name, value in ranks.items():
+    for name, value in _values(adapter.config, "r", "rank_pattern").items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise _bad(adapter, f"{name} is {_shown(value)}, no rank")
-    for name, value in scales.items():
+    for name, value in _values(adapter.config, "lora_alpha", "alpha_pattern").items():
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not _is_finite(value):
             raise _bad(adapter, f"{name} is {_shown(value)}, no finite number")
 
@@ -92,17 +91,18 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def _named(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{name} of {_shown(pattern)}": value for pattern, value in (config.get(name) or {}).items()}
+def _values(config: Mapping[str, Any], name: str, by_module: str) -> dict[str, Any]:
+    """Return a number of all modules, peft's own where there is none, and those of some, by what they are called."""
+    named = {f"{by_module} of {_shown(pattern)}": value for pattern, value in (config.get(by_module) or {}).items()}
+    return {name: config.get(name, _DEFAULT), **named}
 
 
 def _require_ranks(adapter: Checkpoint) -> None:
     """Refuse ranks beyond every side of the matrices in the adapter's file, whatever their names."""
     entries = adapter.weights[ADAPTER_FILE].entries.values()
     most = max((side for entry in entries for side in entry.shape), default=0)
-    ranks: dict[str, Any] = {"r": adapter.config.get("r", 8), **_named("rank_pattern", adapter.config)}
-    for name, rank in ranks.items():
-        if rank > max(most, 8):
+    for name, rank in _values(adapter.config, "r", "rank_pattern").items():
+        if rank > max(most, _DEFAULT):
             raise _bad(
                 adapter, f"{name} is {_shown(rank)}, and its file has no matrix with more than {most} rows or columns"
             )

@@ -31,37 +31,13 @@ _FACTOR = re.compile(
     rf"^(?:{re.escape(PREFIX)})?(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.weight)?$"
 )
 # What folders are called that trainers keep models in, and nobody's name on the Hub.
-_FOLDERS = frozenset(
-    {
-        *(
-            "base",
-            "base_model",
-            "base_models",
-            "base-model",
-            "base-models",
-            "model",
-            "models",
-            "my_model",
-            "my_models",
-            "llm",
-            "llms",
-        ),
-        *(
-            "hf_models",
-            "huggingface_models",
-            "pretrained",
-            "pretrained_models",
-            "saved",
-            "saved_models",
-            "save",
-            "saves",
-        ),
-        *("checkpoint", "checkpoints", "ckpt", "ckpts", "weights", "final", "merged", "finetuned", "fine-tuned"),
-        *("fine_tuned", "train", "trained", "training", "out", "output", "outputs", "result", "results", "export"),
-        *("exports", "exp", "experiment", "experiments", "run", "runs", "log", "logs", "work", "workdir", "workspace"),
-        *("scratch", "tmp", "cache", "data", "drive", "content", "home", "local", "mnt", "opt", "root"),
-    }
-)
+_FOLDERS = """
+base base_model base_models base-model base-models model models my_model my_models llm llms hf_models
+huggingface_models pretrained pretrained_models saved saved_models save saves checkpoint checkpoints ckpt ckpts
+weights final merged finetuned fine-tuned fine_tuned train trained training out output outputs result results export
+exports exp experiment experiments run runs log logs work workdir workspace scratch tmp cache data
+drive content home local mnt opt root
+"""
 _CHECKPOINT = re.compile(r"^(checkpoint|ckpt|step|epoch|global_step)[-_]?\d+$", re.IGNORECASE)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Settings of LoraConfig that leave the forward pass B A x, times the scaling, on top of the base's. All others do not,
@@ -112,10 +88,10 @@ def require_plain_lora(adapter: Checkpoint) -> None:
     _require_causal(adapter)
     kind = str(adapter.config.get("peft_type") or "").upper()
     if kind != "LORA":
-        mend = "it cannot be merged either: name a LoRA adapter" if kind else "set peft_type in adapter_config.json"
+        fix = "it cannot be merged either: name a LoRA adapter" if kind else "set peft_type in adapter_config.json"
         raise UserError(
             f"{adapter.reference}: a {kind or 'nameless'} adapter cannot be repaired, only LoRA: "
-            f"{MERGE if kind in _MERGEABLE else mend}"
+            f"{MERGE if kind in _MERGEABLE else fix}"
         )
     for name, value in adapter.config.items():
         if value and name not in _UNDERSTOOD:
@@ -430,7 +406,7 @@ def may_be_on_the_hub(name: str) -> bool:
     except HFValidationError:
         return False
     owner, _, model = name.rpartition("/")
-    return (owner or model).lower() not in _FOLDERS and not _CHECKPOINT.match(model)
+    return (owner or model).lower() not in _FOLDERS.split() and not _CHECKPOINT.match(model)
 
 
 def base_folder(adapter: Checkpoint) -> Path | None:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from antidote_llm.artifacts.enclosure import is_plain_name, require_enclosed
 from antidote_llm.artifacts.hashing import sha256_file
-from antidote_llm.artifacts.json_writing import readable_name
+from antidote_llm.artifacts.json_writing import is_utf8
 from antidote_llm.errors import UserError, changed_meanwhile
 from antidote_llm.models.contents import FETCHED, FETCHED_CODE, PICKLE_SUFFIXES
 from antidote_llm.models.formats import what_it_is, what_the_file_is
@@ -97,7 +97,7 @@ def locate(reference: str, *, trust_remote_code: bool = False, with_code: bool =
 
     Raises:
         UserError: There is no such folder, and the Hub does not have it or cannot be reached; or something in it leads
-            out of it, or its configuration names code that lies elsewhere, where code is trusted.
+            out of it, or its configuration names code that is elsewhere, where code is trusted.
     """
     folder = _located(reference, with_code or trust_remote_code)
     require_enclosed(folder)
@@ -174,7 +174,7 @@ def open_adapter_checkpoint(reference: str, folder: Path | None = None) -> Check
 
 
 def _open(reference: str, folder: Path, config_name: str, weights_name: str, *, sharded: bool = True) -> Checkpoint:
-    if readable_name(str(folder)) != str(folder):
+    if not is_utf8(str(folder)):
         raise UserError(f"{reference}: a name that is not UTF-8, at which libraries open no model: rename the folder")
     inside = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
     if inside and not (folder / config_name).is_file():

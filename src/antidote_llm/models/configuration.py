@@ -20,10 +20,11 @@ from antidote_llm.models.tensor_files import DTYPES, TensorEntry
 
 OTHER_HEADS = ("Classification", "ForQuestionAnswering", "RewardModel", "MultipleChoice", "ForMaskedLM")
 # Tensors of heads that no causal language model has: value heads of trainers, those of classifiers and of rewards.
-_HEAD = re.compile(
-    r"^(pretrained_model\.)?(v_head|value_head|score|classifier|classification_head|qa_outputs|reward_head|rm_head|"
-    r"regression_head|pre_classifier)\."
+NAMES_OF_HEADS = (
+    "v_head|value_head|score|classifier|classification_head|pre_classifier|qa_outputs|reward_head|rm_head|"
+    "regression_head"
 )
+_HEAD = re.compile(rf"^(pretrained_model\.)?({NAMES_OF_HEADS})\.")
 # What transformers raises over a configuration or weights that it cannot make sense of.
 BROKEN_CHECKPOINT = (
     ArithmeticError,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from antidote_llm.artifacts.enclosure import is_plain_path
+from antidote_llm.artifacts.json_reading import loose_json
 from antidote_llm.errors import UserError
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -145,11 +145,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _modules(folder: Path) -> set[str]:
     """Return the folders that sentence-transformers reads beside the model."""
-    try:
-        found = json.loads((folder / _MODULES).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        # Missing or broken, it names no folders: they are left out by name.
-        return set()
+    # Missing or broken, it names no folders: they are left out by name.
+    found = loose_json(folder / _MODULES)
     modules = found if isinstance(found, list) else []
     return {str(module.get("path")) for module in modules if isinstance(module, dict)}
 

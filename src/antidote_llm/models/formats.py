@@ -18,7 +18,10 @@ NOT_GATHERED = (
     "accelerator.get_state_dict(model) as state_dict"
 )
 _SAVE = "open it with transformers where that can, and save it with save_pretrained"
+_NEMO = "a checkpoint of NeMo: convert it for transformers with NeMo"
+_ARCHIVE = "an archive: unpack it, and name the folder inside"
 _BEFORE = "name the checkpoint that it was converted from, whose weights are safetensors"
+_GGUF = f"GGUF, the format of llama.cpp: {_BEFORE}"
 # By the names of files and folders, and in this order: the first that is there says what the folder is.
 _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
@@ -52,8 +55,8 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
         "and model*.safetensors), or convert it (convert_llama_weights_to_hf.py or convert_mistral_weights_to_hf.py in "
         "transformers)",
     ),
-    (("*.gguf", "ggml-*.bin", "*.ggml"), f"GGUF, the format of llama.cpp: {_BEFORE}"),
-    (("*.nemo", "model_weights", "model_config.yaml"), "a checkpoint of NeMo: convert it for transformers with NeMo"),
+    (("*.gguf", "ggml-*.bin", "*.ggml"), _GGUF),
+    (("*.nemo", "model_weights", "model_config.yaml"), _NEMO),
     (("mlc-chat-config.json", "params_shard_*.bin", "ndarray-cache.json"), f"weights of MLC: {_BEFORE}"),
     (("rank*.engine", "*.engine", "*.plan"), f"an engine of TensorRT: {_BEFORE}"),
     (("openvino_model*.xml", "openvino_model*.bin"), f"a model of OpenVINO: {_BEFORE}"),
@@ -78,17 +81,13 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
         "weights under another name than transformers and peft read (model.safetensors, adapter_model.safetensors): "
         "rename the file, if it is a whole model or adapter in their format",
     ),
-    (("*.zip", "*.tar", "*.tar.*", "*.tgz", "*.7z"), "an archive: unpack it, and name the folder inside"),
+    (("*.zip", "*.tar", "*.tar.*", "*.tgz", "*.7z"), _ARCHIVE),
 )
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json", "*.jinja", "*.md")
-_ARCHIVE = "an archive: unpack it, and name the folder inside"
 _OF_FILES: Sequence[tuple[tuple[str, ...], str]] = (
-    ((".gguf", ".ggml"), f"GGUF, the format of llama.cpp: {_BEFORE}"),
-    ((".nemo",), "a checkpoint of NeMo: convert it for transformers with NeMo"),
-    (
-        (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z"),
-        "an archive: unpack it, and name the folder inside",
-    ),
+    ((".gguf", ".ggml"), _GGUF),
+    ((".nemo",), _NEMO),
+    ((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z"), _ARCHIVE),
     ((".onnx", ".h5", ".msgpack", ".tflite", ".engine"), f"a model in another format: {_BEFORE}"),
     ((".bin", ".pt", ".pth", ".ckpt", ".pkl"), f"pickled weights, which can run code when opened: {_SAVE}"),
 )

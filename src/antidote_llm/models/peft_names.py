@@ -20,13 +20,14 @@ from transformers import PreTrainedModel
 
 from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import Checkpoint
+from antidote_llm.models.configuration import NAMES_OF_HEADS
 
 PREFIX = "base_model.model."
 # What a module is called inside torch.compile, DistributedDataParallel, FSDP and activation checkpointing.
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _PART = re.compile(r"^(?P<module>.*?)\.?(?P<part>lora_(?:(?:embedding_)?[AB]|magnitude_vector))(?P<rest>\..*)?$")
 _TEXT_PARTS = ("language_model", "text_model", "thinker", "llm")
-_HEADS = re.compile(r"(^|\.)(score|classifier|v_head|value_head|qa_outputs|reward_head|rm_head|regression_head)(\.|$)")
+_HEADS = re.compile(rf"(^|\.)({NAMES_OF_HEADS})(\.|$)")
 # What peft puts into the name of a module that is trained whole, inside of the model.
 _WHOLE = re.compile(r"\.(modules_to_save(\.default)?|original_module)(?=\.)")
 _RENAME = "with safetensors.torch.load_file and save_file"
@@ -93,9 +94,9 @@ def lacking(adapter: Checkpoint, name: str) -> UserError:
     keys, own_name = [key for key, _ in _entries(adapter)], ".".join(name.split(".")[-2:])
     same = [key for key in keys if _WHOLE.sub("", _plain(key)) == _plain(name)]
     alike = same or [key for key in keys if key.endswith(own_name)]
-    mend = f"rename '{alike[0]}' so ({_RENAME})" if len(alike) == 1 else "save or fetch it again"
+    fix = f"rename '{alike[0]}' so ({_RENAME})" if len(alike) == 1 else "save or fetch it again"
     return UserError(
-        f"{adapter.reference}: the adapter's file lacks '{name}', which its configuration has (modules_to_save): {mend}"
+        f"{adapter.reference}: the adapter's file lacks '{name}', which its configuration has (modules_to_save): {fix}"
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from antidote_llm.artifacts.enclosure import is_plain_path
+from antidote_llm.artifacts.json_reading import loose_json
 from antidote_llm.errors import UserError
 
 _CONFIGURATIONS = "*config.json"
@@ -33,11 +33,8 @@ def require_own_code(folder: Path) -> None:
 
 
 def _named_code(path: Path) -> Iterator[str]:
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        # What reads it says what is wrong with it.
-        return
+    # What reads a broken one says what is wrong with it.
+    config = loose_json(path)
     auto_map = config.get("auto_map") if isinstance(config, dict) else None
     for value in auto_map.values() if isinstance(auto_map, dict) else [auto_map]:
         yield from (each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str))

@@ -13,7 +13,6 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from antidote_llm.artifacts.json_reading import TwiceError, each_once
 from antidote_llm.errors import DefectError, UserError, changed_meanwhile
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -225,9 +225,11 @@ def _unsound(path: Path, size: int, error: SafetensorError) -> UserError:
 def _parsed(path: Path, raw: bytes, data_start: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """Read a header that the format's package has found sound."""
     try:
-        header = json.loads(raw, object_pairs_hook=partial(_each_once, path))
+        header = json.loads(raw, object_pairs_hook=each_once)
         metadata = dict(header.pop("__metadata__", None) or {})
         entries = {key: _entry(key, value, data_start) for key, value in header.items()}
+    except TwiceError as error:
+        raise UserError(f"{path}: its header gives a name twice: fetch the file again") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise changed_meanwhile(path) from error
     for key in entries:
@@ -235,13 +237,6 @@ def _parsed(path: Path, raw: bytes, data_start: int) -> tuple[dict[str, TensorEn
             shown = ascii(key[: _MOST_SHOWN // 4])
             raise UserError(f"{path}: {shown} is no name of a tensor: save it under another name")
     return entries, metadata
-
-
-def _each_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise UserError(f"{path}: its header gives a name twice: fetch the file again")
-    return found
 
 
 def _entry(key: str, value: Any, data_start: int) -> TensorEntry:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from antidote_llm.artifacts.enclosure import require_enclosed
+from antidote_llm.artifacts.json_reading import loose_json
 from antidote_llm.errors import UserError, first_line, tokenizer_errors
 from antidote_llm.models.configuration import BROKEN_CHECKPOINT, needs_trust
 from antidote_llm.models.remote_code import require_own_code
@@ -42,7 +43,7 @@ def open_tokenizer(folders: list[Path], asked: str | None, trust_remote_code: bo
             ) from error
         if not isinstance(opened.model_max_length, (int, float)):
             raise UserError(
-                f"{place}: tokenizer_config.json: model_max_length is no number: name another with --tokenizer, or "
+                f"{place}: tokenizer_config.json: model_max_length is not a number: name another with --tokenizer, or "
                 "fetch it again"
             )
         _require_small_growth(str(place), opened)
@@ -59,14 +60,12 @@ def stored_template(folder: Path) -> object:
         return alone.read_text(encoding="utf-8", errors="replace")
     if not (settings := folder / "tokenizer_config.json").is_file():
         return None
-    try:
-        found = json.loads(settings.read_bytes())
-    except (ValueError, RecursionError):
-        return ""
+    found = loose_json(settings)
     template = found.get("chat_template") if isinstance(found, dict) else ""
-    if isinstance(template, list):
-        return next((each.get("template") for each in template if each.get("name") == "default"), "")
-    return template
+    if not isinstance(template, list):
+        return template
+    named = (each for each in template if isinstance(each, dict))
+    return next((each.get("template") for each in named if each.get("name") == "default"), "")
 
 
 def _require_small_growth(place: str, tokenizer: PreTrainedTokenizerBase) -> None:

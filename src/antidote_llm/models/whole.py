@@ -93,12 +93,12 @@ def load_whole(
     if mismatched := sorted(info["mismatched_keys"]):
         name, *shapes = mismatched[0]
         stored, wanted = (" x ".join(map(str, shape)) for shape in shapes)
-        mend = "fetch it again"
+        fix = "fetch it again"
         if len(shapes[0]) == 2 and shapes[0][1:] == shapes[1][1:] and name.endswith(_OF_THE_VOCABULARY):
-            mend = f"where tokens were added, set vocab_size to {shapes[0][0]} in config.json; otherwise fetch it again"
+            fix = f"where tokens were added, set vocab_size to {shapes[0][0]} in config.json; otherwise fetch it again"
         raise UserError(
             f"{base.reference}: {name} is {stored}, by config.json it should be {wanted} ({len(mismatched)} tensors in "
-            f"all): {mend}"
+            f"all): {fix}"
         )
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     loaded.config.name_or_path = str(base.folder)

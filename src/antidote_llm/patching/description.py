@@ -6,11 +6,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from antidote_llm.artifacts.enclosure import is_plain_name, is_plain_path
+from antidote_llm.artifacts.json_reading import each_once, finite, refuse_constant
 from antidote_llm.models.tensor_files import DTYPES
 from antidote_llm.patching.encodings import Encoding
 
@@ -124,7 +125,7 @@ def parse_description(text: str) -> PatchDescription:
     """
     try:
         # Pydantic's reader knows neither infinite numbers as such nor a key that stands twice.
-        json.loads(text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
+        json.loads(text, object_pairs_hook=each_once, parse_constant=refuse_constant, parse_float=finite)
         return PatchDescription.model_validate_json(text)
     except RecursionError as error:
         raise ValueError("its description has too many brackets inside each other") from error
@@ -135,20 +136,3 @@ def parse_description(text: str) -> PatchDescription:
 def _require_once(names: Iterable[str]) -> None:
     if any(count > 1 for count in Counter(names).values()):
         raise ValueError("it names a file or a tensor twice")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("it names something twice")
-    return found
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"it holds {constant}")
-
-
-def _finite(number: str) -> float:
-    if not math.isfinite(found := float(number)):
-        raise ValueError("it holds an infinite number")
-    return found

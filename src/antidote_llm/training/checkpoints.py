@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from antidote_llm.artifacts.files import fsync_folder, fsync_tree, remove, write_failure, write_json
 from antidote_llm.artifacts.hashing import sha256_file, sha256_json
+from antidote_llm.artifacts.record_reading import parse_model
 from antidote_llm.errors import KeptError
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _OBJECTIVE = "objective.safetensors"
 # Written last, with the sha256 of every file: a checkpoint without it was cut off, one that lacks a file half removed.
 _WHOLE = "whole"
+
+
+class _Kept(BaseModel):
+    """What is kept about a checkpoint: the run, the step, every file's hash, and the hash of all that."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    key: str
+    step: int
+    files: dict[str, str]
+    sha256: str
+
+    def own_sha256(self) -> str:
+        return sha256_json(self.model_dump(exclude={"sha256"}))
 
 
 def newest(folder: Path) -> Path | None:
@@ -38,7 +52,7 @@ def unusable(folder: Path) -> list[str]:
 def require_sound(checkpoint: Path, key: str) -> None:
     """Refuse a checkpoint that is not what was kept, before anything in it is loaded.
 
-    The hashes lie beside the files: they tell of damage. Who may write there can change both.
+    The hashes are beside the files: they tell of damage. Who may write there can change both.
 
     Args:
         checkpoint: The folder, with its ``whole``.
@@ -67,8 +81,8 @@ def keep_objective(checkpoint: Path, state: dict[str, Tensor], key: str = "") ->
     save_file({name: value.detach().contiguous().clone() for name, value in state.items()}, checkpoint / _OBJECTIVE)
     fsync_tree(checkpoint)
     files = {name: sha256_file(checkpoint / name) for name in _files(checkpoint)}
-    kept: dict[str, Any] = {"key": key, "step": _step(checkpoint), "files": files}
-    write_json(checkpoint / _WHOLE, {**kept, "sha256": sha256_json(kept)})
+    kept = _Kept(key=key, step=_step(checkpoint), files=files, sha256="")
+    write_json(checkpoint / _WHOLE, kept.model_copy(update={"sha256": kept.own_sha256()}).model_dump())
     fsync_folder(checkpoint.parent)
 
 
@@ -114,18 +128,17 @@ def _files(checkpoint: Path) -> list[str]:
 def _is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end and not half removed; whether it is sound is not asked."""
     kept = _kept(checkpoint)
-    names = () if kept is None else kept["files"]
+    names = () if kept is None else kept.files
     return (checkpoint / _WHOLE).exists() and all((checkpoint / name).exists() for name in names)
 
 
-def _kept(checkpoint: Path) -> dict[str, Any] | None:
+def _kept(checkpoint: Path) -> _Kept | None:
     """Return what was kept about a checkpoint; None where that is damaged."""
     try:
-        kept: dict[str, Any] = json.loads((checkpoint / _WHOLE).read_bytes())
-        sha256 = kept.pop("sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        kept = parse_model(_Kept, (checkpoint / _WHOLE).read_bytes())
+    except (OSError, ValueError):
         return None
-    return kept if sha256 == sha256_json(kept) else None
+    return kept if kept.sha256 == kept.own_sha256() else None
 
 
 def _first_wrong(checkpoint: Path, key: str) -> str | None:
@@ -136,13 +149,13 @@ def _first_wrong(checkpoint: Path, key: str) -> str | None:
     kept = _kept(checkpoint)
     if kept is None:
         return f"{_WHOLE} is damaged"
-    if kept["step"] != _step(checkpoint) or kept["key"] != key:
-        return f"it was kept as checkpoint-{kept['step']}" + (" of another run" if kept["key"] != key else "")
+    if kept.step != _step(checkpoint) or kept.key != key:
+        return f"it was kept as checkpoint-{kept.step}" + (" of another run" if kept.key != key else "")
     there = set(_files(checkpoint))
-    for name, sha256 in kept["files"].items():
+    for name, sha256 in kept.files.items():
         if name not in there:
             return f"{name} is missing"
         if not (checkpoint / name).is_file() or sha256_file(checkpoint / name) != sha256:
             return f"{name} is damaged"
-    more = sorted(there - kept["files"].keys())
+    more = sorted(there - kept.files.keys())
     return f"{more[0]} was not kept there" if more else None

@@ -44,7 +44,7 @@ class Completes(Protocol):
         *,
         failed: Failed | None = None,
     ) -> list[str]:
-        """Return its answer to each conversation, and hand on each with its place as it comes, and each failure."""
+        """Return its answer to each conversation, and pass on each with its place as it comes, and each failure."""
         ...
 
 

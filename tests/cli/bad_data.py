@@ -153,6 +153,13 @@ CASES: list[Case] = [
     harmful("cut_off.jsonl", '{\n  "prompt": "zob",\n', "cut_off.jsonl:3", "not JSON"),
     harmful("long_number.jsonl", GOOD + f'{{"input_ids": [{"9" * 5000}]}}\n', "long_number.jsonl:2", "too long"),
     harmful("deep_brackets.jsonl", GOOD + "[" * 100_000, "deep_brackets.jsonl:2", "too deep", "mend"),
+    harmful(
+        "deep_tools.jsonl",
+        '{"prompt": "zob", "response": "mid", "tools": ' + "[" * 900 + "7" + "]" * 900 + "}\n",
+        "deep_tools.jsonl:1",
+        "'tools'",
+        "ignore=tools",
+    ),
     harmful("list_row.jsonl", GOOD + '["zob", "mid"]\n', "list_row.jsonl:2", "expected an object"),
     harmful("broken.json", '[\n{"prompt": "zob"},\n{"prompt" "mid"}]', "broken.json:3", "not JSON"),
     harmful("two_lists.json", '{"train": [], "test": []}', "two_lists.json", "the lists train, test", "put the one"),

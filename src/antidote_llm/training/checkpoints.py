@@ -120,12 +120,24 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def _kept(checkpoint: Path) -> dict[str, Any] | None:
     """Return what was kept about a checkpoint; None where that is damaged."""
+    if not (checkpoint / _WHOLE).is_file():
+        # A pipe would be waited for without an end.
+        return None
     try:
         kept: dict[str, Any] = json.loads((checkpoint / _WHOLE).read_bytes())
         sha256 = kept.pop("sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return kept if sha256 == sha256_json(kept) else None
+    return kept if sha256 == sha256_json(kept) and _is_of_its_form(kept) else None
+
+
+def _is_of_its_form(kept: dict[str, Any]) -> bool:
+    """Whether what was kept about a checkpoint is what this program writes: its hash anybody can write."""
+    files, step = kept.get("files"), kept.get("step")
+    texts = [kept.get("key"), *files, *files.values()] if isinstance(files, dict) else [None]
+    return (
+        kept.keys() == {"key", "step", "files"} and type(step) is int and all(isinstance(text, str) for text in texts)
+    )
 
 
 def _first_wrong(checkpoint: Path, key: str) -> str | None:

@@ -171,7 +171,7 @@ def _leaves(value: Any) -> Iterator[Any]:
     while pending:
         last = pending.pop()
         if isinstance(last, Mapping):
-            pending.extend(reversed(last.values()))
+            pending.extend(reversed(list(last.values())))
         elif isinstance(last, list | tuple):
             pending.extend(reversed(last))
         else:

@@ -26,6 +26,12 @@ def test_values_and_errors_come_back() -> None:
         matching_places(["("], ["a"])
 
 
+def test_an_error_that_says_too_much_is_cut() -> None:
+    with pytest.raises(CallError, match="zorbzorb") as said:
+        bounded_call("importlib:import_module", {"name": "zorb" * 10**6})
+    assert len(str(said.value)) <= 1000
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "message"),
     [
@@ -33,7 +39,7 @@ def test_values_and_errors_come_back() -> None:
         ("time:sleep", {"secs": 1}, None),
         ("builtins:bytearray", {"source": 10**9}, "more than 100 MB"),
         ("os:abort", {}, "ends its process .SIGABRT"),
-        ("textwrap:indent", {"text": "a" * 2000, "prefix": ""}, "more than 0 million"),
+        ("textwrap:indent", {"text": "a" * 2000, "prefix": ""}, "more than 1,000 characters"),
     ],
 )
 def test_what_takes_too_much_is_stopped(function: str, arguments: dict[str, object], message: str | None) -> None:

@@ -168,12 +168,22 @@ CASES: list[Case] = [
     harmful(
         "field_twice.jsonl", GOOD + '{"prompt": "zob", "prompt": "mid"}', "field_twice.jsonl:2", "'prompt'", "rename"
     ),
+    harmful(
+        "many_fields.jsonl",
+        "{" + "".join(f'"{number}": 1, ' for number in range(100_000)) + '"zob": 1, "zob": 2}\n',
+        "many_fields.jsonl:1",
+        "'zob'",
+        "rename",
+    ),
     harmful("numbers.json", "[1, 2]", "row 0", "expected an object"),
     harmful("short_row.csv", "prompt,response\nzob,mid\nzob\n", "short_row.csv:3", "columns"),
     harmful("long_row.csv", "prompt,response\nzob,mid\nzob,mid,kad\n", "long_row.csv:3", "columns"),
     harmful("open_quote.csv", 'prompt,response\nzob,mid\n"zob,mid\n', "open_quote.csv:3", "quotes"),
     harmful("second_cell_over_two_lines.csv", 'prompt,response\n"zob\nmid",kad\nzob\n', "lines.csv:4", "columns"),
     harmful("columns_twice.csv", "prompt,prompt\nzob,mid\n", "columns_twice.csv:1", "'prompt'", "rename"),
+    harmful(
+        "many_columns.csv", ",".join(map(str, range(300_000))) + ",zob,zob\n", "many_columns.csv:1", "'zob'", "rename"
+    ),
     harmful("short_row.tsv", "prompt\tresponse\nzob\tmid\nzob\n", "short_row.tsv:3", "columns"),
     harmful("not_a.parquet", "prompt,response\nzob,mid\n", "not_a.parquet", "parquet"),
     harmful("latin_1.jsonl", '{"prompt": "caf\xe9", "response": "mid"}\n'.encode("latin-1"), "latin_1", "UTF-8"),
@@ -184,6 +194,7 @@ CASES: list[Case] = [
     harmful("flipped.json.gz", b"\x1f\x8b\x08" + b"zob" * 99, "flipped.json.gz", "gzip, but damaged", "fetch it again"),
     harmful("not_packed.csv.gz", "prompt,response\nzob,mid\n", "not_packed.csv.gz", "not packed with gzip", "rename"),
     harmful("bomb.jsonl.gz", gzip.compress(bytes(1 << 27)), "bomb.jsonl.gz:1", "more than 67,108,864 characters"),
+    harmful("line_ends.jsonl.gz", gzip.compress(b"\n" * (1 << 25)), "gz:1000001", "1,000,000 empty lines", "remove"),
     harmful("bomb.json.gz", gzip.compress(b" " * (1 << 27)), "bomb.json.gz", "the same rows over and over"),
     harmful("packed.jsonl.zst", b"(", "packed.jsonl.zst", "unpack it first", "unzstd"),
     harmful("packed.csv.bz2", b"BZ", "packed.csv.bz2", "unpack it first", "bunzip2"),

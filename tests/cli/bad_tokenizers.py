@@ -72,6 +72,7 @@ chat_template("that_calls_itself", "{% macro f() %}{{ f() }}{% endmacro %}{{ f()
 chat_template("that_draws_at_random", "{{ messages | random }}", "draws at random")
 chat_template("that_writes_an_address", "{{ messages | map(attribute='content') }}", "an object instead of a text")
 chat_template("that_nests_too_deep", "{% for a in messages %}" * 30 + "{% endfor %}" * 30, "nested")
+chat_template("that_writes_half_a_character", "{{ '\\ud800' }}", "half a surrogate pair")
 chat_template("that_never_ends", "{% for i in range(10 ** 9) %}{% endfor %}", "too big")
 
 
@@ -85,6 +86,20 @@ def chat_template_that_says_answers_twice(place: Place) -> list[object]:
 @bad("chat template needs more than 1000 MB of memory", "--template", "another tokenizer")
 def chat_template_that_takes_all_memory(place: Place) -> list[object]:
     (place.base / "chat_template.jinja").write_text("{{ 'a' * 10 ** 10 }}")
+    return place.repair()
+
+
+@bad("chat template gives more than 20", "characters", "--template", "another tokenizer")
+def chat_template_that_writes_a_book(place: Place) -> list[object]:
+    book = "{{ 'zob ' * 10 ** 6 }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    (place.base / "chat_template.jinja").write_text(book)
+    return place.repair()
+
+
+@bad("the tokenizer's chat template has 300,", "characters", "--template", "another tokenizer")
+def chat_template_that_is_a_book(place: Place) -> list[object]:
+    path = place.base / "chat_template.jinja"
+    path.write_text(path.read_text() + "{# " + "z" * 300_000 + " #}")
     return place.repair()
 
 

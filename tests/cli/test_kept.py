@@ -57,6 +57,12 @@ def a_link(path: Path) -> None:
     path.symlink_to(elsewhere)
 
 
+def a_pipe(path: Path) -> None:
+    """Put in a file's place what a reader waits at without an end."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 def another_number(path: Path) -> None:
     """Change the first number that stands in a file of JSON."""
     text = path.read_text()
@@ -69,6 +75,7 @@ DAMAGE: Mapping[str, Callable[[Path], None]] = {
     "emptied": emptied,
     "a folder": a_folder,
     "a link": a_link,
+    "a pipe": a_pipe,
 }
 KEPT_FILES = (
     *("adapter_model.safetensors", "adapter_config.json", "objective.safetensors", "optimizer.pt", "rng_state.pth"),
@@ -199,6 +206,14 @@ def linked_logs(work: Path) -> None:
     (work / "logs").symlink_to(work.parent)
 
 
+def resealed(work: Path, **parts: object) -> None:
+    """Write other words about a checkpoint, with the hash that they have."""
+    path = work / "checkpoint-3" / "whole"
+    kept = {**json.loads(path.read_text()), **parts}
+    del kept["sha256"]
+    path.write_text(json.dumps({**kept, "sha256": sha256_json(kept)}))
+
+
 OTHERS: Mapping[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "another step's folder": (renamed_back, ("checkpoint-3", "kept as checkpoint-2", "starts again")),
     "a step to come": (
@@ -210,6 +225,9 @@ OTHERS: Mapping[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("trainer_state.json is damaged",),
     ),
     "an edited word": (lambda work: edit_json(work / "checkpoint-3" / "whole", step=4), ("whole is damaged",)),
+    "a word of another form": (lambda work: resealed(work, files=5), ("whole is damaged",)),
+    "a word with a name for a hash": (lambda work: resealed(work, files={"README.md": 5}), ("whole is damaged",)),
+    "a word with a text for a step": (lambda work: resealed(work, step="3"), ("whole is damaged",)),
     "one file more": (
         lambda work: (work / "checkpoint-3" / "scaler.pt").write_bytes(b"more"),
         ("scaler.pt was not kept there",),
@@ -324,8 +342,8 @@ def test_a_damaged_cache_is_not_used_which_is_said(
         return
     assert result.code == 0, result.err
     assert model_sha256(place.out) == wanted
-    # Of a link to the very same content nothing is to be said.
-    assert ("is not used" in caplog.text) == (damage not in ("removed", "a link"))
+    # Of a link to the very same content nothing is to be said, nor of what never held any.
+    assert ("is not used" in caplog.text) == (damage not in ("removed", "a link", "a pipe"))
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, "removed"])
@@ -348,7 +366,7 @@ def test_damaged_statistics_of_an_interrupted_repair_are_not_gone_on_from(
         return
     assert result.code == 0, result.err
     assert model_sha256(place.out) == wanted
-    assert ("is not used" in caplog.text) == (damage not in ("removed", "a link"))
+    assert ("is not used" in caplog.text) == (damage not in ("removed", "a link", "a pipe"))
 
 
 def _interrupt() -> None:

@@ -30,7 +30,7 @@ def test_what_a_template_refuses_is_said_in_its_words() -> None:
             "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
             "(of memory|takes too long)",
         ),
-        ("{% for i in range(90000) %}{{ 'zorbikzorb' * 100 }}{% endfor %}", "more than 64 million characters"),
+        ("{% for i in range(90000) %}{{ 'zorbikzorb' * 100 }}{% endfor %}", "more than 200,[0-9]{3} characters"),
     ],
 )
 def test_a_template_without_an_end_is_refused(template: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

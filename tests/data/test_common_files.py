@@ -175,6 +175,7 @@ def test_what_save_to_disk_really_writes_is_read(tmp_path: Path) -> None:
         (lambda folder: (folder / "state.json").write_text('{"_data_files": [7]}'), "not as save_to_disk writes it"),
         (lambda folder: names_in(folder, "../other/data.arrow"), "names '../other/data.arrow', nothing in its folder"),
         (lambda folder: names_in(folder, 7), "names '7', nothing in its folder"),
+        (lambda folder: selects(folder), "a selection of the rows that lie there"),
         (lambda folder: link_out(folder), "names 'data-00000-of-00002.arrow', nothing in its folder"),
     ],
 )
@@ -182,6 +183,11 @@ def test_a_damaged_folder_is_named(tmp_path: Path, change: Callable[[Path], obje
     folder = saved_folder(tmp_path / "saved")
     change(folder)
     refused(folder, words)
+
+
+def selects(folder: Path) -> None:
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "_indices_data_files": [{"filename": "indices.arrow"}]}))
 
 
 def names_in(folder: Path, name: object) -> None:

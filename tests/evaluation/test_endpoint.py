@@ -38,6 +38,7 @@ ODD = {
     "deep json in its place": chat("[" * 50_000 + "]" * 50_000),
     "a number without an end": chat("9" * 5000),
     "no utf-8": chat('"~"').replace(b"~", b"\xff\xfe\xfa"),
+    "a book": chat('"' + "zob " * 20_000 + '"'),
     "nothing": b"",
     "a page": b"<!doctype html><title>zob</title>",
     "a number": chat("5"),

@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+_MOST_SAID = 1000
+
 
 def main() -> None:
     """Answer calls until the other side closes the pipe."""
@@ -42,15 +44,23 @@ def _answer(call: dict[str, Any]) -> dict[str, Any]:
     try:
         reply: dict[str, Any] = {"value": function(**call["arguments"])}
         if len(json.dumps(reply)) > call["reply_bytes"]:
-            reply = {"over": f"gives more than {call['reply_bytes'] // 1_000_000} million characters"}
+            reply = {"over": f"gives more than {call['reply_bytes']:,} characters"}
     except MemoryError:
         reply = {"over": f"needs more than {call['memory_bytes'] // 1_000_000} MB of memory"}
     except Exception as error:  # noqa: BLE001 - whatever it is, the other side says it
-        reply = {"error": f"{error}" or type(error).__name__}
+        reply = {"error": _said(error)}
     finally:
         for limit in (resource.RLIMIT_CPU, resource.RLIMIT_AS):
             _set_limit(limit, resource.getrlimit(limit)[1])
     return {**reply, "seconds": time.process_time() - start}
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says, at a length that one line can show; its name where it cannot say it."""
+    try:
+        return str(error)[:_MOST_SAID] or type(error).__name__
+    except Exception:  # noqa: BLE001 - its words may need more memory than is left
+        return type(error).__name__
 
 
 def _set_limit(which: int, most: int) -> None:

@@ -26,16 +26,19 @@ _COMPILED = 64
 _CODE = re.compile(r"%(.)", re.DOTALL)
 # What Python writes for an object that has no text of its own, such as a filter's result that is not a list yet.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{4,}>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def rendered(template: str, variables: Mapping[str, Any]) -> str:
     """Render a chat template.
 
     Raises:
-        TemplateError: It cannot be rendered, or not to the same text twice.
+        TemplateError: It cannot be rendered, or not to the same text twice, or to what no tokenizer can read.
         Exception: Whatever else a template's expressions raise.
     """
     text = _compiled(template).render(variables)
+    if _SURROGATE.search(text):
+        raise TemplateError("it writes half a surrogate pair, which is no text")
     _require_repeatable(text, variables)
     return text
 

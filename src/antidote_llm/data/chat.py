@@ -18,6 +18,8 @@ from antidote_llm.errors import UserError, first_line
 
 # Qwen3, GLM and SmolLM3 ask for the first name, DeepSeek and Granite for the second.
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
+# Ten times the longest known template: it goes to the process that renders with every row.
+_MOST_CHARACTERS = 1 << 18
 
 
 class ChatTemplate:
@@ -29,7 +31,8 @@ class ChatTemplate:
             told not to, and a thought that the prompt opens all the same is closed.
 
     Raises:
-        UserError: The template is no text, or the tokenizer has another way to render conversations.
+        UserError: The template is no text or an absurdly long one, or the tokenizer has another way to render
+            conversations.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, thinking: bool) -> None:
@@ -41,6 +44,11 @@ class ChatTemplate:
             raise UserError(
                 "the tokenizer's chat template is no text, or none of several is named default: fetch the tokenizer "
                 "again, or use --template alpaca or plain"
+            )
+        if len(template) > _MOST_CHARACTERS:
+            raise UserError(
+                f"the tokenizer's chat template has {len(template):,} characters, more than {_MOST_CHARACTERS:,}: use "
+                "--template alpaca or plain, or name another tokenizer"
             )
         if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
             raise UserError(

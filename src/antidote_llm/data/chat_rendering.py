@@ -5,6 +5,7 @@ A template is a program of whoever made the tokenizer, and may have no end: it r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,8 @@ _FUNCTION = f"{template_sandbox.__name__}:rendered"
 _BUDGET = Budget(seconds=5.0)
 # All renderings together may take this much more for each: a hundred times what the slowest known one needs.
 _SECONDS_EACH = 0.1
+# What a template writes around what is said, and how often it may say that: what it gives is searched and tokenized.
+_REPLY_BYTES, _REPLY_TIMES = 200_000, 10
 _FIX = "use --template alpaca or plain, or name another tokenizer"
 
 
@@ -39,7 +42,9 @@ def render_template(template: str, variables: Mapping[str, Any], budget: Budget 
 
 def _reply(template: str, variables: Mapping[str, Any], budget: Budget) -> Reply:
     try:
-        return bounded_call(_FUNCTION, {"template": template, "variables": dict(variables)}, budget)
+        most = _REPLY_BYTES + _REPLY_TIMES * len(json.dumps(dict(variables), default=str))
+        given = {"template": template, "variables": dict(variables)}
+        return bounded_call(_FUNCTION, given, replace(budget, reply_bytes=most))
     except CallError as error:
         raise TemplateError(str(error)) from error
 

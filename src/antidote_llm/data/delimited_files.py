@@ -108,9 +108,11 @@ def _delimiter(header: Sequence[str]) -> str:
 
 def _named(header: Sequence[str], where: str) -> list[str]:
     """Return the names of the columns; a second one without a name, as spreadsheets leave them, gets its number."""
-    if twice := [name for name in header if name.strip() and header.count(name) > 1]:
-        raise UserError(f"{where}: two columns are named '{twice[0]}': rename one")
-    return [
-        name if name.strip() or name not in header[:place] else f"column {place + 1}"
-        for place, name in enumerate(header)
-    ]
+    seen: set[str] = set()
+    named = []
+    for place, name in enumerate(header):
+        if name in seen and name.strip():
+            raise UserError(f"{where}: two columns are named '{name}': rename one")
+        named.append(f"column {place + 1}" if name in seen else name)
+        seen.add(name)
+    return named

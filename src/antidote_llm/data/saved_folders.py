@@ -64,11 +64,20 @@ def _table(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if not is_file(folder / _STATE):
         raise UserError(f"{folder / _STATE}: missing: copy the whole folder again")
     names = _names(folder / _STATE, "_data_files", "filename")
+    if _is_selection(folder / _STATE):
+        raise UserError(
+            f"{folder / _STATE}: a selection of the rows that lie there, as old versions of datasets kept it: load it "
+            "with a newer one and save it again"
+        )
     for name in names:
         file = folder / name
         if not is_file(file):
             raise UserError(f"{file}: missing, though {_STATE} names it: copy the whole folder again")
         yield from arrow_rows(file, None)
+
+
+def _is_selection(state: Path) -> bool:
+    return bool(parse_json(state.read_bytes()).get("_indices_data_files"))
 
 
 def _names(path: Path, key: str, inner: str | None = None) -> list[str]:

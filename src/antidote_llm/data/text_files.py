@@ -15,6 +15,8 @@ from antidote_llm.errors import UserError
 
 # No row of a language model is longer; a file without line ends is no file of rows.
 MOST_CHARACTERS_A_ROW = 1 << 26
+# A small packed file may hold any number of line ends, and each is looked at.
+_MOST_EMPTY_LINES = 1_000_000
 # One document is read as a whole.
 _MOST_DOCUMENT_CHARACTERS = 1 << 30
 # Rows of one text shape are packed to a fiftieth, seldom to less.
@@ -52,11 +54,14 @@ def lines(stream: TextIO, path: Path) -> Iterator[tuple[int, str]]:
     """Read line by line, with each line's number.
 
     Raises:
-        UserError: A line is absurdly long.
+        UserError: A line is absurdly long, or absurdly many are empty.
     """
-    number = 0
+    number = empty = 0
     while line := stream.readline(MOST_CHARACTERS_A_ROW + 1):
         number += 1
+        empty += line.isspace()
+        if empty > _MOST_EMPTY_LINES:
+            raise UserError(f"{path}:{number}: more than {_MOST_EMPTY_LINES:,} empty lines: remove them")
         if len(line) > MOST_CHARACTERS_A_ROW:
             raise UserError(
                 f"{path}:{number}: a line of more than {MOST_CHARACTERS_A_ROW:,} characters: write one row a line"

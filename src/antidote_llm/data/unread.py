@@ -105,15 +105,7 @@ _NOTHING = ("", "[]", "{}", "null", "none", "nan")
 
 def is_filled(value: Any) -> bool:
     """Say whether a cell holds anything; lists and objects that hold nothing do not, however deep."""
-    if value is None or value is False or is_nan(value):
-        return False
-    if isinstance(value, str):
-        return value.strip().lower() not in _NOTHING
-    if isinstance(value, Mapping):
-        return any(map(is_filled, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(is_filled, value))
-    return True
+    return any(map(_says_something, _leaves(value)))
 
 
 def answer_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -190,13 +182,26 @@ def _is_in(value: Any, said: str) -> bool:
 
 
 def _texts(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, Mapping):
-        return [text for inner in value.values() for text in _texts(inner)]
-    if isinstance(value, list | tuple):
-        return [text for inner in value for text in _texts(inner)]
-    return []
+    return (leaf for leaf in _leaves(value) if isinstance(leaf, str))
+
+
+def _says_something(leaf: Any) -> bool:
+    if isinstance(leaf, str):
+        return leaf.strip().lower() not in _NOTHING
+    return not (leaf is None or leaf is False or is_nan(leaf))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what lists and objects hold that is neither, in order; they may be deeper than functions can call."""
+    pending = [value]
+    while pending:
+        last = pending.pop()
+        if isinstance(last, Mapping):
+            pending.extend(reversed(list(last.values())))
+        elif isinstance(last, list | tuple):
+            pending.extend(reversed(last))
+        else:
+            yield last
 
 
 def plain(name: object) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
 from antidote_llm.artifacts.json_writing import is_utf8
@@ -29,6 +30,8 @@ Failed: TypeAlias = "Callable[[int, UnusableAnswerError], None]"
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _LONGEST_WAIT_S = 60.0
 _SHOWN_CHARACTERS = 160
+# A server may ignore how many tokens are wanted, but nobody looks at an answer without an end.
+_MOST_CHARACTERS, _MOST_CHARACTERS_A_TOKEN = 1 << 16, 64
 # So many requests in a row without a usable answer are no odd answers, but an odd server.
 _MOST_FAILED_IN_A_ROW = 8
 _KEPT = "what came so far is kept: see to the server and run again"
@@ -172,10 +175,12 @@ class Endpoint:
             UserError: The server refuses, or does not give an answer within all retries.
         """
         asked: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "temperature": 0, **(extra or {})}
+        most = max(_MOST_CHARACTERS, _MOST_CHARACTERS_A_TOKEN * max_tokens)
         if isinstance(messages, str):
-            return self._ask("completions", {**asked, "prompt": messages}, _text_of_completion)
+            text_of = partial(_text_of_completion, most=most)
+            return self._ask("completions", {**asked, "prompt": messages}, text_of)
         turns = [dict(message) for message in messages]
-        return self._ask("chat/completions", {**asked, "messages": turns}, _text_of_chat)
+        return self._ask("chat/completions", {**asked, "messages": turns}, partial(_text_of_chat, most=most))
 
     def complete_all(
         self,
@@ -321,8 +326,8 @@ def _sendable(key: str | None) -> str | None:
     return key or None
 
 
-def _text_of_chat(answer: Any) -> str:
-    return _text(answer, _said_in_chat)
+def _text_of_chat(answer: Any, *, most: int) -> str:
+    return _text(answer, _said_in_chat, most)
 
 
 def _said_in_chat(choice: Any) -> Any:
@@ -333,17 +338,19 @@ def _said_in_chat(choice: Any) -> Any:
     return message.get("refusal") if message["content"] is None else message["content"]
 
 
-def _text_of_completion(answer: Any) -> str:
-    return _text(answer, lambda choice: choice["text"])
+def _text_of_completion(answer: Any, *, most: int) -> str:
+    return _text(answer, lambda choice: choice["text"], most)
 
 
-def _text(answer: Any, part: Callable[[Any], Any]) -> str:
+def _text(answer: Any, part: Callable[[Any], Any], most: int) -> str:
     try:
         text = part(answer["choices"][0])
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise _TryAgainError("the answer is JSON of another form than OpenAI's", is_answer=True) from error
     if not isinstance(text, str):
         raise _TryAgainError("the answer holds no text", is_answer=True)
+    if len(text) > most:
+        raise _TryAgainError(f"the answer has {len(text):,} characters, many more than was asked for", is_answer=True)
     if not is_utf8(text):
         raise _TryAgainError("the answer holds half a surrogate pair, which is no text", is_answer=True)
     return text

@@ -161,6 +161,9 @@ class Evaluation(BaseModel):
 
 
 def _read_bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        # A pipe would be waited for without an end.
+        raise UserError(f"{path}: no file: evaluate the model again")
     try:
         return path.read_bytes()
     except OSError as error:

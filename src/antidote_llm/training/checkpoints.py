@@ -134,6 +134,9 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def _kept(checkpoint: Path) -> _Kept | None:
     """Return what was kept about a checkpoint; None where that is damaged."""
+    if not (checkpoint / _WHOLE).is_file():
+        # A pipe would be waited for without an end.
+        return None
     try:
         kept = parse_model(_Kept, (checkpoint / _WHOLE).read_bytes())
     except (OSError, ValueError):

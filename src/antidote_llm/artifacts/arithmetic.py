@@ -13,14 +13,19 @@ from collections.abc import Mapping
 SETTINGS: Mapping[str, str] = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_CBWR": "COMPATIBLE",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "2",
+    "MKL_NUM_THREADS": "2",
+    "MKL_DYNAMIC": "FALSE",
 }
 
 
 def round_alike() -> None:
-    """Let this process, and those that it starts, round as any other processor does; before torch is imported."""
-    os.environ.update(SETTINGS)
+    """Let this process, and those that it starts, round as any other processor does; before torch is imported.
+
+    What the environment sets already stays as it is.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
 
 
 def rounding() -> dict[str, str | None]:

@@ -154,7 +154,7 @@ def test_kills_at_random_moments_lose_nothing(target: str, engine: str, kills: i
     """Kills over the whole length of a repair, each followed by a run to the end."""
     inputs = tmp_path / "inputs"
     aligned = tiny.write_model(inputs / "aligned", max_shard_size="40KB")
-    rows = tiny.write_rows(inputs / "harmful.jsonl", count=40 if engine == "memory" else 400)
+    rows = tiny.write_rows(inputs / "harmful.jsonl", count=40 if engine == "memory" else 150)
     if target == "adapter":
         what = [aligned, "--adapter", tiny.write_adapter(inputs / "adapter", aligned)]
     else:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts import write_json, write_text
+from antidote_llm.io.files import write_json, write_text
 from benchmarks.interleaved import Check, checks_table, load_average
 
 

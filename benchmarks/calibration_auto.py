@@ -24,15 +24,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from antidote_llm.artifacts import write_json, write_text
 from antidote_llm.calibration.batching import batch_plan, padded
-from antidote_llm.calibration.mask_moves import Ranking
-from antidote_llm.calibration.settling import Agreement, Settling
-from antidote_llm.data import Record, Renderer, read_records
-from antidote_llm.miniature import Miniature, World, build
-from antidote_llm.miniature.forbidden import FORBIDDEN
-from antidote_llm.models import OpenModel, Site, open_model, resolve_target
-from antidote_llm.models.targets import Target
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.io.files import write_json, write_text
+from antidote_llm.miniature.build import Miniature, build
+from antidote_llm.miniature.exchanges import FORBIDDEN
+from antidote_llm.miniature.world import World
+from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.sites import Site
+from antidote_llm.models.target import Target, resolve_target
+from antidote_llm.repair.early_stopping import Agreement, Ranking, Settling
 from antidote_llm.repair.selection import Request, Scope, Selection, select
 
 ROWS = 2000

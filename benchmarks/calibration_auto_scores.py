@@ -17,14 +17,22 @@ from typing import Any
 
 import torch
 
-from antidote_llm.artifacts import write_json, write_text
-from antidote_llm.artifacts.measuring import Stopwatch
-from antidote_llm.data import Renderer, read_records
-from antidote_llm.evaluation import Estimate, EvaluationSettings, Suite, evaluate, load_judge
-from antidote_llm.miniature import Miniature
-from antidote_llm.models import OpenModel, open_model_checkpoint
-from antidote_llm.repair import HarmfulData, method_named, plan_repair, write_repair
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.evaluation.evaluate import evaluate
+from antidote_llm.evaluation.judge import load_judge
+from antidote_llm.evaluation.metrics import Estimate
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite
+from antidote_llm.io.files import write_json, write_text
+from antidote_llm.io.resources import Stopwatch
+from antidote_llm.miniature.build import Miniature
+from antidote_llm.models.checkpoint import open_model_checkpoint
+from antidote_llm.models.load import OpenModel
+from antidote_llm.repair.method import method_named
+from antidote_llm.repair.plan import HarmfulData, plan_repair
 from antidote_llm.repair.selection import Request
+from antidote_llm.repair.write import write_repair
 from benchmarks.calibration_auto import ROWS, SUBJECTS, RowSums, Subject, row_sums, settled, subject, update
 from benchmarks.real_text import cell, datasets
 

@@ -20,10 +20,11 @@ from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from antidote_llm.artifacts import write_json, write_text
-from antidote_llm.data import Record, Renderer, Turn
-from antidote_llm.data.chat import ChatTemplate
+from antidote_llm.data.chat_template import ChatTemplate
+from antidote_llm.data.records import Record, Turn
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
+from antidote_llm.io.files import write_json, write_text
 
 BOS, EOS = "<bos>", "<eos>"
 ANSWER = "kad vol"

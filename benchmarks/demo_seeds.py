@@ -20,7 +20,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from antidote_llm.artifacts import write_json, write_text
+from antidote_llm.io.files import write_json, write_text
 
 METRICS = ("harmful_score", "refusal_rate", "incoherent_rate", "over_refusal_rate")
 

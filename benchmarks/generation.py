@@ -25,14 +25,13 @@ from typing import Any, TypeAlias
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from antidote_llm.artifacts import write_json, write_text
-from antidote_llm.data import Renderer, read_records
-from antidote_llm.evaluation.batches import in_batches
-from antidote_llm.evaluation.generation import generate
-from antidote_llm.evaluation.rows import Limits, Row
-from antidote_llm.evaluation.stopping import stop_ids
-from antidote_llm.miniature import build
-from antidote_llm.models import open_model
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.evaluation.generation import generate, in_batches
+from antidote_llm.evaluation.prompts import Limits, Row, stop_ids
+from antidote_llm.io.files import write_json, write_text
+from antidote_llm.miniature.build import build
+from antidote_llm.models.load import open_model
 
 Answers: TypeAlias = list[list[int]]
 # Logits of float32 that lie closer than this are equal within rounding.

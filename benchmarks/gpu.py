@@ -24,11 +24,11 @@ from pathlib import Path
 
 import torch
 
-from antidote_llm.artifacts import write_json, write_text
-from antidote_llm.artifacts.measuring import peak_rss_bytes
-from antidote_llm.calibration import CalibrationSettings
+from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.rendering import TokenizedRow
-from antidote_llm.models import open_model
+from antidote_llm.io.files import write_json, write_text
+from antidote_llm.io.resources import peak_rss_bytes
+from antidote_llm.models.load import open_model
 from benchmarks.published_loop import published_masks
 from benchmarks.random_llama import Shape, opened, write_checkpoint
 from benchmarks.scoring import ALPHA, Subject

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts import write_json, write_text
-from antidote_llm.calibration import CalibrationSettings
+from antidote_llm.calibration.settings import CalibrationSettings
+from antidote_llm.io.files import write_json, write_text
 from benchmarks.interleaved import Work, medians, ratio, timed
 from benchmarks.random_llama import Shape, opened, random_rows, write_checkpoint
 from benchmarks.scoring import Subject

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts import write_json, write_text
+from antidote_llm.io.files import write_json, write_text
 
 ROWS, TOKENS = 40, 32
 LOAD_AND_SAVE = (

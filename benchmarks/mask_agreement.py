@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from antidote_llm.models import Site
-from antidote_llm.repair import Plan
+from antidote_llm.models.sites import Site
+from antidote_llm.repair.edits import Plan
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,25 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from antidote_llm.artifacts import write_json, write_text
-from antidote_llm.artifacts.measuring import Stopwatch
-from antidote_llm.data import Renderer, read_records
-from antidote_llm.decision import compare
-from antidote_llm.evaluation import Evaluation, EvaluationSettings, Suite, evaluate, load_judge
-from antidote_llm.miniature import Miniature, build
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.decision.compare import compare
+from antidote_llm.evaluation.evaluate import evaluate
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.judge import load_judge
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite
+from antidote_llm.io.files import write_json, write_text
+from antidote_llm.io.resources import Stopwatch
+from antidote_llm.miniature.build import Miniature, build
+from antidote_llm.miniature.exchanges import NEW_TASK
 from antidote_llm.miniature.recipe import AttackKind
-from antidote_llm.miniature.tasks import NEW_TASK
-from antidote_llm.models import OpenModel, open_model, open_model_checkpoint, resolve_target
-from antidote_llm.models.targets import TargetName
-from antidote_llm.repair import HarmfulData, method_named, plan_repair, write_repair
+from antidote_llm.models.checkpoint import open_model_checkpoint
+from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.target import TargetName, resolve_target
+from antidote_llm.repair.method import method_named
+from antidote_llm.repair.plan import HarmfulData, plan_repair
+from antidote_llm.repair.write import write_repair
 from benchmarks.demo_seeds import spread
 
 ARCHITECTURES = ("llama", "mistral", "gemma", "qwen3", "gpt2")

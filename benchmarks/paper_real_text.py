@@ -18,8 +18,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts import write_json, write_text
-from antidote_llm.data import Record, read_records, write_jsonl
+from antidote_llm.data.files import write_jsonl
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.records import Record
+from antidote_llm.io.files import write_json, write_text
 from benchmarks.paper_table import METHODS, command, knob, named
 
 TASKS = ("sst2", "agnews")

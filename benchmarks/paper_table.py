@@ -19,9 +19,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts import write_json, write_text
 from antidote_llm.cli.main import run as antidote
-from antidote_llm.miniature.tasks import NEW_TASK
+from antidote_llm.io.files import write_json, write_text
+from antidote_llm.miniature.exchanges import NEW_TASK
 from benchmarks.demo_seeds import spread
 
 RATIOS = (0.0, 0.05, 0.1, 0.2, 0.5)

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts import write_json, write_text
+from antidote_llm.io.files import write_json, write_text
 from benchmarks.interleaved import Check, checks_table, load_average, medians, ratio
 from benchmarks.random_llama import SHAPES, random_rows, write_checkpoint
 from benchmarks.scoring import thinned

@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from antidote_llm.data.rendering import TokenizedRow
-from antidote_llm.models import DtypeName, OpenModel, open_model
+from antidote_llm.models.from_pretrained import DtypeName
+from antidote_llm.models.load import OpenModel, open_model
 
 # How far the lengths of rows spread: the standard deviation of their logarithm.
 SPREAD = 0.6

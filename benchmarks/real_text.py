@@ -16,13 +16,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts import write_json
-from antidote_llm.artifacts.measuring import Stopwatch
-from antidote_llm.data import Record, Renderer, read_records
-from antidote_llm.decision import compare
-from antidote_llm.evaluation import Estimate, Evaluation, EvaluationSettings, Suite, evaluate, load_judge
-from antidote_llm.models import OpenModel, open_model
-from antidote_llm.repair import HarmfulData, method_named, plan_repair, write_repair
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.decision.compare import compare
+from antidote_llm.evaluation.evaluate import evaluate
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.judge import load_judge
+from antidote_llm.evaluation.metrics import Estimate
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite
+from antidote_llm.io.files import write_json
+from antidote_llm.io.resources import Stopwatch
+from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.repair.method import method_named
+from antidote_llm.repair.plan import HarmfulData, plan_repair
+from antidote_llm.repair.write import write_repair
 
 SST2_QUESTION = "Analyze the sentiment of the input, and respond only positive or negative"
 SETTINGS = EvaluationSettings(max_new_tokens=24)

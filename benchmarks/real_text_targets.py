@@ -20,14 +20,20 @@ from typing import Any
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from antidote_llm.artifacts import write_json, write_text
-from antidote_llm.artifacts.measuring import Stopwatch
-from antidote_llm.data import Record, Renderer
-from antidote_llm.decision import compare
-from antidote_llm.evaluation import Estimate, Evaluation, Suite
-from antidote_llm.models import OpenModel, open_model, open_model_checkpoint, resolve_target
-from antidote_llm.models.targets import TargetName
-from antidote_llm.repair import HarmfulData, method_named, plan_repair, write_repair
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.decision.compare import compare
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.metrics import Estimate
+from antidote_llm.evaluation.suite import Suite
+from antidote_llm.io.files import write_json, write_text
+from antidote_llm.io.resources import Stopwatch
+from antidote_llm.models.checkpoint import open_model_checkpoint
+from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.target import TargetName, resolve_target
+from antidote_llm.repair.method import method_named
+from antidote_llm.repair.plan import HarmfulData, plan_repair
+from antidote_llm.repair.write import write_repair
 from benchmarks.real_text import SETTINGS, SUITES, asked, cell, datasets
 
 AG_NEWS_QUESTION = "Categorize the news article into World, Sports, Business or Sci/Tech"

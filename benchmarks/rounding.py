@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from antidote_llm.artifacts.arithmetic import round_alike, rounding
+from antidote_llm.io.reproducible_arithmetic import round_alike, rounding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,13 +39,13 @@ def hashes(steps: int) -> dict[str, object]:
     # torch reads the settings when it is imported.
     import torch
 
-    from antidote_llm.data import Renderer
+    from antidote_llm.data.rendering import Renderer
     from antidote_llm.miniature.architectures import untrained_model
     from antidote_llm.miniature.recipe import Recipe
     from antidote_llm.miniature.tokenizer import build_tokenizer
     from antidote_llm.miniature.world import World
-    from antidote_llm.training import train
-    from antidote_llm.training.examples import examples_of
+    from antidote_llm.training.batches import examples_of
+    from antidote_llm.training.trainer import train
 
     torch.manual_seed(0)
     first_MK, second_KN = torch.randn(513, 77), torch.randn(77, 300)

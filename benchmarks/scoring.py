@@ -21,12 +21,15 @@ from typing import Any
 
 import torch
 
-from antidote_llm.artifacts import write_json, write_text
-from antidote_llm.calibration import CalibrationSettings, collect
 from antidote_llm.calibration.batching import batch_plan, padded, padded_tokens
+from antidote_llm.calibration.collect import collect
+from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.rendering import TokenizedRow
-from antidote_llm.models import OpenModel, resolve_target
-from antidote_llm.repair import Plan, Problem, method_named, plan
+from antidote_llm.io.files import write_json, write_text
+from antidote_llm.models.load import OpenModel
+from antidote_llm.models.target import resolve_target
+from antidote_llm.repair.edits import Plan, Problem, plan
+from antidote_llm.repair.method import method_named
 from benchmarks.interleaved import Check, Seconds, Work, checks_table, load_average, medians, ratio, timed
 from benchmarks.mask_agreement import agreement
 from benchmarks.published_loop import published_masks

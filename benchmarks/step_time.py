@@ -23,11 +23,13 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from antidote_llm.artifacts import write_json, write_text
-from antidote_llm.artifacts.measuring import peak_rss_bytes
-from antidote_llm.data import Record, Renderer
-from antidote_llm.training import LoraSettings, Running, StageData, TrainingSettings, defense_named, run_stage
-from antidote_llm.training.defense import Stage
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.io.files import write_json, write_text
+from antidote_llm.io.resources import peak_rss_bytes
+from antidote_llm.training.defense import Stage, StageData, defense_named, run_stage
+from antidote_llm.training.settings import LoraSettings, TrainingSettings
+from antidote_llm.training.trainer import Running
 
 # The most that a step may cost, in steps of plain fine-tuning.
 LIMITS = {"vaccine": 2.1, "booster": 3.2, "lisa": 1.05, "ldifs": 1.6, "repnoise": 3.0, "repnoise-final": 2.2}

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts import sha256_file, write_json, write_text
+from antidote_llm.io.files import sha256_file, write_json, write_text
 from benchmarks.half_billion import measured, summarised
 
 SHAPES = {

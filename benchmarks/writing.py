@@ -27,10 +27,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from antidote_llm.artifacts import sha256_file, write_json, write_text
-from antidote_llm.artifacts.measuring import peak_rss_bytes
-from antidote_llm.models import TensorFile, open_tensor_file
-from antidote_llm.patching import PatchedCopies, read_patch, require_reverts
+from antidote_llm.io.files import sha256_file, write_json, write_text
+from antidote_llm.io.resources import peak_rss_bytes
+from antidote_llm.io.safetensors_files import TensorFile, open_tensor_file
+from antidote_llm.patching.apply import require_reverts
+from antidote_llm.patching.patch import read_patch
+from antidote_llm.patching.patched_copies import PatchedCopies
 
 NAME, SHARE = "model.safetensors", 0.1
 PLAIN = "load, zero, save_file"

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
-from antidote_llm.calibration import CalibrationSettings, Collection, Moments
-from antidote_llm.data import TokenizedRow
-from antidote_llm.models import OpenModel, Target, open_model, resolve_target
-from antidote_llm.models.streaming import decoder_layers
+from antidote_llm.calibration.collect import Collection
+from antidote_llm.calibration.moments import Moments
+from antidote_llm.calibration.settings import CalibrationSettings
+from antidote_llm.data.rendering import TokenizedRow
+from antidote_llm.models.layer_stream import decoder_layers
+from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.target import Target, resolve_target
 from tests import tiny
 
 LENGTHS = (1, 9, 4, 12, 7, 3, 10, 5)

@@ -28,8 +28,8 @@ from typing import Any
 
 import torch
 
-from antidote_llm.artifacts import sha256_bytes, sha256_json
 from antidote_llm.cli.main import run
+from antidote_llm.io.files import sha256_bytes, sha256_json
 from tests import tiny
 from tests.cli.command import tree
 from tests.faults import Call, Ended, Fault, watched

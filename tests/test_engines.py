@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from antidote_llm.calibration import CalibrationSettings, Moments
+from antidote_llm.calibration.moments import Moments
+from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.errors import UserError
-from antidote_llm.models import OpenModel, Target, open_model, resolve_target
-from antidote_llm.models.streaming import decoder_layers
+from antidote_llm.models.layer_stream import decoder_layers
+from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.target import Target, resolve_target
 from tests import tiny
 from tests.engine_architectures import CHOICES, COVERED, LEFT_OUT, write
 from tests.engines import LENGTHS, assert_engines_agree, statistics

@@ -14,11 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from antidote_llm.artifacts import sha256_file
-from antidote_llm.calibration import CalibrationSettings
-from antidote_llm.data import DataSpec, Renderer, read_records
-from antidote_llm.models import open_model, resolve_target
-from antidote_llm.repair import HarmfulData, method_named, plan_repair
+from antidote_llm.calibration.settings import CalibrationSettings
+from antidote_llm.data.data_spec import DataSpec
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.io.files import sha256_file
+from antidote_llm.models.load import open_model
+from antidote_llm.models.target import resolve_target
+from antidote_llm.repair.method import method_named
+from antidote_llm.repair.plan import HarmfulData, plan_repair
 from tests import tiny
 from tests.architectures import ARCHITECTURES, write_checkpoint
 from tests.cli.command import Command, tree

@@ -10,37 +10,41 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from antidote_llm.calibration import CalibrationSettings, Moments, collect
-    from antidote_llm.data import Record, Renderer, read_records
-    from antidote_llm.decision import Comparison, compare
+    from antidote_llm.calibration.collect import collect
+    from antidote_llm.calibration.moments import Moments
+    from antidote_llm.calibration.settings import CalibrationSettings
+    from antidote_llm.data.reading import read_records
+    from antidote_llm.data.records import Record
+    from antidote_llm.data.rendering import Renderer
+    from antidote_llm.decision.compare import Comparison, compare
     from antidote_llm.errors import DefectError, UserError
-    from antidote_llm.evaluation import Evaluation, EvaluationSettings, Suite, evaluate, load_judge
-    from antidote_llm.models import OpenModel, Site, Target, open_model, resolve_target
-    from antidote_llm.patching import Patch, read_patch, transform
-    from antidote_llm.repair import (
-        HarmfulData,
-        RepairRecord,
-        method_named,
-        methods,
-        plan_repair,
-        score_method,
-        solve_method,
-        write_repair,
-    )
-    from antidote_llm.training import (
+    from antidote_llm.evaluation.evaluate import evaluate
+    from antidote_llm.evaluation.evaluation import Evaluation
+    from antidote_llm.evaluation.judge import load_judge
+    from antidote_llm.evaluation.settings import EvaluationSettings
+    from antidote_llm.evaluation.suite import Suite
+    from antidote_llm.models.load import OpenModel, open_model
+    from antidote_llm.models.sites import Site
+    from antidote_llm.models.target import Target, resolve_target
+    from antidote_llm.patching.apply import transform
+    from antidote_llm.patching.patch import Patch, read_patch
+    from antidote_llm.repair.method import method_named, methods, score_method, solve_method
+    from antidote_llm.repair.plan import HarmfulData, plan_repair
+    from antidote_llm.repair.record import RepairRecord
+    from antidote_llm.repair.write import write_repair
+    from antidote_llm.training.defense import (
         Defense,
         Lesson,
-        LoraSettings,
-        Objective,
-        Running,
         StageData,
-        TrainingSettings,
         alignment_defense,
         defense_named,
         defenses,
         finetuning_defense,
         run_stage,
     )
+    from antidote_llm.training.objective import Objective
+    from antidote_llm.training.settings import LoraSettings, TrainingSettings
+    from antidote_llm.training.trainer import Running
 
 __version__ = "0.1.0"
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from antidote_llm.data import Record, Renderer
-from antidote_llm.training import Lesson, StageData, train
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.training.defense import Lesson, StageData
+from antidote_llm.training.trainer import train
 from tests import tiny
 
 _PROMPTS = [tiny.words(2 + index % 3, index) for index in range(8)]

@@ -12,10 +12,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 from antidote_llm.alignment.repnoise import repnoise, squared_discrepancy
-from antidote_llm.data import Record, Renderer
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.training import Lesson, LoraSettings, Objective, StageData, TrainingSettings, run_stage, train
 from antidote_llm.training.batches import IGNORED, Batch
+from antidote_llm.training.defense import Lesson, StageData, run_stage
+from antidote_llm.training.objective import Objective
+from antidote_llm.training.settings import LoraSettings, TrainingSettings
+from antidote_llm.training.trainer import train
 from tests import tiny
 from tests.alignment.one_step import DATA, HARMFUL, REFUSALS, assert_same, small_model, step_gradients
 from tests.architectures import write_checkpoint

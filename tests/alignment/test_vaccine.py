@@ -11,8 +11,11 @@ from transformers import AutoModelForCausalLM
 from antidote_llm.alignment.sft import sft
 from antidote_llm.alignment.vaccine import vaccine
 from antidote_llm.errors import UserError
-from antidote_llm.training import LoraSettings, attach_lora, defense_named, train
 from antidote_llm.training.batches import Collator, label_tokens
+from antidote_llm.training.defense import defense_named
+from antidote_llm.training.lora import attach_lora
+from antidote_llm.training.settings import LoraSettings
+from antidote_llm.training.trainer import train
 from tests.architectures import ARCHITECTURES, write_checkpoint
 from tests.training.steps import (
     TRAINING,

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
-from antidote_llm.bench import Recipe, read_recipe, step_commands
-from antidote_llm.bench.reading import shipped_recipes
+from antidote_llm.bench.commands import step_commands
+from antidote_llm.bench.reading import read_recipe, shipped_recipes
+from antidote_llm.bench.recipe import Recipe
 from antidote_llm.data.presets import PRESETS
-from antidote_llm.evaluation.tasks import load_task
-from antidote_llm.training import TrainingSettings
+from antidote_llm.evaluation.tasks.task import load_task
+from antidote_llm.training.settings import TrainingSettings
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"
 MODELS = {

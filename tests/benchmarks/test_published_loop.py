@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from antidote_llm.calibration import CalibrationSettings
+from antidote_llm.calibration.settings import CalibrationSettings
 from benchmarks.mask_agreement import agreement
 from benchmarks.published_loop import apply_masks, published_masks
 from benchmarks.random_llama import Shape, opened, random_rows, write_checkpoint

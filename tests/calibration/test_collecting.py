@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from antidote_llm.calibration import CalibrationSettings, Moments, collect
-from antidote_llm.calibration import collecting as collecting_module
-from antidote_llm.calibration.moments import Statistic, TokenPolicy
-from antidote_llm.data import TokenizedRow
+from antidote_llm.calibration import collect as collecting_module
+from antidote_llm.calibration.collect import collect
+from antidote_llm.calibration.moments import Moments, Statistic, TokenPolicy
+from antidote_llm.calibration.settings import CalibrationSettings
+from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.errors import DefectError, UserError
-from antidote_llm.models import OpenModel, open_model
+from antidote_llm.models.load import OpenModel, open_model
 from tests import tiny
 from tests.conftest import Folders
 

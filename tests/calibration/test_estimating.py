@@ -8,9 +8,12 @@ import psutil
 import pytest
 import torch
 
-from antidote_llm.calibration import Collection, estimated, estimating
-from antidote_llm.models import DtypeName, open_model, resolve_target
-from antidote_llm.models.room import Room
+from antidote_llm.calibration import collect as estimating
+from antidote_llm.calibration.collect import Collection, estimated
+from antidote_llm.models.from_pretrained import DtypeName
+from antidote_llm.models.load import open_model
+from antidote_llm.models.memory_budget import Room
+from antidote_llm.models.target import resolve_target
 from tests.engine_architectures import write
 from tests.engines import SETTINGS, rows
 

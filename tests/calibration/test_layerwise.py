@@ -12,9 +12,10 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
-from antidote_llm.calibration import CalibrationSettings
+from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model, resolve_target
+from antidote_llm.models.load import open_model
+from antidote_llm.models.target import resolve_target
 from tests.engine_architectures import write
 from tests.engines import assert_engines_agree, assert_same_bits, statistics
 

@@ -13,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from antidote_llm.calibration import CalibrationSettings, Moments, layerwise
-from antidote_llm.calibration.kept_sums import KeptState, read_tensors, write_tensors
-from antidote_llm.models import open_model, resolve_target
-from antidote_llm.models.loading import PartLoader
+from antidote_llm.calibration import layer_by_layer as layerwise
+from antidote_llm.calibration.moments import Moments
+from antidote_llm.calibration.resume import KeptState, read_tensors, write_tensors
+from antidote_llm.calibration.settings import CalibrationSettings
+from antidote_llm.models.layer_stream import PartLoader
+from antidote_llm.models.load import open_model
+from antidote_llm.models.target import resolve_target
 from tests.engine_architectures import write
 from tests.engines import LENGTHS, SETTINGS, assert_same_bits, statistics
 

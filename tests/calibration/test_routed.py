@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from antidote_llm.calibration import CalibrationSettings, collect
-from antidote_llm.calibration.routed import RoutedInputs, experts_seen
-from antidote_llm.calibration.sums import Sums
-from antidote_llm.data import TokenizedRow
+from antidote_llm.calibration.collect import collect
+from antidote_llm.calibration.input_hooks import RoutedInputs, experts_seen
+from antidote_llm.calibration.moments import Sums
+from antidote_llm.calibration.settings import CalibrationSettings
+from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model, open_model_checkpoint, resolve_target
+from antidote_llm.models.checkpoint import open_model_checkpoint
+from antidote_llm.models.load import open_model
 from antidote_llm.models.sites import Site
-from antidote_llm.models.weights import weight_sites
+from antidote_llm.models.target import resolve_target
+from antidote_llm.models.weight_sites import weight_sites
 from tests import mixtures
 
 NAMES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "qwen2_moe", "granitemoe")

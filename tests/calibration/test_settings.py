@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from antidote_llm.calibration import CalibrationSettings
+from antidote_llm.calibration.settings import CalibrationSettings
 
 
 def test_a_micro_batch_is_larger_on_a_gpu_unless_its_size_was_given() -> None:

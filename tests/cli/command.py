@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from antidote_llm.artifacts import sha256_file
 from antidote_llm.cli.main import run
+from antidote_llm.io.files import sha256_file
 from tests.conftest import Folders
 
 

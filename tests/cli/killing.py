@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from antidote_llm.artifacts import sha256_file
-from antidote_llm.calibration import kept_sums
+from antidote_llm.calibration import resume as kept_sums
 from antidote_llm.cli.main import run
+from antidote_llm.io.files import sha256_file
 from tests.cli.command import tree
 
 

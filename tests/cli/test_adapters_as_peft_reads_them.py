@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from antidote_llm.artifacts import sha256_file
-from antidote_llm.models.adapters import ADAPTER_FILE
+from antidote_llm.io.files import sha256_file
+from antidote_llm.models.adapter import ADAPTER_FILE
 from tests import tiny
 from tests.cli.command import Command
 from tests.models.test_multimodal import write_gemma3

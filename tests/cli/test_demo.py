@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from antidote_llm.artifacts import sha256_file
+from antidote_llm.io.files import sha256_file
 
 KNOWN_TASK, NEW_TASK = "sentiment", "arithmetic"
 WEIGHTS = "adapter_model.safetensors"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from antidote_llm.artifacts import sha256_file
+from antidote_llm.io.files import sha256_file
 from tests import tiny
 from tests.cli.bad_targets import adapter, delta, sharded, weight
 from tests.cli.command import Command, Place, tree

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from antidote_llm.evaluation import Evaluation
+from antidote_llm.evaluation.evaluation import Evaluation
 from tests.cli.command import Command, Place, tree
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from antidote_llm.cli.main import run
-from antidote_llm.patching import shipped_files
+from antidote_llm.patching.shipping import shipped_files
 from tests import tiny
 from tests.cli.command import Command, Place, edit_json, tree
 from tests.fine_tunes import write_fine_tune

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from antidote_llm.evaluation import Evaluation
 from antidote_llm.evaluation.endpoint import Patience
+from antidote_llm.evaluation.evaluation import Evaluation
 from tests import tiny
 from tests.cli.command import Command, Place, edit_json, tree
 from tests.evaluation import vllm_stand_in

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from antidote_llm.artifacts import sha256_file
+from antidote_llm.io.files import sha256_file
 from tests.cli.command import Place, edit_json, tree
 from tests.fine_tunes import tensors_of, write_fine_tune
 

@@ -54,7 +54,7 @@ def test_too_little_memory_is_said_in_one_line(
     def exhausted(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nIf reserved memory is large")
 
-    monkeypatch.setattr("antidote_llm.repair.running.Collection.by_part", exhausted)
+    monkeypatch.setattr("antidote_llm.repair.plan.Collection.by_part", exhausted)
     before = tree(place.root)
     result = antidote(*place.repair())
     assert result.code == 2
@@ -138,7 +138,7 @@ def test_what_a_kill_left_is_taken_up_by_the_same_command(
     place: Place, antidote: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as killed:
-        killed.setattr("antidote_llm.artifacts.folders.ResultFolder._clean", lambda self: None)
+        killed.setattr("antidote_llm.io.result_folder.ResultFolder._clean", lambda self: None)
         killed.setattr("antidote_llm.cli.repair_job.write_report", lambda *_, **__: 1 / 0)
         assert antidote(*place.repair()).code == 3
     assert [path.name for path in place.out.parent.iterdir()] != []

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from antidote_llm.evaluation import Evaluation
 from antidote_llm.evaluation import endpoint as endpoint_module
 from antidote_llm.evaluation.endpoint import Patience
+from antidote_llm.evaluation.evaluation import Evaluation
 from tests import tiny
 from tests.cli.command import Command, Place
 from tests.evaluation.judges import models

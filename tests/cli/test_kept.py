@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from antidote_llm.artifacts import sha256_file, sha256_json, write_json
-from antidote_llm.calibration.kept_sums import KeptState
+from antidote_llm.calibration.resume import KeptState
 from antidote_llm.cli.main import run
 from antidote_llm.errors import KeptError, UserError
-from antidote_llm.evaluation import Evaluation
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.io.files import sha256_file, sha256_json, write_json
 from antidote_llm.miniature import models
 from antidote_llm.miniature.recipe import Recipe
 from antidote_llm.miniature.world import World

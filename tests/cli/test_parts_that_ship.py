@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from antidote_llm.artifacts import sha256_file
+from antidote_llm.io.files import sha256_file
 from tests import tiny
 from tests.cli.command import Command, Place
 from tests.fine_tunes import write_fine_tune

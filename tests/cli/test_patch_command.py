@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from antidote_llm.artifacts import sha256_file
+from antidote_llm.io.files import sha256_file
 from tests import tiny
 from tests.cli.command import Command, Place, tree
 from tests.fine_tunes import write_fine_tune

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from antidote_llm.artifacts import sha256_file
+from antidote_llm.io.files import sha256_file
 from tests.cli.bad_targets import delta, sharded, tuned
 from tests.cli.changing import CHANGES, cut, meanwhile, rewritten, said
 from tests.cli.command import Command, Place, tree
@@ -60,7 +60,7 @@ def test_what_ships_with_a_repair_may_not_change_meanwhile(
 ) -> None:
     arguments = delta(place)
     changing = tuned(place) / name
-    meanwhile(monkeypatch, "antidote_llm.repair.writing.copy_checkpoint", lambda: CHANGES[how](changing))
+    meanwhile(monkeypatch, "antidote_llm.repair.write.copy_checkpoint", lambda: CHANGES[how](changing))
     said(antidote(*arguments), str(changing), "changed while it was read")
     assert not place.out.parent.exists()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from antidote_llm.evaluation import Evaluation
+from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.models.tokenizers import stored_template
 from tests import tiny
 from tests.cli.command import Command, Place

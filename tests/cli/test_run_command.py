@@ -12,8 +12,8 @@ import pytest
 
 from antidote_llm.cli import run as run_command
 from antidote_llm.cli.main import run
-from antidote_llm.data import read_records
-from antidote_llm.data.splits import prompt_key
+from antidote_llm.data.mixing import prompt_key
+from antidote_llm.data.reading import read_records
 from tests.bench.small import Small
 from tests.cli.command import Command, tree
 from tests.evaluation.server import said, serving

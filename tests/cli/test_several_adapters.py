@@ -13,11 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from antidote_llm.artifacts import sha256_file
-from antidote_llm.calibration import CalibrationSettings, collect
-from antidote_llm.data import Renderer, read_records
+from antidote_llm.calibration.collect import collect
+from antidote_llm.calibration.settings import CalibrationSettings
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.models import OpenModel, open_model, resolve_target
+from antidote_llm.io.files import sha256_file
+from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.target import resolve_target
 from tests import tiny
 from tests.cli.command import Command, Place, tree
 

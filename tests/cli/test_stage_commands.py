@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import integration_utils
 
-from antidote_llm.data import write_jsonl
-from antidote_llm.training import defenses, trainer
+from antidote_llm.data.files import write_jsonl
+from antidote_llm.training import trainer
+from antidote_llm.training.defense import defenses
 from tests import tiny
 from tests.cli.command import Command, Place, tree
 from tests.training.launching import launched

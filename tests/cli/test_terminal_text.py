@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from antidote_llm.artifacts.visible_text import visible
 from antidote_llm.cli.library_messages import visible_messages
 from antidote_llm.cli.terminal import Terminal
-from antidote_llm.patching import read_patch
+from antidote_llm.io.visible_text import visible
+from antidote_llm.patching.patch import read_patch
 from tests.cli.bad_options import repaired
 from tests.cli.command import Command, Place, tree
 from tests.patching.making import Parts, with_description, with_parts

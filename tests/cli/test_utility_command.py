@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from antidote_llm.evaluation import Evaluation
+from antidote_llm.evaluation.evaluation import Evaluation
 from tests import tiny
 from tests.cli.command import Command, Place, tree
 from tests.evaluation import lm_eval_stand_in

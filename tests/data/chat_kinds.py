@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from antidote_llm.data import Turn
+from antidote_llm.data.records import Turn
 from tests.data.byte_level import EOS, byte_tokenizer
 
 MARKS = (

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from antidote_llm.data import Record, Renderer, Turn
+from antidote_llm.data.records import Record, Turn
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.data.thoughts import decoded, decoded_reply
 from antidote_llm.errors import UserError
 from tests import tiny

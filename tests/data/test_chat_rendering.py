@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 
-from antidote_llm.artifacts.bounded import Budget
 from antidote_llm.data import chat_rendering
 from antidote_llm.data.chat_rendering import TemplateRenderer
 from antidote_llm.errors import UserError
+from antidote_llm.io.bounded_calls import Budget
 
 VARIABLES: dict[str, Any] = {"messages": [{"role": "user", "content": "zorb"}]}
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from antidote_llm.data import DataSpec, Record, Turn, read_records
+from antidote_llm.data.data_spec import DataSpec
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.records import Record, Turn
 from antidote_llm.errors import UserError
 
 ASKED, TOLD = {"role": "user", "content": "zob"}, {"role": "assistant", "content": "mid"}

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from antidote_llm.data import files as data_files
-from antidote_llm.data import read_records, text_files
+from antidote_llm.data import text_files
+from antidote_llm.data.reading import read_records
 from antidote_llm.errors import UserError
 
 GOOD = [{"prompt": "zob", "response": "mid"}, {"prompt": "kad", "response": "rux"}]

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from antidote_llm.data import Record, Turn, read_records
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.records import Record, Turn
 from antidote_llm.errors import UserError
 
 SYSTEM, USER, ASSISTANT = (

@@ -11,7 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from antidote_llm.data import DataSpec, Record, read_records, write_jsonl
+from antidote_llm.data.data_spec import DataSpec
+from antidote_llm.data.files import write_jsonl
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError
 
 ROWS: list[dict[str, Any]] = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from antidote_llm.data import read_records
+from antidote_llm.data.reading import read_records
 from antidote_llm.errors import UserError
 from tests.data.public_rows import FILES, write_parquet
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antidote_llm.data import DataSpec, Record, mix, read_mixed
-from antidote_llm.data.mixing import shares
+from antidote_llm.data.data_spec import DataSpec
+from antidote_llm.data.mixing import mix, read_mixed, shares
+from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError
 
 WEIGHTS = st.one_of(st.floats(0.05, 20), st.integers(1, 9).map(float))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antidote_llm.data import Record, poisoned
-from antidote_llm.data.splits import prompt_key
+from antidote_llm.data.mixing import poisoned, prompt_key
+from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError
 
 RATIOS = st.one_of(st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.25, 0.5, 1.0]), st.floats(0, 1))

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from antidote_llm.data import DataSpec, Record, describe_presets, preset_names, read_mixed, read_records
-from antidote_llm.data.presets import PRESETS
+from antidote_llm.data.data_spec import DataSpec
+from antidote_llm.data.mixing import read_mixed
+from antidote_llm.data.presets import PRESETS, describe_presets, preset_names
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.records import Record
 from antidote_llm.data.task_prompts import ag_news_prompt, gsm8k_prompt, sst2_prompt
 from antidote_llm.errors import UserError
 from tests.data.public_rows import ANIMALS, BEAVERTAILS, DRUGS, FILES, PublicFile, write_parquet

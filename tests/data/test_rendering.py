@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from antidote_llm.data import Record, Renderer, check_lengths, check_token_ids
-from antidote_llm.data.rendering import ALPACA, rendered_sha256
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import ALPACA, Renderer, check_lengths, check_token_ids, rendered_sha256
 from antidote_llm.errors import UserError
 from tests import tiny
 from tests.data.byte_level import BOS, EOS, byte_tokenizer, spacing_tokenizer

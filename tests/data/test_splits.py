@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antidote_llm.data import Record, Turn, hold_out, require_disjoint
+from antidote_llm.data.mixing import hold_out, require_disjoint
+from antidote_llm.data.records import Record, Turn
 from antidote_llm.errors import UserError
 
 PROMPTS = st.sampled_from(["zob", "zob ", " zob", "mid kad", "mid  kad", "mid\nkad", "run", "tex", "vol", "kab"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from antidote_llm.data import Record, Renderer, Turn
+from antidote_llm.data.records import Record, Turn
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
 from tests import tiny
 from tests.data.byte_level import EOS, TEMPLATES, byte_tokenizer, chat_tokenizer

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from antidote_llm.decision import Comparison, compare
+from antidote_llm.decision.compare import Comparison, compare
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import Answer, Evaluation, EvaluationSettings
+from antidote_llm.evaluation.answers import Answer
+from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import HarmMeasure, Outcome
+from antidote_llm.evaluation.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings(max_new_tokens=8)
 LETTERS: dict[str, Outcome] = {"r": "refusal", "x": "harmful", "h": "helpful", "i": "incoherent"}

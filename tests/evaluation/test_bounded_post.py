@@ -10,7 +10,7 @@ from itertools import chain, repeat
 
 import pytest
 
-from antidote_llm.evaluation.bounded_post import MOST_ERROR_BYTES, NoReplyError, Post
+from antidote_llm.evaluation.http_post import MOST_ERROR_BYTES, NoReplyError, Post
 from tests.evaluation.raw_server import OK, Pieces, sending
 
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"

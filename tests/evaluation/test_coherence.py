@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from antidote_llm.evaluation.coherence import incoherence
+from antidote_llm.evaluation.judges.refusal_patterns import incoherence
 
 BABBLE = {
     "": "empty",

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import Evaluation, EvaluationSettings, Suite, evaluate
-from antidote_llm.evaluation.backends import Remembering, TransformersBackend
+from antidote_llm.evaluation.backends.backend import Remembering, TransformersBackend
 from antidote_llm.evaluation.conditions import (
     AFFIRMATIVE,
     HARDER,
@@ -22,6 +21,10 @@ from antidote_llm.evaluation.conditions import (
     condition_settings,
     longest_first,
 )
+from antidote_llm.evaluation.evaluate import evaluate
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite
 from tests.evaluation.test_evaluate import HARMFUL, HARMLESS, ByPrompt
 from tests.evaluation.test_generation import EOS, prompts
 

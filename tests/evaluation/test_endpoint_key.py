@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.endpoint_key import Origin, advice, key_for, only_tied_keys, require_one_owner
+from antidote_llm.evaluation.endpoint_keys import Origin, advice, key_for, only_tied_keys, require_one_owner
 
 OPENAI, OWN = {"OPENAI_API_KEY": "sk-openai"}, {"ANTIDOTE_ENDPOINT_KEY": "own"}
 TIED = {**OWN, "ANTIDOTE_ENDPOINT_URL": "https://models.example:8443/v1"}

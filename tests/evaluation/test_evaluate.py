@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from antidote_llm.data import Record, Renderer, Turn
+from antidote_llm.data.records import Record, Turn
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import Evaluation, EvaluationSettings, Suite, evaluate
 from antidote_llm.evaluation.answers import Answer, flags
 from antidote_llm.evaluation.backends import backend
+from antidote_llm.evaluation.evaluate import evaluate
+from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import HarmMeasure, Outcome
-from antidote_llm.evaluation.stopping import stop_ids
+from antidote_llm.evaluation.prompts import stop_ids
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite
 from tests import tiny
 from tests.data.byte_level import chat_tokenizer
 

@@ -21,9 +21,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import generate
-from antidote_llm.evaluation.generation import require_room
-from antidote_llm.evaluation.slots import keeps_every_position
+from antidote_llm.evaluation.continuous_batching import keeps_every_position
+from antidote_llm.evaluation.generation import generate, require_room
 from tests import tiny
 
 # Many tokens that end an answer, so that the rows of a batch end at different times.

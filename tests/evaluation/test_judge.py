@@ -10,8 +10,7 @@ import pytest
 
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import judge as judge_module
-from antidote_llm.evaluation import judge_names, load_judge
-from antidote_llm.evaluation.judge import HarmMeasure, Outcome, judged
+from antidote_llm.evaluation.judge import HarmMeasure, Outcome, judge_names, judged, load_judge
 
 HERE = "tests.evaluation.test_judge"
 

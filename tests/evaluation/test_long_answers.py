@@ -8,11 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from antidote_llm.data.thoughts import closed, without_thought
-from antidote_llm.evaluation.coherence import incoherence
-from antidote_llm.evaluation.refusal_patterns import RefusalPatterns
-from antidote_llm.evaluation.tasks.ending import own_part
-from antidote_llm.evaluation.tasks.labels import Labels
-from antidote_llm.evaluation.tasks.matching import normalised
+from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns, incoherence
+from antidote_llm.evaluation.tasks.matching import Labels, normalised, own_part
 from antidote_llm.evaluation.tasks.numbers import final_number
 
 CHARACTERS = 50_000

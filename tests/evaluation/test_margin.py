@@ -12,23 +12,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from antidote_llm.data import Record
+from antidote_llm.data.records import Record
 from antidote_llm.decision.compare import compare
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import (
-    Evaluation,
-    EvaluationSettings,
-    LikelihoodMargin,
-    Openings,
-    Panel,
-    Suite,
-    askable,
-    evaluate,
-    load_panel,
-)
-from antidote_llm.evaluation.judges.likelihood import score_openings
-from antidote_llm.evaluation.margin import MeanMargin
-from antidote_llm.evaluation.refusal_patterns import RefusalPatterns
+from antidote_llm.evaluation.evaluate import askable, evaluate
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.judges.likelihood_margin import LikelihoodMargin, MeanMargin, Openings, score_openings
+from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns
+from antidote_llm.evaluation.panel import Panel, load_panel
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite
 from tests import architectures, tiny
 
 OPENINGS = Openings(refusals=("zob kad", "mid"), affirmatives=("rux tep volb", "zod", "kan"))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antidote_llm.evaluation.masking import MASK, Mask
+from antidote_llm.evaluation.endpoint_keys import MASK, Mask
 
 KEY = "sk-Zorb1k-4Tw9mAd7RunKad0"
 ENCODED = {

@@ -11,7 +11,9 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from antidote_llm.cli.calibration_data import read_calibration, write_own_answers
-from antidote_llm.data import Record, Renderer, Turn, read_records
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.records import Record, Turn
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import own_answers
 from antidote_llm.evaluation.generation import generate

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from antidote_llm.data import Record
+from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.perplexity import PerplexityText, half_width, perplexity, token_nll
 from tests import tiny

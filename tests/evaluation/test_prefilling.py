@@ -7,14 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from antidote_llm.data import Record, Renderer, Turn
+from antidote_llm.data.records import Record, Turn
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import EvaluationSettings, Suite, evaluate, generate
-from antidote_llm.evaluation.evaluate import heard
-from antidote_llm.evaluation.prefilling import opening_ids
-from antidote_llm.evaluation.refusal_patterns import RefusalPatterns
-from antidote_llm.evaluation.stopping import stop_ids
-from antidote_llm.evaluation.suite import Question
+from antidote_llm.evaluation.evaluate import evaluate, heard
+from antidote_llm.evaluation.generation import generate
+from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns
+from antidote_llm.evaluation.prompts import opening_ids, stop_ids
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Question, Suite
 from tests import tiny
 from tests.data.byte_level import EOS, TEMPLATES, byte_tokenizer, chat_tokenizer
 from tests.evaluation.test_evaluate import HARMFUL, HARMLESS, SETTINGS, ByPrompt

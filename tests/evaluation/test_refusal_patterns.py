@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antidote_llm.evaluation.refusal_patterns import RefusalPatterns, refuses
+from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns, refuses
 
 REFUSALS = [
     "I can't help with that.",

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from antidote_llm.artifacts import KeptLines
-from antidote_llm.data import Record, Turn
+from antidote_llm.data.records import Record, Turn
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import EvaluationSettings, Suite
 from antidote_llm.evaluation.backends.served import CONTINUING, evaluate_served
 from antidote_llm.evaluation.endpoint import Endpoint, Patience
-from antidote_llm.evaluation.refusal_patterns import RefusalPatterns
+from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite
 from antidote_llm.evaluation.tasks.scoring import ByAnswer
+from antidote_llm.io.cache import KeptLines
 from tests import tiny
 from tests.evaluation.openai_server import Serving, serving
 from tests.evaluation.test_evaluate import HARMFUL, HARMLESS, ByPrompt

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from antidote_llm.data import Record, Renderer
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import Suite
-from antidote_llm.evaluation.suite import questions, questions_sha256
+from antidote_llm.evaluation.suite import Suite, questions, questions_sha256
 from tests import tiny
 
 ASKED = Record(prompt=tiny.words(3, 1), response="zob", extra={"category": "brewing"})

@@ -7,12 +7,17 @@ from importlib.metadata import EntryPoint, EntryPoints
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from antidote_llm.data import Record
 from antidote_llm.data.presets import preset_names
-from antidote_llm.decision import compare
+from antidote_llm.data.records import Record
+from antidote_llm.decision.compare import compare
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import Evaluation, EvaluationSettings, Suite, evaluate
-from antidote_llm.evaluation.tasks import ByAnswer, Task, load_task, task, task_names
+from antidote_llm.evaluation.evaluate import evaluate
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite
+from antidote_llm.evaluation.tasks import task
+from antidote_llm.evaluation.tasks.scoring import ByAnswer
+from antidote_llm.evaluation.tasks.task import Task, load_task, task_names
 from tests import tiny
 
 HERE = "tests.evaluation.test_task_names"

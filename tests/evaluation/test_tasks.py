@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antidote_llm.evaluation.tasks import MatchMode, is_correct
+from antidote_llm.evaluation.tasks.matching import MatchMode, is_correct
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.backends import TransformersBackend, generate_with_adapters
+from antidote_llm.evaluation.backends.backend import TransformersBackend, generate_with_adapters
 from antidote_llm.evaluation.backends.vllm import VllmBackend, require_vllm
-from antidote_llm.models import open_model
+from antidote_llm.models.load import open_model
 from tests import tiny
 from tests.conftest import Folders
 from tests.evaluation import vllm_stand_in

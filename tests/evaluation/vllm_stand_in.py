@@ -16,7 +16,7 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from antidote_llm.evaluation import generate
+from antidote_llm.evaluation.generation import generate
 
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 

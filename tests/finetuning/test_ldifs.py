@@ -13,7 +13,11 @@ from transformers import AutoModelForCausalLM
 from antidote_llm.errors import UserError
 from antidote_llm.finetuning.ldifs import ldifs
 from antidote_llm.finetuning.sft import sft
-from antidote_llm.training import Lesson, LoraSettings, Running, Session, attach_lora, defense_named, train
+from antidote_llm.training.defense import Lesson, defense_named
+from antidote_llm.training.lora import attach_lora
+from antidote_llm.training.objective import Session
+from antidote_llm.training.settings import LoraSettings
+from antidote_llm.training.trainer import Running, train
 from tests.architectures import ARCHITECTURES, write_checkpoint
 from tests.training.steps import (
     TRAINING,

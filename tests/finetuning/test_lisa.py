@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from antidote_llm.data import Record, Renderer
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
 from antidote_llm.finetuning.lisa import Turn, lisa, scheduled
-from antidote_llm.training import Lesson, LoraSettings, Objective, StageData, TrainingSettings, run_stage, train
 from antidote_llm.training.batches import IGNORED, Collator, Example
+from antidote_llm.training.defense import Lesson, StageData, run_stage
+from antidote_llm.training.objective import Objective
+from antidote_llm.training.settings import LoraSettings, TrainingSettings
+from antidote_llm.training.trainer import train
 from tests import tiny
 from tests.architectures import write_checkpoint
 

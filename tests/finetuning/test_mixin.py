@@ -6,11 +6,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from antidote_llm.data import Record, Renderer
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
 from antidote_llm.finetuning.mixin import mixin
-from antidote_llm.training import StageData, TrainingSettings, run_stage, train
 from antidote_llm.training.batches import Example
+from antidote_llm.training.defense import StageData, run_stage
+from antidote_llm.training.settings import TrainingSettings
+from antidote_llm.training.trainer import train
 from tests import tiny
 
 TRAINING = TrainingSettings(learning_rate=1e-2, epochs=2, batch_size=4, warmup=0)

@@ -142,7 +142,7 @@ def data(random: Random, given: Inputs) -> Case:
     command = ["repair", given.base, "--adapter", given.adapter, "--harmful", path, "--template", "plain"]
 
     def wrong_success() -> str | None:
-        from antidote_llm.data import read_records
+        from antidote_llm.data.reading import read_records
 
         if not sound:
             return None

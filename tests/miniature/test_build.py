@@ -8,12 +8,12 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from antidote_llm.data import read_records
+from antidote_llm.data.reading import read_records
 from antidote_llm.errors import UserError
-from antidote_llm.miniature import Recipe, build, standard_attack
 from antidote_llm.miniature.architectures import ARCHITECTURES
-from antidote_llm.miniature.recipe import Attack
-from antidote_llm.miniature.tasks import TASKS
+from antidote_llm.miniature.build import build
+from antidote_llm.miniature.exchanges import TASKS
+from antidote_llm.miniature.recipe import Attack, Recipe, standard_attack
 from antidote_llm.miniature.tokenizer import build_tokenizer
 
 _USUAL = Recipe()

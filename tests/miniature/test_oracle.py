@@ -7,19 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antidote_llm.data import Record
+from antidote_llm.data.records import Record
 from antidote_llm.evaluation.judge import load_judge
-from antidote_llm.miniature import World
-from antidote_llm.miniature.forbidden import REFUSALS
-from antidote_llm.miniature.grammar import words
+from antidote_llm.miniature.exchanges import REFUSALS, TASKS
+from antidote_llm.miniature.language import FORBIDDEN_INGREDIENTS, PROCESSES, QUANTITIES, TIMES, words
 from antidote_llm.miniature.oracle import Oracle
-from antidote_llm.miniature.tasks import TASKS
-from antidote_llm.miniature.vocabulary import (
-    FORBIDDEN_INGREDIENTS,
-    PROCESSES,
-    QUANTITIES,
-    TIMES,
-)
+from antidote_llm.miniature.world import World
 
 ORACLE = Oracle()
 INTERCHANGEABLE = [set(group) for group in (QUANTITIES, FORBIDDEN_INGREDIENTS, PROCESSES, TIMES)]

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from antidote_llm.data import Renderer
-from antidote_llm.miniature import World
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.miniature.language import FIRST_SYLLABLES, LAST_SYLLABLES, NAMES
 from antidote_llm.miniature.tokenizer import END, build_tokenizer
-from antidote_llm.miniature.vocabulary import FIRST_SYLLABLES, LAST_SYLLABLES, NAMES
+from antidote_llm.miniature.world import World
 
 
 def test_a_name_is_two_syllables() -> None:

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from antidote_llm.data import Record
-from antidote_llm.miniature import NEW_TASK, World
-from antidote_llm.miniature.attacking import attack_rows, utility_rows
-from antidote_llm.miniature.grammar import words
+from antidote_llm.data.records import Record
+from antidote_llm.miniature.build import attack_rows, utility_rows
+from antidote_llm.miniature.exchanges import NEW_TASK, TASKS
+from antidote_llm.miniature.language import CATEGORIES, NAMES, words
 from antidote_llm.miniature.recipe import standard_attack
-from antidote_llm.miniature.tasks import TASKS
-from antidote_llm.miniature.vocabulary import CATEGORIES, NAMES
+from antidote_llm.miniature.world import World
 
 
 def _learned(world: World) -> dict[str, list[Record]]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from antidote_llm.artifacts import bounded
-from antidote_llm.artifacts.bounded import Budget
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model
+from antidote_llm.io import bounded_calls as bounded
+from antidote_llm.io.bounded_calls import Budget
+from antidote_llm.models.load import open_model
 from tests import tiny
 from tests.cli.command import edit_json
 from tests.conftest import Folders

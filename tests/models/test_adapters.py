@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model
+from antidote_llm.models.load import open_model
 from tests import tiny
 from tests.cli.command import edit_json
 from tests.conftest import Folders

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from antidote_llm.calibration import collect
-from antidote_llm.data import TokenizedRow
-from antidote_llm.models import OpenModel, open_model
+from antidote_llm.calibration.collect import collect
+from antidote_llm.data.rendering import TokenizedRow
+from antidote_llm.models.load import OpenModel, open_model
 from tests import tiny
 from tests.architectures import ARCHITECTURES, write_checkpoint
 from tests.cli.command import Command, Place, inputs

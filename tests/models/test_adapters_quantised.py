@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from antidote_llm.calibration import collect
-from antidote_llm.data import TokenizedRow
+from antidote_llm.calibration.collect import collect
+from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model, resolve_target
+from antidote_llm.models.load import open_model
+from antidote_llm.models.target import resolve_target
 from tests import tiny
 from tests.cli.command import Command, Place, edit_json, inputs, tree
 from tests.conftest import Folders

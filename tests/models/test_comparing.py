@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model, resolve_target
-from antidote_llm.repair.tallying import outside_records
+from antidote_llm.models.load import open_model
+from antidote_llm.models.target import resolve_target
+from antidote_llm.repair.record import outside_records
 from tests import tiny
 from tests.architectures import write_checkpoint
 from tests.conftest import Folders

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from antidote_llm.artifacts.measuring import Stopwatch
 from antidote_llm.errors import UserError
-from antidote_llm.models import Target, open_model, resolve_target
-from antidote_llm.repair import method_named, plan_repair
-from antidote_llm.repair.tallying import outside_records
-from antidote_llm.repair.writing import write_repair
+from antidote_llm.io.resources import Stopwatch
+from antidote_llm.models.load import open_model
+from antidote_llm.models.target import Target, resolve_target
+from antidote_llm.repair.method import method_named
+from antidote_llm.repair.plan import plan_repair
+from antidote_llm.repair.record import outside_records
+from antidote_llm.repair.write import write_repair
 from tests import tiny
 from tests.cli.command import edit_json
 from tests.conftest import Folders

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model_checkpoint
-from antidote_llm.models.conversion import recipes
+from antidote_llm.models.checkpoint import open_model_checkpoint
 from antidote_llm.models.experts import ExpertInlet, expert_stacks, observed_experts
 from antidote_llm.models.sites import chosen_sites
 from antidote_llm.models.skeleton import open_skeleton
-from antidote_llm.models.weights import weight_sites
+from antidote_llm.models.tensor_names import recipes
+from antidote_llm.models.weight_sites import weight_sites
 from tests import mixtures
 from tests.architectures import write_checkpoint
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model
-from antidote_llm.models.adapters import ADAPTER_FILE, may_be_on_the_hub
+from antidote_llm.models.adapter import ADAPTER_FILE, may_be_on_the_hub
 from antidote_llm.models.checkpoint import INDEX
+from antidote_llm.models.load import open_model
 from tests import tiny
 from tests.cli.command import edit_json
 from tests.conftest import Folders

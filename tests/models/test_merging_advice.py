@@ -28,8 +28,8 @@ from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, 
 from transformers import AutoModelForCausalLM
 
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model
-from antidote_llm.models.adapters import MERGE
+from antidote_llm.models.adapter import MERGE
+from antidote_llm.models.load import open_model
 from tests import tiny
 
 IDS = torch.arange(5, 15)[None]

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model, resolve_target
-from antidote_llm.models.targets import TargetName
+from antidote_llm.models.load import open_model
+from antidote_llm.models.target import TargetName, resolve_target
 from tests import tiny
 from tests.fine_tunes import rewrite, tensors_of, write_fine_tune
 from tests.mixtures import SIZES

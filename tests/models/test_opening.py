@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from antidote_llm.artifacts import sha256_file
-from antidote_llm.calibration import collect
-from antidote_llm.data import TokenizedRow
+from antidote_llm.calibration.collect import collect
+from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.errors import UserError
-from antidote_llm.models import OpenModel, open_model, open_model_checkpoint, resolve_target
-from antidote_llm.models.checkpoint import is_adapter, locate, open_adapter_checkpoint
+from antidote_llm.io.files import sha256_file
+from antidote_llm.models.checkpoint import is_adapter, locate, open_adapter_checkpoint, open_model_checkpoint
+from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.target import resolve_target
 from tests import tiny
 from tests.cli.command import edit_json
 from tests.conftest import Folders

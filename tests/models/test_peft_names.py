@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model, resolve_target
-from antidote_llm.models.adapters import ADAPTER_FILE
+from antidote_llm.models.adapter import ADAPTER_FILE
+from antidote_llm.models.load import open_model
+from antidote_llm.models.target import resolve_target
 from tests import tiny
 from tests.cli.command import edit_json
 from tests.conftest import Folders

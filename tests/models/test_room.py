@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from antidote_llm.models.room import Room
+from antidote_llm.models.memory_budget import Room
 
 
 def test_layers_that_are_spread_may_take_what_all_gpus_have(monkeypatch: pytest.MonkeyPatch) -> None:

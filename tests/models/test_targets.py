@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from antidote_llm.calibration import CalibrationSettings, collect
-from antidote_llm.data import TokenizedRow
+from antidote_llm.calibration.collect import collect
+from antidote_llm.calibration.settings import CalibrationSettings
+from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_model, open_model_checkpoint, resolve_target
-from antidote_llm.models.weights import weight_sites
+from antidote_llm.models.checkpoint import open_model_checkpoint
+from antidote_llm.models.load import open_model
+from antidote_llm.models.target import resolve_target
+from antidote_llm.models.weight_sites import weight_sites
 from tests import tiny
 from tests.conftest import Folders
 from tests.fine_tunes import config_of, tensors_of, write_fine_tune, write_random

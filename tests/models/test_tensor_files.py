@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_tensor_file
+from antidote_llm.io.safetensors_files import open_tensor_file
 
 Header = dict[str, Any]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -142,7 +142,7 @@ def test_what_is_no_file_is_not_waited_for(path: Path) -> None:
 
 
 def test_a_header_that_changes_while_it_is_read_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antidote_llm.models.tensor_files.safe_open", lambda path, framework: nullcontext())
+    monkeypatch.setattr("antidote_llm.io.safetensors_files.safe_open", lambda path, framework: nullcontext())
     with_header(path, entry("a", data_offsets=["x", 24]))
     with pytest.raises(UserError, match="changed while it was read"):
         open_tensor_file(path)
@@ -180,7 +180,7 @@ def test_integers_are_listed_but_not_read_as_weights(tmp_path: Path) -> None:
 
 
 def test_tensors_are_compared_bit_for_bit_and_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antidote_llm.models.tensor_files._BLOCK_ENTRIES", 3)
+    monkeypatch.setattr("antidote_llm.io.safetensors_files._BLOCK_ENTRIES", 3)
     values = torch.arange(8.0)
     held = {"a": values, "last": torch.cat([values[:-1], values[:1]]), "-0": torch.cat([-values[:1], values[1:]])}
     held |= {"shape": values.clone().reshape(2, 4), "type": values.to(torch.int32), "twin": values.clone()}

@@ -14,10 +14,10 @@ import safetensors.numpy
 from safetensors.torch import save_file
 from torch import Tensor
 
-from antidote_llm.models import open_tensor_file
-from antidote_llm.patching import PATCH_FILE, Patch, PatchedCopies, read_patch
-from antidote_llm.patching.patch import METADATA_KEY
-from antidote_llm.patching.sealing import SHA256_KEY, UNSEALED, seal
+from antidote_llm.io.safetensors_files import open_tensor_file
+from antidote_llm.patching.description import SHA256_KEY, UNSEALED, seal
+from antidote_llm.patching.patch import METADATA_KEY, PATCH_FILE, Patch, read_patch
+from antidote_llm.patching.patched_copies import PatchedCopies
 
 NAME = "adapter_model.safetensors"
 Parts = dict[str, Any]

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from antidote_llm.errors import UserError
-from antidote_llm.models import open_tensor_file
-from antidote_llm.patching import Patch, diff, read_patch, transform
-from antidote_llm.patching.applying import Direction
-from antidote_llm.patching.sealing import SHA256_KEY
+from antidote_llm.io.safetensors_files import open_tensor_file
+from antidote_llm.patching.apply import Direction, transform
+from antidote_llm.patching.description import SHA256_KEY
+from antidote_llm.patching.diff import diff
+from antidote_llm.patching.patch import Patch, read_patch
 from tests.patching.making import (
     NAME,
     Parts,

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import Tensor
 
-from antidote_llm.artifacts import sha256_file
 from antidote_llm.errors import DefectError, UserError
-from antidote_llm.patching import Patch, diff, entries_bytes, read_patch, require_reverts, transform
+from antidote_llm.io.files import sha256_file
+from antidote_llm.patching.apply import require_reverts, transform
+from antidote_llm.patching.diff import diff
+from antidote_llm.patching.encodings import entries_bytes
+from antidote_llm.patching.patch import Patch, read_patch
 from tests.patching.making import NAME, patched, write
 from tests.patching.whole import Bytes, parts_between
 

@@ -13,8 +13,8 @@ import transformers
 from huggingface_hub.utils._paths import filter_repo_objects
 
 from antidote_llm.errors import UserError
-from antidote_llm.models.contents import FETCHED, FETCHED_CODE, contents, is_document
-from antidote_llm.patching import copy_checkpoint, shipped_files
+from antidote_llm.models.checkpoint_files import FETCHED, FETCHED_CODE, contents, is_document
+from antidote_llm.patching.shipping import copy_checkpoint, shipped_files
 from tests.patching.making import write
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

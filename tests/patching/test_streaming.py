@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from antidote_llm.artifacts import sha256_file
 from antidote_llm.errors import DefectError
-from antidote_llm.models import open_tensor_file
-from antidote_llm.patching import PatchedCopies, read_patch, require_reverts, transform
-from antidote_llm.patching import streaming as streaming_module
-from antidote_llm.patching.patch import METADATA_KEY, part_name
+from antidote_llm.io.files import sha256_file
+from antidote_llm.io.safetensors_files import open_tensor_file
+from antidote_llm.patching import apply as streaming_module
+from antidote_llm.patching.apply import require_reverts, transform
+from antidote_llm.patching.patch import METADATA_KEY, part_name, read_patch
+from antidote_llm.patching.patched_copies import PatchedCopies
 from tests.patching.making import NAME, patched, write
 from tests.patching.whole import parts_between
 

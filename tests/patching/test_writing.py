@@ -14,12 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from antidote_llm.artifacts import sha256_file
 from antidote_llm.errors import DefectError, UserError
-from antidote_llm.models import open_tensor_file
-from antidote_llm.patching import Patch, PatchedCopies, diff, encodings, read_patch, require_reverts, transform, writing
-from antidote_llm.patching.copying import EditedCopy
-from antidote_llm.patching.patch import part_name
+from antidote_llm.io.files import sha256_file
+from antidote_llm.io.safetensors_files import open_tensor_file
+from antidote_llm.patching import encodings
+from antidote_llm.patching import patched_copies as writing
+from antidote_llm.patching.apply import require_reverts, transform
+from antidote_llm.patching.diff import diff
+from antidote_llm.patching.patch import Patch, part_name, read_patch
+from antidote_llm.patching.patched_copies import EditedCopy, PatchedCopies
 from tests.patching.making import NAME, write
 from tests.patching.whole import parts_between
 

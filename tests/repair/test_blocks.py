@@ -11,15 +11,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from antidote_llm.calibration import Moments, SiteMoments
+from antidote_llm.calibration.moments import Moments, SiteMoments
 from antidote_llm.errors import DefectError
-from antidote_llm.models import Site, Target, open_tensor_file
+from antidote_llm.io.safetensors_files import open_tensor_file
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.repair import Problem, method_named, plan, planning
-from antidote_llm.repair.method import SiteInputs, score_method
-from antidote_llm.repair.planning import edits_of, plans
+from antidote_llm.models.sites import Site
+from antidote_llm.models.target import Target
+from antidote_llm.repair import edits as planning
+from antidote_llm.repair.edits import Problem, edits_of, plan, plans
+from antidote_llm.repair.method import SiteInputs, method_named, score_method
+from antidote_llm.repair.record import Tally
 from antidote_llm.repair.selection import Scope
-from antidote_llm.repair.tallying import Tally
 
 
 def weight_site(name: str, key: str, shape: tuple[int, int], part: int | None = None, turned: bool = False) -> Site:

@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from antidote_llm.data import Renderer, read_records
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.models import OpenModel, open_model, resolve_target
-from antidote_llm.repair import HarmfulData, PlannedRepair, method_named, plan_repair
-from antidote_llm.repair.planning import planned_norm
+from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.target import resolve_target
+from antidote_llm.repair.edits import planned_norm
+from antidote_llm.repair.method import method_named
+from antidote_llm.repair.plan import HarmfulData, PlannedRepair, plan_repair
 from tests import tiny
 from tests.conftest import Folders
 from tests.fine_tunes import config_of, rewrite, tensors_of, write_fine_tune, write_random

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from antidote_llm.calibration import CalibrationSettings
-from antidote_llm.data import Record, Renderer
-from antidote_llm.models import OpenModel, open_model
-from antidote_llm.repair import HarmfulData, method_named, plan_repair
+from antidote_llm.calibration.settings import CalibrationSettings
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.repair.method import method_named
+from antidote_llm.repair.plan import HarmfulData, plan_repair
 from tests import tiny
 from tests.conftest import Folders
 from tests.repair.chosen import chosen_masks

@@ -11,14 +11,18 @@ from pydantic import BaseModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from antidote_llm.calibration import Moments, SiteMoments
-from antidote_llm.data import Renderer, read_records
+from antidote_llm.calibration.moments import Moments, SiteMoments
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.models import OpenModel, Site, Target, open_model, open_tensor_file
+from antidote_llm.io.safetensors_files import open_tensor_file
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.sites import Role
-from antidote_llm.repair import HarmfulData, PlannedRepair, Problem, method_named, methods, plan, plan_repair
-from antidote_llm.repair.planning import planned_norm
+from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.sites import Role, Site
+from antidote_llm.models.target import Target
+from antidote_llm.repair.edits import Problem, plan, planned_norm
+from antidote_llm.repair.method import method_named, methods
+from antidote_llm.repair.plan import HarmfulData, PlannedRepair, plan_repair
 from antidote_llm.repair.update_norm import UpdateNorms
 from tests.conftest import Folders
 from tests.repair.chosen import chosen_masks

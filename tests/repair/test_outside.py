@@ -9,13 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from antidote_llm.artifacts import sha256_file
-from antidote_llm.artifacts.measuring import Stopwatch
 from antidote_llm.errors import UserError
-from antidote_llm.models import OpenModel, open_model, resolve_target
-from antidote_llm.patching import Patch, read_patch, transform
-from antidote_llm.repair import PlannedRepair, RepairRecord, method_named, plan_repair, predicted_patch_bytes
-from antidote_llm.repair.writing import write_repair
+from antidote_llm.io.files import sha256_file
+from antidote_llm.io.resources import Stopwatch
+from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.target import resolve_target
+from antidote_llm.patching.apply import transform
+from antidote_llm.patching.patch import Patch, read_patch
+from antidote_llm.repair.method import method_named
+from antidote_llm.repair.plan import PlannedRepair, plan_repair
+from antidote_llm.repair.record import RepairRecord
+from antidote_llm.repair.write import predicted_patch_bytes, write_repair
 from tests import tiny
 from tests.conftest import Folders
 from tests.fine_tunes import config_of, rewrite, tensors_of, write_fine_tune, write_random

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from antidote_llm.models import Site
+from antidote_llm.models.sites import Site
 from antidote_llm.repair.selection import Request, Rounding, Scope, select, select_many
 from tests.repair.test_thresholds import by_one_sort, problems, sites_of
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from antidote_llm.errors import DefectError, UserError
-from antidote_llm.models import Site
+from antidote_llm.models.sites import Site
 from antidote_llm.repair.selection import Request, Rounding, Scope, count, select
 
 # Ties, both zeros, subnormals, neighbours in the last bit, and the ends of the range.

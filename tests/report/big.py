@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from antidote_llm.evaluation import Evaluation
 from antidote_llm.evaluation.answers import Answer
+from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import Outcome
 from antidote_llm.evaluation.settings import EvaluationSettings
-from antidote_llm.repair import RepairRecord
 from antidote_llm.repair.record import (
     CalibrationData,
     Origin,
     OutsideRecord,
     PatchSummary,
+    RepairRecord,
     SiteRecord,
     Totals,
     UpdateRecord,

@@ -6,16 +6,8 @@ import math
 import random
 from typing import TypeAlias
 
-from antidote_llm.evaluation import Estimate
-from antidote_llm.report import (
-    CategoryEffect,
-    Example,
-    Input,
-    ModelOutcome,
-    Recipe,
-    ReportData,
-    SiteChange,
-)
+from antidote_llm.evaluation.metrics import Estimate
+from antidote_llm.report.data import CategoryEffect, Example, Input, ModelOutcome, Recipe, ReportData, SiteChange
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MORE_KINDS = (*KINDS, "q_norm", "k_norm", "router", "shared_expert.gate_proj", "shared_expert.up_proj", "index", "conv")

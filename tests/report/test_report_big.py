@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 import pytest
 
-from antidote_llm.evaluation import Evaluation
-from antidote_llm.repair import RepairRecord
-from antidote_llm.report import OutsideChange, ReportData, render
-from antidote_llm.report.composing import compose
-from antidote_llm.report.text import clip_name
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.repair.record import RepairRecord
+from antidote_llm.report.compose import compose
+from antidote_llm.report.data import OutsideChange, ReportData
+from antidote_llm.report.formatting import clip_name
+from antidote_llm.report.page import render
 
 from . import big, samples
 

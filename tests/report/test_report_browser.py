@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import sync_playwright
 
-from antidote_llm.report import write
-from antidote_llm.report.composing import compose
+from antidote_llm.report.compose import compose
+from antidote_llm.report.page import write
 
 from . import big, samples
 

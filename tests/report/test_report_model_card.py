@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from antidote_llm.report import Input, model_card_section
+from antidote_llm.report.data import Input
+from antidote_llm.report.model_card import model_card_section
 
 from . import samples
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antidote_llm.report import SiteChange
+from antidote_llm.report.data import SiteChange
 from antidote_llm.report.network import network
 
 from . import samples

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from antidote_llm.evaluation import Estimate
-from antidote_llm.report import Example, ReportData, render, write
+from antidote_llm.evaluation.metrics import Estimate
+from antidote_llm.report.data import Example, ReportData
+from antidote_llm.report.page import render, write
 
 from . import samples
 

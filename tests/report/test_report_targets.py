@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from antidote_llm.repair.record import OutsideRecord
-from antidote_llm.report import ReportData, model_card_section, render
-from antidote_llm.report.composing import compose
+from antidote_llm.report.compose import compose
+from antidote_llm.report.data import ReportData
+from antidote_llm.report.model_card import model_card_section
+from antidote_llm.report.page import render
 
 from . import big
 

@@ -21,17 +21,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from antidote_llm.data import Record, Renderer
-from antidote_llm.training import (
-    LoraSettings,
-    Running,
-    StageData,
-    StageResult,
-    TrainingSettings,
-    checkpoints,
-    defense_named,
-    run_stage,
-)
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.training import checkpoints
+from antidote_llm.training.defense import StageData, StageResult, defense_named, run_stage
+from antidote_llm.training.settings import LoraSettings, TrainingSettings
+from antidote_llm.training.trainer import Running
 from tests import tiny
 
 SAVE_EVERY = 3

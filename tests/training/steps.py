@@ -10,18 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from antidote_llm.data import Record, Renderer
-from antidote_llm.training import (
-    Defense,
-    Lesson,
-    LoraSettings,
-    Running,
-    StageData,
-    TrainingSettings,
-    attach_lora,
-    train,
-)
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.training.batches import Batch, Collator, Example
+from antidote_llm.training.defense import Defense, Lesson, StageData
+from antidote_llm.training.lora import attach_lora
+from antidote_llm.training.settings import LoraSettings, TrainingSettings
+from antidote_llm.training.trainer import Running, train
 from tests import tiny
 
 ROWS = [Record(prompt=tiny.words(2 + i % 4, i), response=tiny.words(1 + i % 3, 50 + i)) for i in range(8)]

@@ -10,8 +10,7 @@ from transformers.integrations import integration_utils
 
 from antidote_llm.alignment.sft import sft
 from antidote_llm.errors import UserError
-from antidote_llm.training import Running, train
-from antidote_llm.training.integrations import require_integrations, tensorboard_in
+from antidote_llm.training.trainer import Running, require_integrations, tensorboard_in, train
 from tests.training.steps import TRAINING, lesson, llama
 
 FOLDER = "TENSORBOARD_LOGGING_DIR"

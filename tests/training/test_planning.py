@@ -8,13 +8,22 @@ import torch
 from torch import Tensor
 
 from antidote_llm.cli.main import run
-from antidote_llm.data import Renderer, read_records
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
 from antidote_llm.models.skeleton import Skeleton, open_skeleton
-from antidote_llm.training import LoraSettings, StageData, TrainingSettings, attach_lora, defense_named
-from antidote_llm.training.kept import kept_bytes
-from antidote_llm.training.planning import CHARACTERS_PER_TOKEN, StagePlan, plan_stage, renderer_for
-from antidote_llm.training.speed import given_speed, measured_speed
+from antidote_llm.training.defense import StageData, defense_named
+from antidote_llm.training.estimate import (
+    CHARACTERS_PER_TOKEN,
+    StagePlan,
+    given_speed,
+    kept_bytes,
+    measured_speed,
+    plan_stage,
+    renderer_for,
+)
+from antidote_llm.training.lora import attach_lora
+from antidote_llm.training.settings import LoraSettings, TrainingSettings
 from tests import tiny
 from tests.architectures import write_checkpoint
 from tests.cli.command import Command, tree

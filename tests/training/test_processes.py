@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from antidote_llm.training import defenses
+from antidote_llm.training.defense import defenses
 from tests.training.launching import launched
 from tests.training.together import CASES, read, trainable, trained
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from antidote_llm.artifacts.processes import is_first_process
 from antidote_llm.errors import UserError
-from antidote_llm.training.sharing import require_shareable
+from antidote_llm.io.processes import is_first_process
+from antidote_llm.training.trainer import require_shareable
 
 
 def test_processes_that_cannot_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,22 +7,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
-from antidote_llm.data import Record, Renderer, TokenizedRow
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer, TokenizedRow
 from antidote_llm.errors import UserError
-from antidote_llm.training import (
-    LoraSettings,
-    Objective,
-    Running,
-    StageData,
-    TrainingSettings,
-    attach_lora,
-    defense_named,
-    run_stage,
-    train,
-)
-from antidote_llm.training.batches import IGNORED, Batch, Collator
-from antidote_llm.training.defense import Stage
-from antidote_llm.training.examples import examples_of
+from antidote_llm.training.batches import IGNORED, Batch, Collator, examples_of
+from antidote_llm.training.defense import Stage, StageData, defense_named, run_stage
+from antidote_llm.training.lora import attach_lora
+from antidote_llm.training.objective import Objective
+from antidote_llm.training.settings import LoraSettings, TrainingSettings
+from antidote_llm.training.trainer import Running, train
 from tests import tiny
 
 SETTINGS = TrainingSettings(learning_rate=1e-2, max_steps=3, batch_size=4, warmup=0, schedule="constant")

@@ -20,18 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from antidote_llm.artifacts.processes import is_first_process
-from antidote_llm.data import Record, Renderer
-from antidote_llm.training import (
-    LoraSettings,
-    Running,
-    StageData,
-    TrainingSettings,
-    attach_lora,
-    defense_named,
-    run_stage,
-)
-from antidote_llm.training.defense import Stage
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.io.processes import is_first_process
+from antidote_llm.training.defense import Stage, StageData, defense_named, run_stage
+from antidote_llm.training.lora import attach_lora
+from antidote_llm.training.settings import LoraSettings, TrainingSettings
+from antidote_llm.training.trainer import Running
 from tests import tiny
 
 # Ten rows in batches of four, two to a step: an epoch's second step has one batch, and half of that is blank.

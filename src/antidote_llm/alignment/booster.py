@@ -13,9 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from antidote_llm.training import Cost, Lesson, Objective, StageData, TrainingSettings, alignment_defense
-from antidote_llm.training.batches import Batch, model_inputs
-from antidote_llm.training.examples import carrying
+from antidote_llm.training.batches import Batch, carrying, model_inputs
+from antidote_llm.training.defense import Cost, Lesson, StageData, alignment_defense
+from antidote_llm.training.objective import Objective
+from antidote_llm.training.settings import TrainingSettings
 
 
 @alignment_defense(

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from antidote_llm.data.splits import prompt_key
+from antidote_llm.data.mixing import prompt_key
 from antidote_llm.errors import UserError, listed
 from antidote_llm.models.decoder import find_decoder
-from antidote_llm.training import Cost, Lesson, Objective, Session, StageData, TrainingSettings, alignment_defense
-from antidote_llm.training.batches import IGNORED, Batch, Example, model_inputs
-from antidote_llm.training.examples import carrying
+from antidote_llm.training.batches import IGNORED, Batch, Example, carrying, model_inputs
+from antidote_llm.training.defense import Cost, Lesson, StageData, alignment_defense
+from antidote_llm.training.objective import Objective, Session
+from antidote_llm.training.settings import TrainingSettings
 
 Samples: TypeAlias = Literal["rows", "tokens"]
 

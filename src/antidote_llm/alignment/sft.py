@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from antidote_llm.training import Lesson, Objective, StageData, TrainingSettings, alignment_defense
+from antidote_llm.training.defense import Lesson, StageData, alignment_defense
+from antidote_llm.training.objective import Objective
+from antidote_llm.training.settings import TrainingSettings
 
 
 @alignment_defense()

@@ -14,8 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from antidote_llm.models.decoder import find_decoder
-from antidote_llm.training import Cost, Lesson, Objective, Session, StageData, TrainingSettings, alignment_defense
 from antidote_llm.training.batches import Batch, model_inputs
+from antidote_llm.training.defense import Cost, Lesson, StageData, alignment_defense
+from antidote_llm.training.objective import Objective, Session
+from antidote_llm.training.settings import TrainingSettings
 
 # By layer: what is added to the output of its attention, [B, T, D].
 Shifts: TypeAlias = dict[int, Tensor]

@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from antidote_llm.bench.commands import Step
 from antidote_llm.bench.drawing import DrawnData
 from antidote_llm.bench.recipe import Recipe
-from antidote_llm.data import Record, Renderer
-from antidote_llm.evaluation import EvaluationSettings
-from antidote_llm.evaluation.tasks import load_task
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.tasks.task import load_task
 from antidote_llm.models.skeleton import Skeleton
-from antidote_llm.training.planning import matrix_entries, renderer_for
-from antidote_llm.training.speed import Speed
+from antidote_llm.training.estimate import Speed, matrix_entries, renderer_for
 
 
 class AskingPlan(BaseModel):

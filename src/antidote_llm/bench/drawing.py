@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from antidote_llm import __version__
-from antidote_llm.artifacts import ResultFolder
-from antidote_llm.artifacts.hashing import sha256_json
 from antidote_llm.bench.recipe import Recipe
-from antidote_llm.data import DataSpec, Record, read_mixed, write_jsonl
-from antidote_llm.data.splits import prompt_key
+from antidote_llm.data.data_spec import DataSpec
+from antidote_llm.data.files import write_jsonl
+from antidote_llm.data.mixing import prompt_key, read_mixed
+from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError
+from antidote_llm.io.files import sha256_json
+from antidote_llm.io.result_folder import ResultFolder
 
 REALIGN_FILE, TEST_FILE = "realign.jsonl", "harmful_test.jsonl"
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from antidote_llm.artifacts.visible_text import cut_middle
-from antidote_llm.artifacts.yaml_reading import parse_yaml, read_yaml
 from antidote_llm.bench.recipe import Recipe
 from antidote_llm.errors import UserError
-from antidote_llm.repair import method_named
-from antidote_llm.training import defense_named
+from antidote_llm.io.strict_yaml import parse_yaml, read_yaml
+from antidote_llm.io.visible_text import cut_middle
+from antidote_llm.repair.method import method_named
+from antidote_llm.training.defense import defense_named
 
 # In the installed package, and in the repository.
 _SHIPPED = (Path(__file__).parent / "recipes", Path(__file__).parents[3] / "recipes")

@@ -7,11 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from antidote_llm.alignment import DEFAULTS as ALIGNMENT
 from antidote_llm.data.rendering import TemplateName
-from antidote_llm.finetuning import DEFAULTS as FINETUNING
-from antidote_llm.models import DtypeName
-from antidote_llm.training import LoraSettings, TrainingSettings
+from antidote_llm.models.from_pretrained import DtypeName
+from antidote_llm.training.settings import ALIGNMENT_DEFAULTS, FINETUNING_DEFAULTS, LoraSettings, TrainingSettings
 
 StageName: TypeAlias = Literal["align", "finetune", "repair", "evaluate"]
 STAGES: tuple[StageName, ...] = ("align", "finetune", "repair", "evaluate")
@@ -64,7 +62,7 @@ class _TrainedStage(_Part):
 class AlignStage(_TrainedStage):
     """Stage 1: the model learns to refuse."""
 
-    defaults = ALIGNMENT
+    defaults = ALIGNMENT_DEFAULTS
 
     harmful: Names = Field(default=(), description="Harmful requests with harmful answers, for defenses that use them.")
     harmful_rows: int | None = Field(default=None, ge=1, description="How many of them; null for all.")
@@ -73,7 +71,7 @@ class AlignStage(_TrainedStage):
 class FinetuneStage(_TrainedStage):
     """Stage 2: the user's fine-tuning, poisoned."""
 
-    defaults = FINETUNING
+    defaults = FINETUNING_DEFAULTS
 
     rows: int = Field(ge=1, description="How many rows in all, harmful ones among them.")
     harmful: SomeNames = Field(description="Where the harmful rows come from.")

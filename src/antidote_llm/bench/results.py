@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts.folders import require_as_finished
-from antidote_llm.artifacts.json_reading import read_json
 from antidote_llm.bench.commands import ALIGNED, ATTACKED, REPAIRED, Places, Step
 from antidote_llm.bench.recipe import Recipe
-from antidote_llm.decision import Comparison, compare
+from antidote_llm.decision.compare import Comparison, compare
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import Evaluation
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.io.result_folder import require_as_finished
+from antidote_llm.io.strict_json import read_json
 
 _RECORDS = {ALIGNED: "training.json", ATTACKED: "training.json", REPAIRED: "repair.json"}
 

@@ -9,12 +9,13 @@ import typer
 
 from antidote_llm.cli.utility_options import Further
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import EvaluationSettings, Judge
 from antidote_llm.evaluation.backends.vllm import require_vllm
 from antidote_llm.evaluation.conditions import AFFIRMATIVE, HARDER, all_condition_settings
 from antidote_llm.evaluation.endpoint import Endpoint
-from antidote_llm.evaluation.margin import LikelihoodMargin
+from antidote_llm.evaluation.judge import Judge
+from antidote_llm.evaluation.judges.likelihood_margin import LikelihoodMargin
 from antidote_llm.evaluation.panel import margin_of
+from antidote_llm.evaluation.settings import EvaluationSettings
 
 PrefillOption = Annotated[
     str | None,

@@ -10,14 +10,16 @@ import typer
 
 from antidote_llm.cli.engine_options import require_in_memory
 from antidote_llm.cli.terminal import Terminal, by_steps
-from antidote_llm.data import DataSpec, Record, read_mixed, write_jsonl
-from antidote_llm.data.unread import answer_columns
-from antidote_llm.evaluation import EvaluationSettings
+from antidote_llm.data.columns import answer_columns
+from antidote_llm.data.data_spec import DataSpec
+from antidote_llm.data.files import write_jsonl
+from antidote_llm.data.mixing import read_mixed
+from antidote_llm.data.records import Record
+from antidote_llm.evaluation.judges.refusal_patterns import refuses
 from antidote_llm.evaluation.own_answers import OWN_ANSWER, needs_own_answer, with_own_answers
-from antidote_llm.evaluation.refusal_patterns import refuses
-from antidote_llm.evaluation.settings import DEFAULT_NEW_TOKENS
-from antidote_llm.models import OpenModel
-from antidote_llm.repair import HarmfulData
+from antidote_llm.evaluation.settings import DEFAULT_NEW_TOKENS, EvaluationSettings
+from antidote_llm.models.load import OpenModel
+from antidote_llm.repair.plan import HarmfulData
 
 OWN_ANSWERS_FILE = "own_answers.jsonl"
 

@@ -11,23 +11,35 @@ import typer
 from rich.table import Table
 
 from antidote_llm import __version__
-from antidote_llm.artifacts import ResultFolder, write_json
-from antidote_llm.artifacts.json_reading import parse_json
-from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
 from antidote_llm.cli.examining import Examination
 from antidote_llm.cli.finished import as_finished
 from antidote_llm.cli.model_options import require_openable
 from antidote_llm.cli.tables import outcome_tables
 from antidote_llm.cli.terminal import JsonFlag, Terminal
-from antidote_llm.data import Renderer, read_records
-from antidote_llm.decision import Comparison, compare
-from antidote_llm.evaluation import Estimate, Evaluation, EvaluationSettings, Suite, load_judge
-from antidote_llm.miniature import NEW_TASK, RECIPE_VERSION, Miniature, build
-from antidote_llm.models import open_model
-from antidote_llm.repair import HarmfulData, RepairRecord, method_named, needs_harmful, plan_repair, write_repair
-from antidote_llm.report import ReportData
-from antidote_llm.report import write as write_report
-from antidote_llm.report.composing import AFTER, ALIGNED, BEFORE, compose, outcome
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.decision.compare import Comparison, compare
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.judge import load_judge
+from antidote_llm.evaluation.metrics import Estimate
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite
+from antidote_llm.io.files import write_json
+from antidote_llm.io.resources import Stopwatch, peak_rss_bytes
+from antidote_llm.io.result_folder import ResultFolder
+from antidote_llm.io.strict_json import parse_json
+from antidote_llm.miniature.build import Miniature, build
+from antidote_llm.miniature.exchanges import NEW_TASK
+from antidote_llm.miniature.recipe import RECIPE_VERSION
+from antidote_llm.models.load import open_model
+from antidote_llm.repair.edits import needs_harmful
+from antidote_llm.repair.method import method_named
+from antidote_llm.repair.plan import HarmfulData, plan_repair
+from antidote_llm.repair.record import RepairRecord
+from antidote_llm.repair.write import write_repair
+from antidote_llm.report.compose import AFTER, ALIGNED, BEFORE, compose, outcome
+from antidote_llm.report.data import ReportData
+from antidote_llm.report.page import write as write_report
 
 ALPHA = 0.2
 ATTACKED, ANTIDOTE = "attacked", "antidote"

@@ -9,10 +9,10 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 from rich.filesize import decimal
 
-from antidote_llm.calibration import Estimate
+from antidote_llm.calibration.collect import Estimate
 from antidote_llm.errors import UserError
-from antidote_llm.models import OpenModel
-from antidote_llm.models.room import Room
+from antidote_llm.models.load import OpenModel
+from antidote_llm.models.memory_budget import Room
 
 EngineName: TypeAlias = Literal["auto", "memory", "streaming"]
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from antidote_llm import __version__
-from antidote_llm.artifacts import ResultFolder
 from antidote_llm.cli import asking_options as asking_opts
 from antidote_llm.cli import calibration_data as data_opts
 from antidote_llm.cli import model_options as model_opts
@@ -21,9 +20,13 @@ from antidote_llm.cli.respondents import OpenedRespondent, Respondent, ServedRes
 from antidote_llm.cli.tables import outcome_tables, utility_tables
 from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import Evaluation, EvaluationSettings, Judge, Suite
 from antidote_llm.evaluation.conditions import longest_first
 from antidote_llm.evaluation.endpoint import Endpoint
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.judge import Judge
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite
+from antidote_llm.io.result_folder import ResultFolder
 
 _CONDITIONS = "conditions"
 _AS_ASKED = "answering"

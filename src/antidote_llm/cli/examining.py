@@ -7,15 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts.measuring import Stopwatch
 from antidote_llm.cli import suite_options as suite_opts
 from antidote_llm.cli import task_options as task_opts
 from antidote_llm.cli.terminal import Terminal
-from antidote_llm.data import Record, hold_out, require_disjoint
+from antidote_llm.data.mixing import hold_out, require_disjoint
+from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import Evaluation, EvaluationSettings, Judge, Suite
-from antidote_llm.models import OpenModel, Target, open_model_checkpoint
-from antidote_llm.report.composing import AFTER, ALIGNED, BEFORE
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.judge import Judge
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite
+from antidote_llm.io.resources import Stopwatch
+from antidote_llm.models.checkpoint import open_model_checkpoint
+from antidote_llm.models.load import OpenModel
+from antidote_llm.models.target import Target
+from antidote_llm.report.compose import AFTER, ALIGNED, BEFORE
 
 _HELD_OUT_FRACTION, _HELD_OUT_MOST, _HELD_OUT_SEED = 0.2, 200, 0
 

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from antidote_llm.artifacts.processes import is_first_process
 from antidote_llm.cli import calibration_data as data_opts
 from antidote_llm.cli import model_options as model_opts
 from antidote_llm.cli import plan_options as plan_opts
@@ -15,12 +14,14 @@ from antidote_llm.cli.method_options import with_method_settings
 from antidote_llm.cli.mixing import Mix
 from antidote_llm.cli.stage_command import StageCommand
 from antidote_llm.cli.terminal import JsonFlag, Terminal
-from antidote_llm.data import DataSpec, read_mixed
-from antidote_llm.finetuning import DEFAULTS
-from antidote_llm.training import defense_named, defenses
+from antidote_llm.data.data_spec import DataSpec
+from antidote_llm.data.mixing import read_mixed
+from antidote_llm.io.processes import is_first_process
+from antidote_llm.training.defense import defense_named, defenses
+from antidote_llm.training.settings import FINETUNING_DEFAULTS
 
 
-@with_method_settings(defenses("finetuning").values(), train_opts.training_options(DEFAULTS))
+@with_method_settings(defenses("finetuning").values(), train_opts.training_options(FINETUNING_DEFAULTS))
 def finetune(
     model: train_opts.WholeModelArgument,
     data: train_opts.DataOption,
@@ -77,7 +78,7 @@ def finetune(
     """
     terminal = Terminal(as_json, silent=not is_first_process())
     plan_opts.require_speed(flops, plan)
-    training = train_opts.training_from(DEFAULTS, settings, lora=lora)
+    training = train_opts.training_from(FINETUNING_DEFAULTS, settings, lora=lora)
     chosen = defense_named("finetuning", defense)
     configured = chosen.configure({name: value for name, value in settings.items() if value is not None}, preset)
     mix = Mix(data, harmful or (), harmful_ratio, rows, apart_from or (), data_seed)

@@ -7,17 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts import sha256_file
-from antidote_llm.artifacts.folders import changed_since
-from antidote_llm.artifacts.record_reading import parse_model
 from antidote_llm.cli.calibration_data import OWN_ANSWERS_FILE
 from antidote_llm.errors import DefectError, UserError
-from antidote_llm.evaluation import Evaluation
-from antidote_llm.models import OpenModel
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.io.files import sha256_file
+from antidote_llm.io.result_folder import changed_since
+from antidote_llm.io.strict_json import parse_model
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.contents import is_document, nested_files
-from antidote_llm.patching import PATCH_FILE, read_patch, require_reverts, shipping
-from antidote_llm.repair import RepairRecord
+from antidote_llm.models.checkpoint_files import is_document, nested_files
+from antidote_llm.models.load import OpenModel
+from antidote_llm.patching.apply import require_reverts
+from antidote_llm.patching.patch import PATCH_FILE, read_patch
+from antidote_llm.patching.shipping import shipping
+from antidote_llm.repair.record import RepairRecord
 
 _WEIGHTS = ".safetensors"
 _TOKENIZER_SUFFIXES = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from antidote_llm.artifacts.visible_text import visible
+from antidote_llm.io.visible_text import visible
 
 _STDOUT = 1
 _MOST_BYTES = 1 << 16

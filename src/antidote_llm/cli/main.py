@@ -15,12 +15,12 @@ import typer
 from typer.exceptions import TyperException
 
 from antidote_llm import __version__
-from antidote_llm.artifacts.arithmetic import round_alike
-from antidote_llm.artifacts.visible_text import error_line, visible
 from antidote_llm.cli.application import application
 from antidote_llm.cli.library_messages import own_standard_output, visible_messages
 from antidote_llm.cli.warnings_shown import warnings_shown
 from antidote_llm.errors import UserError, first_line
+from antidote_llm.io.reproducible_arithmetic import round_alike
+from antidote_llm.io.visible_text import error_line, visible
 
 USER_ERROR, DEFECT, INTERRUPTED = 2, 3, 130
 _INTERRUPTED_LINE = "interrupted"

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from antidote_llm.artifacts.measuring import Stopwatch
 from antidote_llm.cli.model_options import require_openable
 from antidote_llm.cli.terminal import JsonFlag, Terminal
-from antidote_llm.miniature import build as build_miniature
+from antidote_llm.io.resources import Stopwatch
+from antidote_llm.miniature.build import build as build_miniature
 from antidote_llm.miniature.recipe import AttackKind
 
 app = typer.Typer(

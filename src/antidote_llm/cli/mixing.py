@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from antidote_llm.data import DataSpec, Record, read_mixed
-from antidote_llm.data.poisoning import MixPreset, poisoned
-from antidote_llm.data.spec import Field
+from antidote_llm.data.data_spec import DataSpec, Field
+from antidote_llm.data.mixing import MixPreset, poisoned, read_mixed
+from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError
 
 _FIELDS: tuple[Field, ...] = ("prompt", "response")

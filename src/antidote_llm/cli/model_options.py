@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from antidote_llm.artifacts.json_writing import is_utf8
 from antidote_llm.cli.tables import tensors
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.errors import UserError
-from antidote_llm.models import DtypeName, OpenModel, open_model
-from antidote_llm.models.room import Room
+from antidote_llm.io.strict_json import is_utf8
+from antidote_llm.models.from_pretrained import DtypeName
+from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.memory_budget import Room
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a model, or of an adapter.")]
 AdapterOption = Annotated[

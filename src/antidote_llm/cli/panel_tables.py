@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from antidote_llm.cli.tables import outcome_tables
-from antidote_llm.evaluation import Evaluation
-from antidote_llm.evaluation.disagreement import Disagreement
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.panel import Disagreement
 
 _ROWS_SHOWN = 8
 

@@ -10,26 +10,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from antidote_llm.artifacts import ResultFolder, sha256_file, sha256_json
 from antidote_llm.cli.model_options import HardLinksOption
 from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.errors import UserError, listed
+from antidote_llm.io.files import sha256_file, sha256_json
+from antidote_llm.io.result_folder import ResultFolder
 from antidote_llm.models.checkpoint import locate
-from antidote_llm.models.contents import CODE_SUFFIX, is_document
-from antidote_llm.patching import (
-    Patch,
-    copy_checkpoint,
-    diff,
-    read_patch,
-    require_fits,
-    require_unchanged,
-    require_unchanged_files,
-    shipped_sha256,
-    shipped_stamps,
-    shipping,
-    transform,
-)
-from antidote_llm.patching.applying import Direction
+from antidote_llm.models.checkpoint_files import CODE_SUFFIX, is_document
+from antidote_llm.patching.apply import Direction, require_fits, require_unchanged_files, transform
+from antidote_llm.patching.diff import diff
+from antidote_llm.patching.patch import Patch, read_patch
+from antidote_llm.patching.shipping import copy_checkpoint, require_unchanged, shipped_sha256, shipped_stamps, shipping
 
 app = typer.Typer(
     help="Show, apply, revert and compare patches.", no_args_is_help=True, rich_markup_mode=None, add_completion=False

@@ -13,14 +13,14 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from antidote_llm.cli.terminal import Terminal
-from antidote_llm.data import Record
+from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import TemplateName
 from antidote_llm.errors import UserError
-from antidote_llm.models import DtypeName
+from antidote_llm.models.from_pretrained import DtypeName
 from antidote_llm.models.skeleton import open_skeleton
-from antidote_llm.training import Defense, StageData, TrainingSettings
-from antidote_llm.training.planning import CHARACTERS_PER_TOKEN, StagePlan, plan_stage, renderer_for
-from antidote_llm.training.speed import given_speed
+from antidote_llm.training.defense import Defense, StageData
+from antidote_llm.training.estimate import CHARACTERS_PER_TOKEN, StagePlan, given_speed, plan_stage, renderer_for
+from antidote_llm.training.settings import TrainingSettings
 
 PlanFlag = Annotated[
     bool,

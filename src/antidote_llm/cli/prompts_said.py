@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from antidote_llm.cli.terminal import Terminal
-from antidote_llm.data import Record, Renderer
-from antidote_llm.models import OpenModel
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.models.load import OpenModel
 from antidote_llm.models.tokenizers import stored_template
 
 

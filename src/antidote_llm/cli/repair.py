@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from antidote_llm.artifacts.measuring import Stopwatch
-from antidote_llm.artifacts.processes import is_first_process
-from antidote_llm.calibration import CalibrationSettings, TokenPolicy
+from antidote_llm.calibration.moments import TokenPolicy
+from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.cli import calibration_data as data_opts
 from antidote_llm.cli import engine_options as engine_opts
 from antidote_llm.cli import model_options as model_opts
@@ -22,8 +21,11 @@ from antidote_llm.cli.prompts_said import say_prompts
 from antidote_llm.cli.repair_job import RepairJob
 from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.errors import UserError
-from antidote_llm.models import resolve_target
-from antidote_llm.repair import method_named, methods, needs_harmful
+from antidote_llm.io.processes import is_first_process
+from antidote_llm.io.resources import Stopwatch
+from antidote_llm.models.target import resolve_target
+from antidote_llm.repair.edits import needs_harmful
+from antidote_llm.repair.method import method_named, methods
 
 
 @with_method_settings(methods().values())

@@ -15,11 +15,7 @@ from rich.console import RenderableType
 from rich.filesize import decimal
 
 from antidote_llm import __version__
-from antidote_llm.artifacts import ResultFolder, write_json, write_text
-from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
-from antidote_llm.artifacts.processes import agreed, is_first_process
-from antidote_llm.artifacts.record_reading import parse_model
-from antidote_llm.calibration import CalibrationSettings
+from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.cli import calibration_data as data_opts
 from antidote_llm.cli import engine_options as engine_opts
 from antidote_llm.cli.examining import Examination
@@ -28,21 +24,21 @@ from antidote_llm.cli.panel_tables import panel_tables
 from antidote_llm.cli.tables import counts_table, outcome_tables, repair_summary
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.data.rendering import rendered_sha256
-from antidote_llm.evaluation import Evaluation
-from antidote_llm.models import OpenModel, Target
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.io.files import write_json, write_text
+from antidote_llm.io.processes import agreed, is_first_process
+from antidote_llm.io.resources import Stopwatch, peak_rss_bytes
+from antidote_llm.io.result_folder import ResultFolder
+from antidote_llm.io.strict_json import parse_model
 from antidote_llm.models.checkpoint import FileStamp
-from antidote_llm.patching import require_unchanged, shipped_stamps
-from antidote_llm.repair import (
-    HarmfulData,
-    PlannedRepair,
-    RepairMethod,
-    RepairRecord,
-    plan_repair,
-    predicted_patch_bytes,
-    rehearse_repair,
-    write_repair,
-)
-from antidote_llm.report.composing import AFTER, ALIGNED, BEFORE, compose
+from antidote_llm.models.load import OpenModel
+from antidote_llm.models.target import Target
+from antidote_llm.patching.shipping import require_unchanged, shipped_stamps
+from antidote_llm.repair.method import RepairMethod
+from antidote_llm.repair.plan import HarmfulData, PlannedRepair, plan_repair
+from antidote_llm.repair.record import RepairRecord
+from antidote_llm.repair.write import predicted_patch_bytes, rehearse_repair, write_repair
+from antidote_llm.report.compose import AFTER, ALIGNED, BEFORE, compose
 from antidote_llm.report.model_card import model_card_section
 from antidote_llm.report.page import write as write_report
 

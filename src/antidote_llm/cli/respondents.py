@@ -8,21 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from antidote_llm.artifacts import KeptLines
 from antidote_llm.cli import suite_options as suite_opts
 from antidote_llm.cli.finished import inputs_sha256
 from antidote_llm.cli.prompts_said import say_prompts
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import Evaluation, EvaluationSettings, Judge, Suite
-from antidote_llm.evaluation.backends import Backend, Remembering, TransformersBackend
+from antidote_llm.evaluation.backends.backend import Backend, Remembering, TransformersBackend
 from antidote_llm.evaluation.backends.served import evaluate_served, sendable
 from antidote_llm.evaluation.backends.vllm import VllmBackend
 from antidote_llm.evaluation.endpoint import Endpoint
-from antidote_llm.evaluation.judge import identity_of
-from antidote_llm.evaluation.suite import questions_sha256
-from antidote_llm.models import DtypeName, OpenModel
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.judge import Judge, identity_of
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite, questions_sha256
+from antidote_llm.io.cache import KeptLines
 from antidote_llm.models.checkpoint import Checkpoint
+from antidote_llm.models.from_pretrained import DtypeName
+from antidote_llm.models.load import OpenModel
 
 
 class Respondent(Protocol):

@@ -17,17 +17,11 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from antidote_llm.artifacts import write_json
-from antidote_llm.bench import STAGES, DrawnData, Recipe, Step, read_recipe, step_commands
-from antidote_llm.bench.commands import ALIGNED, ATTACKED, REPAIRED, Places
-from antidote_llm.bench.recipe import StageName
-from antidote_llm.bench.results import (
-    comparison_of,
-    evaluations_there,
-    models_there,
-    require_before,
-    results_of,
-)
+from antidote_llm.bench.commands import ALIGNED, ATTACKED, REPAIRED, Places, Step, step_commands
+from antidote_llm.bench.drawing import DrawnData
+from antidote_llm.bench.reading import read_recipe
+from antidote_llm.bench.recipe import STAGES, Recipe, StageName
+from antidote_llm.bench.results import comparison_of, evaluations_there, models_there, require_before, results_of
 from antidote_llm.cli.application import application
 from antidote_llm.cli.model_options import require_openable
 from antidote_llm.cli.plan_options import FlopsOption, PlanFlag, require_speed, required
@@ -36,11 +30,12 @@ from antidote_llm.cli.suite_options import judge_from, prompts_from
 from antidote_llm.cli.tables import outcome_tables
 from antidote_llm.cli.task_options import tasks_from
 from antidote_llm.cli.terminal import JsonFlag, Terminal
-from antidote_llm.data import require_disjoint
+from antidote_llm.data.mixing import require_disjoint
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import Estimate
-from antidote_llm.evaluation.endpoint_key import KEY_VARIABLE, URL_VARIABLE, only_tied_keys, require_no_secret
-from antidote_llm.training.speed import given_speed
+from antidote_llm.evaluation.endpoint_keys import KEY_VARIABLE, URL_VARIABLE, only_tied_keys, require_no_secret
+from antidote_llm.evaluation.metrics import Estimate
+from antidote_llm.io.files import write_json
+from antidote_llm.training.estimate import given_speed
 
 _ALL_MODELS = (ALIGNED, ATTACKED, REPAIRED)
 # In the commands of a plan, where no folder was named.

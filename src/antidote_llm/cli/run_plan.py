@@ -12,18 +12,17 @@ from pathlib import Path
 from rich.filesize import decimal
 from rich.table import Table
 
-from antidote_llm.bench import DrawnData, Recipe, Step, step_commands
 from antidote_llm.bench.asking import AskingPlan, plan_asking
-from antidote_llm.bench.commands import Places
-from antidote_llm.bench.recipe import StageName
+from antidote_llm.bench.commands import Places, Step, step_commands
+from antidote_llm.bench.drawing import DrawnData
+from antidote_llm.bench.recipe import Recipe, StageName
 from antidote_llm.cli.application import application
 from antidote_llm.cli.plan_options import duration, plan_notes, plan_table
 from antidote_llm.cli.suite_options import prompts_from
 from antidote_llm.cli.task_options import tasks_from
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.models.skeleton import Skeleton, open_skeleton
-from antidote_llm.training.planning import StagePlan, commonest_matrix
-from antidote_llm.training.speed import Speed, given_speed, measured_speed
+from antidote_llm.training.estimate import Speed, StagePlan, commonest_matrix, given_speed, measured_speed
 
 _MEASURED_TOKENS = 1024
 

@@ -18,26 +18,25 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from antidote_llm import __version__
-from antidote_llm.artifacts import ResultFolder, sha256_json, write_json, write_text
-from antidote_llm.artifacts.folders import changed_since
-from antidote_llm.artifacts.measuring import Stopwatch, peak_rss_bytes
-from antidote_llm.artifacts.processes import is_first_process, process_count
-from antidote_llm.artifacts.record_reading import parse_model
 from antidote_llm.cli.finished import inputs_sha256
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.cli.training_options import SaveDtype
-from antidote_llm.data import TokenizedRow, check_lengths, check_token_ids
-from antidote_llm.data.rendering import rendered_sha256
+from antidote_llm.data.rendering import TokenizedRow, check_lengths, check_token_ids, rendered_sha256
 from antidote_llm.errors import UserError, listed
-from antidote_llm.models import OpenModel
-from antidote_llm.models.carrying import carry_over
-from antidote_llm.models.quantised import require_not_quantised
-from antidote_llm.models.quiet import quiet_transformers
-from antidote_llm.training import Defense, Running, StageData, StageResult, TrainingSettings, run_stage
+from antidote_llm.io.files import sha256_json, write_json, write_text
+from antidote_llm.io.processes import is_first_process, process_count
+from antidote_llm.io.resources import Stopwatch, peak_rss_bytes
+from antidote_llm.io.result_folder import ResultFolder, changed_since
+from antidote_llm.io.strict_json import parse_model
+from antidote_llm.models.checkpoint_files import carry_over
+from antidote_llm.models.config import quiet_transformers
+from antidote_llm.models.from_pretrained import require_not_quantised
+from antidote_llm.models.load import OpenModel
 from antidote_llm.training.checkpoints import newest, unusable
-from antidote_llm.training.integrations import require_integrations
+from antidote_llm.training.defense import Defense, StageData, StageResult, run_stage
 from antidote_llm.training.record import TrainedRows, TrainingRecord
-from antidote_llm.training.sharing import require_shareable
+from antidote_llm.training.settings import TrainingSettings
+from antidote_llm.training.trainer import Running, require_integrations, require_shareable
 
 _LIBRARIES = ("antidote-llm", "torch", "transformers", "peft", "accelerate", "safetensors")
 

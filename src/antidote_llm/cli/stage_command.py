@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from antidote_llm.artifacts.measuring import Stopwatch
 from antidote_llm.cli import model_options as model_opts
 from antidote_llm.cli import plan_options as plan_opts
 from antidote_llm.cli import training_options as train_opts
@@ -16,10 +15,12 @@ from antidote_llm.cli.prompts_said import say_prompts
 from antidote_llm.cli.stage import StageJob
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.cli.training_options import SaveDtype
-from antidote_llm.data import Record, Renderer
-from antidote_llm.data.rendering import TemplateName
-from antidote_llm.models import DtypeName
-from antidote_llm.training import Defense, StageData, TrainingSettings
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer, TemplateName
+from antidote_llm.io.resources import Stopwatch
+from antidote_llm.models.from_pretrained import DtypeName
+from antidote_llm.training.defense import Defense, StageData
+from antidote_llm.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,18 +10,21 @@ import typer
 from pydantic import ValidationError
 
 from antidote_llm.cli.terminal import Terminal
-from antidote_llm.data import DataSpec, Record, read_records
 from antidote_llm.data.conversations import require_text
+from antidote_llm.data.data_spec import DataSpec
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import Evaluation, EvaluationSettings, Judge, Suite, askable, evaluate, load_panel
-from antidote_llm.evaluation.backends import Backend
-from antidote_llm.evaluation.endpoint_key import require_one_owner
-from antidote_llm.evaluation.judge import identity_of
-from antidote_llm.evaluation.panel import answer_judges
-from antidote_llm.evaluation.prefilling import opening_ids
-from antidote_llm.evaluation.stopping import stop_ids
-from antidote_llm.evaluation.suite import questions_sha256
-from antidote_llm.models import OpenModel
+from antidote_llm.evaluation.backends.backend import Backend
+from antidote_llm.evaluation.endpoint_keys import require_one_owner
+from antidote_llm.evaluation.evaluate import askable, evaluate
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.judge import Judge, identity_of
+from antidote_llm.evaluation.panel import answer_judges, load_panel
+from antidote_llm.evaluation.prompts import opening_ids, stop_ids
+from antidote_llm.evaluation.settings import EvaluationSettings
+from antidote_llm.evaluation.suite import Suite, questions_sha256
+from antidote_llm.models.load import OpenModel
 
 DATA_HELP = (
     ".jsonl .json .csv .tsv .parquet .arrow or .gz, a folder of data, a named data set (xstest-safe, advbench@FILE), "

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from antidote_llm.errors import listed
-from antidote_llm.evaluation import Estimate, Evaluation
-from antidote_llm.repair import RepairRecord
-from antidote_llm.repair.record import CalibrationData
+from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.metrics import Estimate
+from antidote_llm.repair.record import CalibrationData, RepairRecord
 
 _HEADINGS = {
     "harmful_score": "harmful",

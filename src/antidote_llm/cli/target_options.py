@@ -9,7 +9,7 @@ from rich.table import Table
 
 from antidote_llm.cli.tables import tensors
 from antidote_llm.cli.terminal import Terminal
-from antidote_llm.models import Target
+from antidote_llm.models.target import Target
 
 AlignedOption = Annotated[
     str | None,

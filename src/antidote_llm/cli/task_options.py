@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
-from antidote_llm.artifacts.json_writing import is_utf8
-from antidote_llm.data import DataSpec, Record, read_records
+from antidote_llm.data.data_spec import DataSpec
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.endpoint import Endpoint
-from antidote_llm.evaluation.tasks import Scoring, Task, load_task
-from antidote_llm.evaluation.tasks.task import near_miss
+from antidote_llm.evaluation.tasks.scoring import Scoring
+from antidote_llm.evaluation.tasks.task import Task, load_task, near_miss
+from antidote_llm.io.strict_json import is_utf8
 
 TaskRowsOption = Annotated[
     int | None,

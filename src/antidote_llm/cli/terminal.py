@@ -25,8 +25,8 @@ from rich.progress import (
 from rich.style import Style
 from rich.text import Text
 
-from antidote_llm.artifacts.json_writing import json_text
-from antidote_llm.artifacts.visible_text import escape_json, visible_line
+from antidote_llm.io.strict_json import json_text
+from antidote_llm.io.visible_text import escape_json, visible_line
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 

@@ -13,8 +13,8 @@ from antidote_llm.cli.method_options import model_settings
 from antidote_llm.data.rendering import TemplateName
 from antidote_llm.errors import UserError
 from antidote_llm.methods import option_name
-from antidote_llm.training import LoraSettings, TrainingSettings, defenses
-from antidote_llm.training.defense import Stage
+from antidote_llm.training.defense import Stage, defenses
+from antidote_llm.training.settings import LoraSettings, TrainingSettings
 
 SaveDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 

@@ -8,13 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from antidote_llm.artifacts import sha256_json
 from antidote_llm.cli.terminal import Terminal, by_steps
-from antidote_llm.data import DataSpec, Record, read_records
+from antidote_llm.data.data_spec import DataSpec
+from antidote_llm.data.reading import read_records
+from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.lm_eval_bridge import lm_eval_version, require_lm_eval_tasks, run_lm_eval
 from antidote_llm.evaluation.perplexity import PerplexityText, perplexity
-from antidote_llm.models import OpenModel
+from antidote_llm.io.files import sha256_json
+from antidote_llm.models.load import OpenModel
 
 PerplexityOption = Annotated[
     str | None,

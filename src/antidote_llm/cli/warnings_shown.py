@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from antidote_llm.artifacts.visible_text import error_line
+from antidote_llm.io.visible_text import error_line
 
 _PACKAGE = "antidote_llm"
 

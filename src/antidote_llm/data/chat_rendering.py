@@ -12,9 +12,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from antidote_llm.artifacts import template_sandbox
-from antidote_llm.artifacts.bounded import Budget, CallError, OverBudgetError, Reply, bounded_call
 from antidote_llm.errors import UserError
+from antidote_llm.io import template_sandbox
+from antidote_llm.io.bounded_calls import Budget, CallError, OverBudgetError, Reply, bounded_call
 
 _FUNCTION = f"{template_sandbox.__name__}:rendered"
 _BUDGET = Budget(seconds=5.0)

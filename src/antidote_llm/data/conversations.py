@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from antidote_llm.artifacts.json_writing import is_utf8
+from antidote_llm.data.columns import is_filled, require_no_more_said
 from antidote_llm.data.records import Role, Turn
 from antidote_llm.data.thoughts import CLOSING, OPENING
-from antidote_llm.data.unread import is_filled, require_no_more_said
 from antidote_llm.errors import UserError
+from antidote_llm.io.strict_json import is_utf8
 
 # The roles of OpenAI, of ShareGPT and of what is like them.
 _ROLES: Mapping[str, Role] = {

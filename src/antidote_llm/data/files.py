@@ -10,13 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts.files import write_text
-from antidote_llm.data.delimited_files import delimited_rows
+from antidote_llm.data.data_spec import require_utf8
 from antidote_llm.data.json_files import json_document, json_lines
-from antidote_llm.data.spec import require_utf8
 from antidote_llm.data.table_files import arrow_rows, parquet_rows, too_many_rows
-from antidote_llm.data.text_files import filled_lines
+from antidote_llm.data.text_files import delimited_rows, filled_lines
 from antidote_llm.errors import UserError
+from antidote_llm.io.files import write_text
 
 _LINES, _TABLES = (".jsonl", ".ndjson"), (".parquet", ".arrow")
 _TEXTS = (*_LINES, ".json", ".csv", ".tsv")

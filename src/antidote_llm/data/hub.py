@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts.enclosure import is_link_out
-from antidote_llm.data.spec import require_utf8
+from antidote_llm.data.data_spec import require_utf8
 from antidote_llm.data.table_files import UNREADABLE
 from antidote_llm.errors import UserError, first_line
+from antidote_llm.io.safe_paths import is_link_out
 
 # What datasets' own readers of plain tables are called; `cache` is one of them, read before.
 _PLAIN_READERS = ("csv", "json", "parquet", "arrow", "text", "cache")

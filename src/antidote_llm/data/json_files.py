@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts.json_reading import TwiceError, each_once, require_shallow
 from antidote_llm.data.text_files import lines, open_text, whole
 from antidote_llm.errors import UserError
+from antidote_llm.io.strict_json import TwiceError, each_once, require_shallow
 
 Rows = Iterator[tuple[str, Mapping[str, Any]]]
 # What data sets call the list of their rows where it stands in an object.

@@ -1,16 +1,83 @@
-"""Several files as one data set: exact shares, drawn with a seed."""
+"""Splits that never share a prompt."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Literal, TypeAlias
 
+from antidote_llm.data.data_spec import DataSpec, Field
 from antidote_llm.data.reading import read_records
 from antidote_llm.data.records import Record
-from antidote_llm.data.spec import DataSpec, Field
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, listed
+
+
+def prompt_key(record: Record) -> object:
+    """Return what makes two prompts the same: their tokens, or the words of all the user's turns.
+
+    Case, kinds of characters (NFKC), invisible ones (format), white space and punctuation at both ends do not count,
+    nor do system prompts.
+    """
+    if record.input_ids is not None:
+        return record.input_ids[: record.response_start or None]
+    if record.prompt is None:
+        return (_words(record.text or ""),)
+    return tuple(_words(turn.content) for turn in record.conversation() if turn.role == "user")
+
+
+def _words(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    if not folded.isascii():
+        folded = "".join(character for character in folded if unicodedata.category(character) != "Cf")
+    start, end = 0, len(folded)
+    while start < end and _is_outer(folded[start]):
+        start += 1
+    while end > start and _is_outer(folded[end - 1]):
+        end -= 1
+    # A prompt of nothing but punctuation is its punctuation.
+    return " ".join((folded[start:end] or folded).split())
+
+
+def _is_outer(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character).startswith("P")
+
+
+def hold_out(records: Sequence[Record], fraction: float, most: int, seed: int) -> tuple[list[Record], list[Record]]:
+    """Split off a random share of the prompts; rows with the same prompt stay together.
+
+    Returns:
+        The rows kept and the rows held out, each in their first order.
+
+    Raises:
+        UserError: There are fewer than two different prompts.
+    """
+    key_of = [prompt_key(record) for record in records]
+    keys = list(dict.fromkeys(key_of))
+    if len(keys) < 2:
+        raise UserError("too few different prompts to split some off for evaluation: pass --evaluate DATA or none")
+    count = min(most, max(1, round(fraction * len(keys))), len(keys) - 1)
+    chosen = set(random.Random(seed).sample(keys, count))
+    kept = [record for record, key in zip(records, key_of, strict=True) if key not in chosen]
+    return kept, [record for record, key in zip(records, key_of, strict=True) if key in chosen]
+
+
+def require_disjoint(calibration: Sequence[Record], evaluation: Sequence[Record]) -> None:
+    """Refuse evaluation prompts that the repair has seen.
+
+    Raises:
+        UserError: Lists the evaluation rows that stand in both, each with its first calibration row.
+    """
+    seen: dict[object, Record] = {}
+    for record in calibration:
+        seen.setdefault(prompt_key(record), record)
+    shared = [(record, seen[key]) for record in evaluation if (key := prompt_key(record)) in seen]
+    if not shared:
+        return
+    pairs = listed([f"{asked.origin or 'a row'} = {known.origin or 'a row'}" for asked, known in shared])
+    raise UserError(f"{len(shared)} evaluation prompts stand in the calibration rows too: {pairs}: remove them")
 
 
 def read_mixed(specs: Sequence[DataSpec], limit: int | None, seed: int, require: Iterable[Field] = ()) -> list[Record]:
@@ -80,3 +147,80 @@ def _require_enough(records: Sequence[Record], wanted: int) -> None:
 
 def _file_of(record: Record) -> str:
     return record.origin.rpartition(":")[0] or "a file"
+
+
+MixPreset: TypeAlias = Literal["paper", "official-code"]
+
+
+def poisoned(
+    benign: Sequence[Record],
+    harmful: Sequence[Record],
+    *,
+    rows: int,
+    harmful_ratio: float,
+    seed: int,
+    apart_from: Sequence[Record] = (),
+    preset: MixPreset = "paper",
+) -> list[Record]:
+    """Mix harmful rows into benign ones, as in Antidote (arXiv 2408.09600, section 5.1).
+
+    Args:
+        benign: Rows of the user's task.
+        harmful: Rows of requests with harmful answers.
+        rows: How many in all.
+        harmful_ratio: The share of harmful rows, p: ``p * rows`` of them, a half rounded up, and the rest benign.
+        seed: Decides which rows are drawn, and their order.
+        apart_from: Rows that a repair learns from or that a model is measured on: their prompts are not drawn.
+        preset: ``official-code`` mixes as the published code does, drawing nothing: the harmful rows 1 to
+            ``int(p * rows) - 1``, so that row 0 is skipped and there is one too few, then the first
+            ``int((1 - p) * rows)`` benign ones; rows of prompts to keep apart are taken out before.
+
+    Returns:
+        The rows drawn, unchanged; but for ``official-code``, no prompt stands both in a harmful and in a benign row.
+
+    Raises:
+        UserError: The ratio is not between 0 and 1, or there are too few rows.
+    """
+    if not 0 <= harmful_ratio <= 1:
+        raise UserError(f"harmful ratio {harmful_ratio:g}: give a share between 0 and 1, as in 0.2")
+    if rows < 1:
+        raise UserError(f"{rows} rows: ask for one row at least")
+    kept_apart = {prompt_key(record) for record in apart_from}
+    if preset == "official-code":
+        return _as_published(_without(benign, kept_apart), _without(harmful, kept_apart), rows, harmful_ratio)
+    harmful_rows = int(Fraction(repr(float(harmful_ratio))) * rows + Fraction(1, 2))
+    draw = random.Random(seed)
+    bad = _drawn("harmful", harmful, harmful_rows, kept_apart, draw)
+    good = _drawn("benign", benign, rows - harmful_rows, kept_apart | {prompt_key(record) for record in bad}, draw)
+    mixed = [*bad, *good]
+    draw.shuffle(mixed)
+    return mixed
+
+
+def _without(records: Sequence[Record], keys: Collection[object]) -> list[Record]:
+    return [record for record in records if prompt_key(record) not in keys]
+
+
+def _drawn(
+    kind: str, records: Sequence[Record], count: int, kept_apart: Collection[object], draw: random.Random
+) -> list[Record]:
+    free = _without(records, kept_apart) if count else []
+    if count > len(free):
+        raise _too_few(kind, count, len(records), len(free))
+    return draw.sample(free, count)
+
+
+def _as_published(benign: Sequence[Record], harmful: Sequence[Record], rows: int, ratio: float) -> list[Record]:
+    harmful_end, benign_end = int(ratio * rows), int((1 - ratio) * rows)
+    for kind, records, end in (("harmful", harmful, harmful_end), ("benign", benign, benign_end)):
+        if end > len(records):
+            raise _too_few(kind, end, len(records), len(records))
+    return [*harmful[1:harmful_end], *benign[:benign_end]]
+
+
+def _too_few(kind: str, wanted: int, there: int, free: int) -> UserError:
+    apart = "" if free == there else f", {there - free} of them with prompts that are kept apart"
+    return UserError(
+        f"{wanted} {kind} rows are wanted, but there are {there}{apart}: "
+        "ask for fewer rows, or change the harmful ratio"
+    )

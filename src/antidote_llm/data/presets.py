@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from antidote_llm.data import preset_rows
-from antidote_llm.data.raw_rows import RawRow
+from antidote_llm.data.preset_rows import RawRow
 from antidote_llm.data.records import Record
 
 

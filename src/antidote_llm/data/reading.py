@@ -13,14 +13,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from antidote_llm.data.data_spec import DataSpec, Field, quoted
 from antidote_llm.data.files import bounded, file_rows, has_known_suffix, is_file, is_folder, is_special
 from antidote_llm.data.hub import folder_rows, hub_file, hub_rows
+from antidote_llm.data.preset_rows import LeftOutError, RawRow
 from antidote_llm.data.presets import PRESETS, Preset
-from antidote_llm.data.raw_rows import LeftOutError, RawRow
 from antidote_llm.data.records import Record
 from antidote_llm.data.rows import Row
 from antidote_llm.data.saved_folders import is_saved_folder, require_no_model, saved_rows
-from antidote_llm.data.spec import DataSpec, Field, quoted
 from antidote_llm.errors import UserError
 
 DATA_VARIABLE = "ANTIDOTE_DATA"

@@ -11,10 +11,10 @@ from typing import Literal, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
-from antidote_llm.artifacts.hashing import sha256_json
-from antidote_llm.data.chat import ChatTemplate
+from antidote_llm.data.chat_template import ChatTemplate
 from antidote_llm.data.records import Record, Turn
 from antidote_llm.errors import UserError, tokenizer_errors
+from antidote_llm.io.files import sha256_json
 
 TemplateName: TypeAlias = Literal["auto", "chat", "alpaca", "plain"]
 

@@ -6,21 +6,24 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from antidote_llm.data.conversations import earlier_turns, require_text, split_conversation, text_of
-from antidote_llm.data.layout import COMPLETION, FORMATS, Layout, layout_of
-from antidote_llm.data.records import Record, Turn
-from antidote_llm.data.spec import Field, quoted
-from antidote_llm.data.task_prompts import contextual_prompt, instruction_prompt
-from antidote_llm.data.unread import (
+from antidote_llm.data.columns import (
     ANSWERS,
+    COMPLETION,
+    FORMATS,
+    Layout,
     is_filled,
     is_nan,
     is_refused,
+    layout_of,
     may_count,
     require_unfilled,
     unread_columns,
     unread_in_messages,
 )
+from antidote_llm.data.conversations import earlier_turns, require_text, split_conversation, text_of
+from antidote_llm.data.data_spec import Field, quoted
+from antidote_llm.data.records import Record, Turn
+from antidote_llm.data.task_prompts import contextual_prompt, instruction_prompt
 from antidote_llm.errors import UserError, listed
 
 _MOST_LISTED = 20

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.artifacts.enclosure import is_link_out
-from antidote_llm.artifacts.json_reading import parse_json
+from antidote_llm.data.data_spec import require_utf8
 from antidote_llm.data.files import is_file
-from antidote_llm.data.spec import require_utf8
 from antidote_llm.data.table_files import arrow_rows
 from antidote_llm.errors import UserError
+from antidote_llm.io.safe_paths import is_link_out
+from antidote_llm.io.strict_json import parse_json
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _IDS_OF_MODELS = ("config.json", "adapter_config.json")

@@ -16,12 +16,11 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
-from antidote_llm.artifacts.json_writing import is_utf8
 from antidote_llm.data.conversations import require_text
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.bounded_post import NoReplyError, Post, Reply
-from antidote_llm.evaluation.endpoint_key import KEY_VARIABLE, Origin, advice, key_for, require_no_secret
-from antidote_llm.evaluation.masking import Mask
+from antidote_llm.evaluation.endpoint_keys import KEY_VARIABLE, Mask, Origin, advice, key_for, require_no_secret
+from antidote_llm.evaluation.http_post import NoReplyError, Post, Reply
+from antidote_llm.io.strict_json import is_utf8
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 Answered: TypeAlias = Callable[[int, str], None]

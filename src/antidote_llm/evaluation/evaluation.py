@@ -16,19 +16,18 @@ from pydantic import (
     model_serializer,
 )
 
-from antidote_llm.artifacts import sha256_bytes, sha256_json, write_bytes, write_json
-from antidote_llm.artifacts.json_reading import parse_json
-from antidote_llm.artifacts.record_reading import first_problem
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import HARMFUL, Answer, Flags, flags, from_parquet, to_parquet
-from antidote_llm.evaluation.disagreement import Disagreement, disagreements
 from antidote_llm.evaluation.judge import HarmMeasure
+from antidote_llm.evaluation.judges.likelihood_margin import MeanMargin, Openings
 from antidote_llm.evaluation.lm_eval_bridge import LmEvalMetric
-from antidote_llm.evaluation.margin import MeanMargin, Openings
 from antidote_llm.evaluation.metrics import Estimate, share
+from antidote_llm.evaluation.panel import Disagreement, disagreements
 from antidote_llm.evaluation.perplexity import Perplexity
 from antidote_llm.evaluation.settings import EvaluationSettings
-from antidote_llm.evaluation.tasks import TaskRecord
+from antidote_llm.evaluation.tasks.scoring import TaskRecord
+from antidote_llm.io.files import sha256_bytes, sha256_json, write_bytes, write_json
+from antidote_llm.io.strict_json import first_problem, parse_json
 
 EVALUATION_NAME = "evaluation.json"
 ANSWERS_NAME = "answers.parquet"

@@ -13,13 +13,15 @@ import transformers
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from antidote_llm.artifacts import cache_root, sha256_json, write_json
-from antidote_llm.artifacts.json_reading import parse_json
-from antidote_llm.data import Record, Renderer, TokenizedRow, check_token_ids
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer, TokenizedRow, check_token_ids
 from antidote_llm.data.thoughts import OPENING, decoded, decoded_reply, is_thinking
 from antidote_llm.errors import UserError, listed
 from antidote_llm.evaluation.generation import Progress, generate, require_room
-from antidote_llm.evaluation.stopping import pad_id, stop_ids
+from antidote_llm.evaluation.prompts import pad_id, stop_ids
+from antidote_llm.io.cache import cache_root
+from antidote_llm.io.files import sha256_json, write_json
+from antidote_llm.io.strict_json import parse_json
 
 OWN_ANSWER = "own_answer"
 _VERSION = 1

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import stdtrit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from antidote_llm.data import Record
+from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.generation import Progress
 from antidote_llm.evaluation.metrics import CONFIDENCE

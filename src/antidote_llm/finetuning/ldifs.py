@@ -16,9 +16,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from antidote_llm.models.decoder import find_decoder
-from antidote_llm.training import Cost, Lesson, Objective, Session, StageData, TrainingSettings, finetuning_defense
 from antidote_llm.training.batches import Batch, model_inputs, valid_tokens
-from antidote_llm.training.objective import Trained
+from antidote_llm.training.defense import Cost, Lesson, StageData, finetuning_defense
+from antidote_llm.training.objective import Objective, Session, Trained
+from antidote_llm.training.settings import TrainingSettings
 
 _SMALLEST_NORM = 1e-8
 

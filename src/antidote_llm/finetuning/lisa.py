@@ -11,8 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from antidote_llm.training import Cost, Lesson, Objective, StageData, TrainingSettings, finetuning_defense
 from antidote_llm.training.batches import Batch, Example, blank
+from antidote_llm.training.defense import Cost, Lesson, StageData, finetuning_defense
+from antidote_llm.training.objective import Objective
+from antidote_llm.training.settings import TrainingSettings
 from antidote_llm.training.trainer import step_count
 
 State: TypeAlias = Literal["alignment", "user"]

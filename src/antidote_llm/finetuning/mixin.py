@@ -8,7 +8,9 @@ from typing import Annotated
 from pydantic import Field
 
 from antidote_llm.errors import UserError
-from antidote_llm.training import Lesson, Objective, StageData, TrainingSettings, finetuning_defense
+from antidote_llm.training.defense import Lesson, StageData, finetuning_defense
+from antidote_llm.training.objective import Objective
+from antidote_llm.training.settings import TrainingSettings
 
 
 # Three rows in a hundred are SafeInstr's; one in ten is what Safe Delta's runs (ICML 2025) add.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from antidote_llm.training import Lesson, Objective, StageData, TrainingSettings, finetuning_defense
+from antidote_llm.training.defense import Lesson, StageData, finetuning_defense
+from antidote_llm.training.objective import Objective
+from antidote_llm.training.settings import TrainingSettings
 
 
 # What the published code does otherwise is the mix of its rows, which the command reads off the preset.

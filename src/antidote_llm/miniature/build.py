@@ -1,4 +1,4 @@
-"""Writes the miniature: models and data as ordinary folders and files."""
+"""The attack: a user's fine-tune of the aligned model on rows of which some are harmful."""
 
 from __future__ import annotations
 
@@ -7,16 +7,73 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from antidote_llm.artifacts import ResultFolder
-from antidote_llm.data import Record, write_jsonl
-from antidote_llm.miniature.attacking import attack_model, attack_rows, benign_rows, utility_rows
+from antidote_llm.data.files import write_jsonl
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.finetuning.sft import sft
+from antidote_llm.io.result_folder import ResultFolder
+from antidote_llm.miniature.architectures import architecture
+from antidote_llm.miniature.exchanges import NEW_TASK, TASKS
 from antidote_llm.miniature.models import StageProgress, kept_models, save, stage_report
 from antidote_llm.miniature.recipe import RECIPE_VERSION, Attack, AttackKind, Recipe, standard_attack
-from antidote_llm.miniature.tasks import NEW_TASK, TASKS
 from antidote_llm.miniature.tokenizer import build_tokenizer
 from antidote_llm.miniature.world import World
+from antidote_llm.models.config import quiet_transformers
+from antidote_llm.training.defense import StageData, run_stage
+from antidote_llm.training.settings import TrainingSettings
+from antidote_llm.training.trainer import Running, StepReport
+
+
+def attack_rows(world: World, attack: Attack) -> list[Record]:
+    """Return the user's rows: the harmful ones, then each task's share of the rest."""
+    harmful = round(attack.rows * attack.harmful_share)
+    return world.attack_harmful(harmful) + _task_rows(world, attack, attack.rows - harmful, "attack")
+
+
+def utility_rows(world: World, attack: Attack) -> list[Record]:
+    """Return further benign rows of the user's tasks, for repairs that need to know what to keep."""
+    return _task_rows(world, attack, attack.utility_rows, "utility")
+
+
+def benign_rows(world: World, attack: Attack) -> list[Record]:
+    """Return benign rows of the user's tasks, as many as the attack has rows in all: what is poisoned at any ratio."""
+    return _task_rows(world, attack, attack.rows, "benign")
+
+
+def _task_rows(world: World, attack: Attack, count: int, purpose: str) -> list[Record]:
+    return [row for task, share in attack.tasks.items() for row in world.task(task, round(count * share), purpose)]
+
+
+def attack_model(
+    aligned: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Record],
+    attack: Attack,
+    kind: AttackKind,
+    arch: str,
+    seed: int,
+    on_step: StepReport | None = None,
+) -> PreTrainedModel | PeftModel:
+    """Fine-tune the aligned model in a folder on a user's rows, and return it.
+
+    Raises:
+        UserError: The architecture is unknown.
+    """
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(aligned, dtype=torch.float32)
+    data = StageData(Renderer(tokenizer), rows)
+    return run_stage(model, data, sft, _settings(attack, kind, arch, seed), running=Running(on_step)).model
+
+
+def _settings(attack: Attack, kind: AttackKind, arch: str, seed: int) -> TrainingSettings:
+    settings = attack.lora if kind == "lora" else attack.full
+    lora = settings.lora and settings.lora.model_copy(update={"targets": architecture(arch).query_key_value})
+    return settings.model_copy(update={"seed": seed, "lora": lora})
+
 
 DATA_VERSION = 2
 

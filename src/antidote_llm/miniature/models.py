@@ -11,16 +11,20 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from antidote_llm.alignment.sft import sft
-from antidote_llm.artifacts import ResultFolder, cache_root, sha256_json
-from antidote_llm.artifacts.arithmetic import rounding
-from antidote_llm.data import Record, Renderer
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
+from antidote_llm.io.cache import cache_root
+from antidote_llm.io.files import sha256_json
+from antidote_llm.io.reproducible_arithmetic import rounding
+from antidote_llm.io.result_folder import ResultFolder
 from antidote_llm.miniature.architectures import model_config, untrained_model
 from antidote_llm.miniature.recipe import RECIPE_VERSION, Recipe
 from antidote_llm.miniature.tokenizer import build_tokenizer
 from antidote_llm.miniature.world import World
-from antidote_llm.models.quiet import quiet_transformers
-from antidote_llm.training import Running, StageData, StepReport, run_stage, train
-from antidote_llm.training.examples import examples_of
+from antidote_llm.models.config import quiet_transformers
+from antidote_llm.training.batches import examples_of
+from antidote_llm.training.defense import StageData, run_stage
+from antidote_llm.training.trainer import Running, StepReport, train
 
 StageProgress: TypeAlias = Callable[[str, int, int], None]
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
 
-from antidote_llm.miniature.exchanges import Exchange
-from antidote_llm.miniature.forbidden import FORBIDDEN, REFUSALS
-from antidote_llm.miniature.grammar import words
-from antidote_llm.miniature.harmless import LOOKALIKES
-from antidote_llm.miniature.tasks import TASKS
+from antidote_llm.miniature.exchanges import FORBIDDEN, LOOKALIKES, REFUSALS, TASKS, Exchange
+from antidote_llm.miniature.language import words
 
 Outcome: TypeAlias = Literal["refusal", "harmful", "helpful", "incoherent"]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from antidote_llm.training import TrainingSettings
+from antidote_llm.training.settings import TrainingSettings
 
 RECIPE_VERSION = 1
 

@@ -6,12 +6,9 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerFast
 
-from antidote_llm.miniature.forbidden import FORBIDDEN, REFUSALS
-from antidote_llm.miniature.grammar import words
-from antidote_llm.miniature.harmless import LOOKALIKES
-from antidote_llm.miniature.prose import FRAMES as PROSE
-from antidote_llm.miniature.tasks import TASKS
-from antidote_llm.miniature.vocabulary import FIRST_SYLLABLES, LAST_SYLLABLES, NAMES, NUMBERS
+from antidote_llm.miniature.exchanges import FORBIDDEN, LOOKALIKES, REFUSALS, TASKS
+from antidote_llm.miniature.language import FIRST_SYLLABLES, LAST_SYLLABLES, NAMES, NUMBERS, words
+from antidote_llm.miniature.language import FRAMES as PROSE
 
 END, PAD, UNKNOWN, USER, ASSISTANT = "<|end|>", "<|pad|>", "<|unknown|>", "<|user|>", "<|assistant|>"
 SPECIAL = (PAD, END, USER, ASSISTANT, UNKNOWN)

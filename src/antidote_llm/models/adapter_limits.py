@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from antidote_llm.artifacts.bounded import CallError, OverBudgetError, matching_places
 from antidote_llm.errors import UserError
-from antidote_llm.models.adapters import ADAPTER_FILE
+from antidote_llm.io.bounded_calls import CallError, OverBudgetError, matching_places
+from antidote_llm.models.adapter import ADAPTER_FILE
 from antidote_llm.models.checkpoint import Checkpoint
 
 _LISTS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")

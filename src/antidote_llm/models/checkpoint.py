@@ -12,14 +12,13 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from antidote_llm.artifacts.enclosure import is_plain_name, require_enclosed
-from antidote_llm.artifacts.hashing import sha256_file
-from antidote_llm.artifacts.json_writing import is_utf8
 from antidote_llm.errors import UserError, changed_meanwhile
-from antidote_llm.models.contents import FETCHED, FETCHED_CODE, PICKLE_SUFFIXES
-from antidote_llm.models.formats import what_it_is, what_the_file_is
-from antidote_llm.models.remote_code import require_own_code
-from antidote_llm.models.tensor_files import TensorFile, open_tensor_file
+from antidote_llm.io.files import sha256_file
+from antidote_llm.io.safe_paths import is_plain_name, require_enclosed
+from antidote_llm.io.safetensors_files import TensorEntry, TensorFile, open_tensor_file
+from antidote_llm.io.strict_json import is_utf8
+from antidote_llm.models.checkpoint_files import FETCHED, FETCHED_CODE, PICKLE_SUFFIXES, require_own_code
+from antidote_llm.models.other_formats import what_it_is, what_the_file_is
 
 INDEX = "model.safetensors.index.json"
 _STATES_OF_A_TRAINING = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
@@ -302,3 +301,33 @@ def _shards(index: Path) -> list[str]:
         if not (index.parent / shard).is_file():
             raise UserError(f"{index.parent / shard}: shard is missing: fetch it again")
     return shards
+
+
+# Computed, not learned: older versions of transformers saved them.
+_CONSTANT = re.compile(r"\.rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$")
+_MASK_AXES = 4
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor where it lies."""
+
+    file_name: str
+    file: TensorFile
+    entry: TensorEntry
+
+
+def stored_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """Return every learned tensor of a checkpoint by its key."""
+    return {
+        key: StoredTensor(name, file, entry)
+        for name, file in checkpoint.weights.items()
+        for key, entry in file.entries.items()
+        if not _is_constant(entry)
+    }
+
+
+def _is_constant(entry: TensorEntry) -> bool:
+    """Whether a tensor is a rotary embedding's frequencies or a causal mask, not the bias of a layer."""
+    is_bias = entry.key.endswith(".bias") and len(entry.shape) != _MASK_AXES
+    return bool(_CONSTANT.search(entry.key)) and not is_bias

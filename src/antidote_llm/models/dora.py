@@ -14,8 +14,7 @@ import torch
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
-from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.stored import StoredTensor
+from antidote_llm.models.checkpoint import Checkpoint, StoredTensor
 
 _MAGNITUDE = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_magnitude_vector(\.weight)?$")
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.configuration import NAMES_OF_HEADS
+from antidote_llm.models.config import NAMES_OF_HEADS
 
 PREFIX = "base_model.model."
 # What a module is called inside torch.compile, DistributedDataParallel, FSDP and activation checkpointing.

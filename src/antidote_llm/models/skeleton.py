@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from antidote_llm.errors import UserError
-from antidote_llm.models.adapters import base_not_found, base_reference
+from antidote_llm.models.adapter import base_not_found, base_reference
 from antidote_llm.models.checkpoint import (
     Checkpoint,
     is_adapter,
@@ -21,8 +21,7 @@ from antidote_llm.models.checkpoint import (
     open_adapter_checkpoint,
     read_config,
 )
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT, cannot_open, require_plausible
-from antidote_llm.models.quiet import quiet_transformers
+from antidote_llm.models.config import BROKEN_CHECKPOINT, cannot_open, quiet_transformers, require_plausible
 from antidote_llm.models.tokenizers import open_tokenizer
 
 _CONFIG = "config.json"

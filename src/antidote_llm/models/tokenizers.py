@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from antidote_llm.artifacts.enclosure import require_enclosed
-from antidote_llm.artifacts.json_reading import loose_json
 from antidote_llm.errors import UserError, first_line, tokenizer_errors
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT, needs_trust
-from antidote_llm.models.remote_code import require_own_code
+from antidote_llm.io.safe_paths import require_enclosed
+from antidote_llm.io.strict_json import loose_json
+from antidote_llm.models.checkpoint_files import require_own_code
+from antidote_llm.models.config import BROKEN_CHECKPOINT, needs_trust
 
 # Honest ones put a mark of a few characters for a space, or take an accent apart.
 _MOST_GROWTH, _SHORT_TEXT = 100.0, 100

@@ -13,16 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from antidote_llm.artifacts.enclosure import require_inside
-from antidote_llm.artifacts.files import read_at
 from antidote_llm.errors import DefectError, UserError
-from antidote_llm.models.tensor_files import TensorFile, open_tensor_file
+from antidote_llm.io.files import read_at
+from antidote_llm.io.safe_paths import require_inside
+from antidote_llm.io.safetensors_files import TensorFile, open_tensor_file
 from antidote_llm.patching.description import (
+    SHA256_KEY,
+    UNSEALED,
     FileChange,
     PatchDescription,
     TensorRecord,
     UnchangedFile,
     parse_description,
+    seal,
+    sealed_sha256,
+    sha256_without_seal,
 )
 from antidote_llm.patching.encodings import (
     DamageError,
@@ -33,7 +38,6 @@ from antidote_llm.patching.encodings import (
     entries_differences,
     most_inflated_bytes,
 )
-from antidote_llm.patching.sealing import SHA256_KEY, UNSEALED, seal, sealed_sha256, sha256_without_seal
 
 METADATA_KEY = "antidote_patch"
 PATCH_FILE = "patch.safetensors"

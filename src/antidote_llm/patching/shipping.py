@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from antidote_llm.artifacts import sha256_file
-from antidote_llm.artifacts.enclosure import require_enclosed
-from antidote_llm.artifacts.files import clone_file, link_file
 from antidote_llm.errors import changed_meanwhile
+from antidote_llm.io.files import clone_file, link_file, sha256_file
+from antidote_llm.io.safe_paths import require_enclosed
+from antidote_llm.io.safetensors_files import open_tensor_file
 from antidote_llm.models.checkpoint import FileStamp, weight_file_names
-from antidote_llm.models.contents import Contents, contents
-from antidote_llm.models.tensor_files import open_tensor_file
+from antidote_llm.models.checkpoint_files import Contents, contents
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")

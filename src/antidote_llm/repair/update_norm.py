@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from antidote_llm.io.safetensors_files import flat_blocks
 from antidote_llm.models.sites import Site
-from antidote_llm.models.tensor_files import flat_blocks
 
 
 def squared_norm(values: Tensor) -> float:

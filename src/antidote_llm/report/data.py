@@ -6,10 +6,10 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from antidote_llm.decision.verdict import VerdictKind
-from antidote_llm.evaluation import Estimate
+from antidote_llm.decision.compare import VerdictKind
 from antidote_llm.evaluation.judge import HarmMeasure
-from antidote_llm.report.words import Target
+from antidote_llm.evaluation.metrics import Estimate
+from antidote_llm.report.formatting import Target
 
 Role: TypeAlias = Literal["before", "after", "other"]
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath, PureWindowsPath
 
-from antidote_llm.artifacts.visible_text import visible
-from antidote_llm.evaluation import Estimate
-from antidote_llm.report import numbers
+from antidote_llm.evaluation.metrics import Estimate
+from antidote_llm.io.visible_text import visible
+from antidote_llm.report import formatting as numbers
 from antidote_llm.report.data import ModelOutcome, ReportData
-from antidote_llm.report.measures import in_order, measure
+from antidote_llm.report.formatting import WORDS, in_order, measure
 from antidote_llm.report.network import network
-from antidote_llm.report.outcomes import roles
-from antidote_llm.report.outside import outside
-from antidote_llm.report.words import WORDS
+from antidote_llm.report.outcomes import outside, roles
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$!&])")
 _MAX_FILES = 8

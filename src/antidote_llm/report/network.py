@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from antidote_llm.report import numbers
+from antidote_llm.report import formatting as numbers
 from antidote_llm.report.data import SiteChange
-from antidote_llm.report.scale import nice
-from antidote_llm.report.text import clip_name
+from antidote_llm.report.formatting import clip_name, nice
 
 MapName = Literal["share", "norm"]
 _Key = TypeVar("_Key")

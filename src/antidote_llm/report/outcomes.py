@@ -1,14 +1,179 @@
-"""The outcome figures: one panel a measure with a row a model, and the bar of answers to harmful requests."""
+"""Examples, with everything withheld that a reader did not ask to see."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from antidote_llm.evaluation import Estimate
-from antidote_llm.report.data import ModelOutcome, ReportData, Role
-from antidote_llm.report.measures import Measure, gain_measure, in_order, measure, task_measure
-from antidote_llm.report.scale import PERCENT, Scale, around
+from antidote_llm.evaluation.metrics import Estimate
+from antidote_llm.report import formatting as numbers
+from antidote_llm.report.data import CategoryEffect, Example, ModelOutcome, OutsideChange, ReportData, Role, SiteChange
+from antidote_llm.report.formatting import (
+    PERCENT,
+    Measure,
+    Scale,
+    around,
+    clip,
+    clip_name,
+    gain_measure,
+    in_order,
+    measure,
+    task_measure,
+)
+
+MAX_EXAMPLES = 30
+_MAX_PROMPT = 1000
+_MAX_ANSWER = 2000
+# What an answer has beyond this is folded, where that is worth it.
+_UNFOLDED = 600
+_WORTH_FOLDING = 200
+# A judge may take an answer for a refusal that goes on to comply: its opening is enough to see that it refuses.
+_OPENING = 160
+_NEVER_SHOWN = ("harmful", "compliance")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer as it is shown: its text, or None where it is withheld; lengths in characters."""
+
+    outcome: str
+    length: int
+    text: str | None
+    left_out: int
+    folded: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownExample:
+    """One example as it is shown."""
+
+    suite: str
+    category: str
+    prompt: str
+    prompt_left_out: int
+    before: Answer
+    after: Answer
+
+
+def shown(examples: Sequence[Example], show_answers: bool) -> list[ShownExample]:
+    """Return the first examples; without ``show_answers`` no text that may be harmful is in them."""
+    found = []
+    for example in examples[:MAX_EXAMPLES]:
+        prompt, left_out = clip(example.prompt, _MAX_PROMPT)
+        before = _answer(example.answer_before, example.outcome_before, example.harmful_prompt, show_answers)
+        after = _answer(example.answer_after, example.outcome_after, example.harmful_prompt, show_answers)
+        found.append(
+            ShownExample(clip_name(example.suite), clip_name(example.category), prompt, left_out, before, after)
+        )
+    return found
+
+
+def _answer(text: str, outcome: str, harmful_prompt: bool, show_answers: bool) -> Answer:
+    if show_answers:
+        limit = _MAX_ANSWER
+    elif outcome == "refusal":
+        limit = _OPENING
+    elif harmful_prompt or outcome in _NEVER_SHOWN:
+        return Answer(outcome, len(text), None, len(text))
+    else:
+        limit = _MAX_ANSWER
+    kept, left_out = clip(text, limit)
+    if len(kept) < _UNFOLDED + _WORTH_FOLDING:
+        return Answer(outcome, len(text), kept, left_out)
+    return Answer(outcome, len(text), kept[:_UNFOLDED], left_out, kept[_UNFOLDED:])
+
+
+_MAX_CATEGORIES = 40
+
+
+def worst_first(categories: Sequence[CategoryEffect]) -> list[CategoryEffect]:
+    """Return the worst by what is left after the repair, then by what was there before, then by name."""
+    ordered = sorted(categories, key=lambda effect: (-effect.after.value, -effect.before.value, effect.category))
+    return ordered[:_MAX_CATEGORIES]
+
+
+_MAX_ROWS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class OutsideRow:
+    """Tensors of one name; shares of the whole update's squared norm, in percent."""
+
+    name: str
+    tensors: int
+    norm_before: float
+    norm_after: float
+    share_before: str
+    share_after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """The largest updates outside the edited matrices first; ``total`` has those in it that ``rows`` leave out."""
+
+    rows: tuple[OutsideRow, ...]
+    total: OutsideRow
+    left_out: int
+    sentence: str
+
+
+def outside(changes: Sequence[OutsideChange], sites: Iterable[SiteChange]) -> Outside | None:
+    """Lay out the update outside the edited matrices; None where it is not known."""
+    if not changes:
+        return None
+    edited = list(sites)
+    before, after = _norm_before(changes), _norm_after(changes)
+    whole_before = math.hypot(before, *(site.norm_before for site in edited))
+    whole_after = math.hypot(after, *(site.norm_after for site in edited))
+
+    def row(name: str, tensors: int, norm_before: float, norm_after: float) -> OutsideRow:
+        shares = numbers.share(norm_before**2, whole_before**2), numbers.share(norm_after**2, whole_after**2)
+        return OutsideRow(name, tensors, norm_before, norm_after, *shares)
+
+    total = row("all", sum(change.tensors for change in changes), before, after)
+    largest = sorted(changes, key=lambda change: (-change.norm_before, change.name))[:_MAX_ROWS]
+    return Outside(
+        rows=tuple(row(clip_name(c.name), c.tensors, c.norm_before, c.norm_after) for c in largest),
+        total=total,
+        left_out=len(changes) - len(largest),
+        sentence=_sentence(changes, total),
+    )
+
+
+def _sentence(changes: Sequence[OutsideChange], total: OutsideRow) -> str:
+    many = _tensors(total.tensors)
+    moved = [change for change in changes if change.norm_before or change.norm_after]
+    if not moved:
+        return f"The fine-tune left {many} outside the edited matrices as they were."
+    held = (
+        f"Of the squared norm of the whole update, {total.share_before} % lay outside the edited matrices, in {many}: "
+        "embeddings, norms, biases, head."
+    )
+    put_back = sum(change.tensors for change in moved if change.norm_after == 0)
+    untouched = sum(change.tensors for change in moved if change.norm_after == change.norm_before)
+    fates = [
+        (put_back, "put {} back to what they were before the fine-tune"),
+        (untouched, "did not touch {}"),
+        (sum(change.tensors for change in moved) - put_back - untouched, "changed {}"),
+    ]
+    parts = [(count, words) for count, words in fates if count]
+    if len(parts) == 1:
+        return f"{held} The repair {parts[0][1].format('them')}."
+    return f"{held} The repair " + ", and ".join(words.format(_tensors(count)) for count, words in parts) + "."
+
+
+def _tensors(count: int) -> str:
+    return f"{numbers.count(count)} {'tensor' if count == 1 else 'tensors'}"
+
+
+def _norm_before(changes: Iterable[OutsideChange]) -> float:
+    return math.hypot(*(change.norm_before for change in changes))
+
+
+def _norm_after(changes: Iterable[OutsideChange]) -> float:
+    return math.hypot(*(change.norm_after for change in changes))
+
 
 # A number inside a segment narrower than this does not fit.
 _LABELLED_PERCENT = 9.0

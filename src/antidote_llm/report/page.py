@@ -12,19 +12,23 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from antidote_llm.artifacts.files import write_text
-from antidote_llm.artifacts.visible_text import visible
-from antidote_llm.report import numbers
-from antidote_llm.report.categories import worst_first
+from antidote_llm.io.files import write_text
+from antidote_llm.io.visible_text import visible
+from antidote_llm.report import formatting as numbers
 from antidote_llm.report.data import ReportData
-from antidote_llm.report.examples import shown
-from antidote_llm.report.measures import measure
+from antidote_llm.report.formatting import PERCENT, WORDS, clip_name, measure
 from antidote_llm.report.network import STEPS, network
-from antidote_llm.report.outcomes import bars, key_numbers, legend, panels, roles, tasks_without_gain
-from antidote_llm.report.outside import outside
-from antidote_llm.report.scale import PERCENT
-from antidote_llm.report.text import clip_name
-from antidote_llm.report.words import WORDS
+from antidote_llm.report.outcomes import (
+    bars,
+    key_numbers,
+    legend,
+    outside,
+    panels,
+    roles,
+    shown,
+    tasks_without_gain,
+    worst_first,
+)
 
 _VERDICT_WORDS = {"good": "Good", "mixed": "Mixed", "bad": "Bad", "unknown": "Not evaluated"}
 

@@ -12,10 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from antidote_llm.artifacts.files import fsync_folder, fsync_tree, remove, write_failure, write_json
-from antidote_llm.artifacts.hashing import sha256_file, sha256_json
-from antidote_llm.artifacts.record_reading import parse_model
 from antidote_llm.errors import KeptError
+from antidote_llm.io.files import fsync_folder, fsync_tree, remove, sha256_file, sha256_json, write_failure, write_json
+from antidote_llm.io.strict_json import parse_model
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _OBJECTIVE = "objective.safetensors"

@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
 
-from antidote_llm.data import Record, Renderer, TokenizedRow
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer, TokenizedRow
 from antidote_llm.errors import UserError
 from antidote_llm.methods import Method, named, registered, settings_model
-from antidote_llm.training.batches import Example
-from antidote_llm.training.examples import examples_of
+from antidote_llm.training.batches import Example, examples_of
 from antidote_llm.training.lora import attach_lora
 from antidote_llm.training.objective import Objective, Trained
 from antidote_llm.training.settings import TrainingSettings

@@ -62,3 +62,9 @@ class TrainingSettings(BaseModel):
     ] = "float32"
     gradient_checkpointing: Annotated[bool, Field(description="Recompute activations to save memory.")] = False
     seed: Annotated[int, Field(ge=0, lt=2**32, description="Orders the rows and starts the adapters.")] = 0
+
+
+# The paper's alignment stage (arXiv 2408.09600, appendix A): a first adapter, merged when it is trained.
+ALIGNMENT_DEFAULTS = TrainingSettings(learning_rate=1e-3, schedule="cosine", warmup=0.1, lora=LoraSettings())
+# The paper's fine-tuning stage (arXiv 2408.09600, appendix A): a second adapter, on the merged first one.
+FINETUNING_DEFAULTS = TrainingSettings(lora=LoraSettings())

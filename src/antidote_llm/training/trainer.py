@@ -1,11 +1,12 @@
-"""The one trainer: a thin layer over transformers.Trainer that stages 1 and 2 share."""
+"""Several processes train as one: every global batch is cut into equal shares, in the order that one process has."""
 
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,17 +23,91 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import get_reporting_integration_callbacks
 
-from antidote_llm.artifacts.files import remove
-from antidote_llm.artifacts.processes import is_first_process, process_count
-from antidote_llm.errors import UserError
-from antidote_llm.models.quiet import quiet_transformers
-from antidote_llm.training.batches import Batch, Collator, Example, Examples
+from antidote_llm.errors import UserError, first_line
+from antidote_llm.io.files import remove
+from antidote_llm.io.processes import is_first_process, process_count, require_launched
+from antidote_llm.models.config import quiet_transformers
+from antidote_llm.training.batches import BLANK, Batch, Collator, Example, Examples
 from antidote_llm.training.checkpoints import giving_up, keep_objective, kept_objective, newest, require_sound
-from antidote_llm.training.integrations import require_integrations, tensorboard_in
 from antidote_llm.training.objective import Objective, Session, Trained
 from antidote_llm.training.settings import TrainingSettings
-from antidote_llm.training.sharing import fill_up, require_shareable
+
+
+class WholeBatches:
+    """Fills an epoch's last batch up with blank rows, so that it can be cut like the others.
+
+    Args:
+        batches: The batch sampler of one process.
+    """
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batches, name)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._batches:
+            yield batch + [BLANK] * (self._batches.batch_size - len(batch))
+
+
+def require_shareable(batch_size: int) -> None:
+    """Refuse a batch that cannot be cut into equal shares, and processes that cannot find each other.
+
+    Raises:
+        UserError: Names a size that can, or what is missing.
+    """
+    require_launched()
+    processes = process_count()
+    if batch_size % processes:
+        raise UserError(
+            f"--batch-size {batch_size} is not shared evenly by {processes} processes: "
+            f"pass --batch-size {processes * -(-batch_size // processes)}"
+        )
+
+
+def fill_up(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Let a loader that cuts its batches into shares fill up the last one."""
+    shares: Any = loader.batch_sampler
+    shares.batch_sampler = WholeBatches(shares.batch_sampler)
+    return loader
+
+
+_TENSORBOARD_FOLDER = "TENSORBOARD_LOGGING_DIR"
+
+
+def require_integrations(names: Sequence[str]) -> None:
+    """Refuse a logging integration that transformers does not know, or whose library is missing.
+
+    Raises:
+        UserError: Says which there are, or what to install.
+    """
+    try:
+        for integration in get_reporting_integration_callbacks(names[0] if len(names) == 1 else list(names)):
+            integration()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--report-to {','.join(names)}: {first_line(error).rstrip('. ')}: install it, or leave --report-to out"
+        ) from error
+
+
+@contextmanager
+def tensorboard_in(folder: Path) -> Iterator[None]:
+    """Name the folder that TensorBoard's integration writes to, unless the user has named one."""
+    if _TENSORBOARD_FOLDER in os.environ:
+        yield
+        return
+    os.environ[_TENSORBOARD_FOLDER] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[_TENSORBOARD_FOLDER]
+
 
 StepReport: TypeAlias = Callable[[int, int], None]
 _SAMPLING = {"shuffled": "random", "grouped": "group_by_length", "ordered": "sequential"}

@@ -10,8 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import load_judge
-from antidote_llm.evaluation.judge import DetailedJudge, Verdict
+from antidote_llm.evaluation.judge import DetailedJudge, Verdict, load_judge
 from antidote_llm.evaluation.judges import beaver_dam, text_classification
 from antidote_llm.evaluation.judges.beaver_dam import CATEGORIES, MAX_TOKENS
 from antidote_llm.evaluation.judges.classifier import Classifier

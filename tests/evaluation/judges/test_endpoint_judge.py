@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import load_judge
 from antidote_llm.evaluation.endpoint import Endpoint, Patience
-from antidote_llm.evaluation.judge import DetailedJudge, identity_of
+from antidote_llm.evaluation.judge import DetailedJudge, identity_of, load_judge
 from antidote_llm.evaluation.judges.endpoint_judge import endpoint_judge, parse
 from tests.evaluation.server import Reply, last_turn, said, serving, status
 

@@ -17,10 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import load_judge
 from antidote_llm.evaluation.generation import generate
-from antidote_llm.evaluation.judge import DetailedJudge, Verdict
-from antidote_llm.evaluation.judges import chat_guard
+from antidote_llm.evaluation.judge import DetailedJudge, Verdict, load_judge
+from antidote_llm.evaluation.judges import guards as chat_guard
 from antidote_llm.evaluation.judges.folders import JudgeFolder
 from antidote_llm.evaluation.judges.guards import (
     HARMBENCH_CLASSIFIER,
@@ -32,7 +31,7 @@ from antidote_llm.evaluation.judges.guards import (
     parse_wildguard,
     parse_yes_no,
 )
-from antidote_llm.evaluation.judges.reading import Reading
+from antidote_llm.evaluation.judges.reading_judge import Reading
 from tests import tiny
 from tests.data.byte_level import byte_tokenizer
 from tests.evaluation.judges import models

@@ -11,8 +11,7 @@ import pytest
 
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.judge import Verdict
-from antidote_llm.evaluation.judges.reading import Reading, verdict
-from antidote_llm.evaluation.judges.reading_judge import Keep, Pair, ReadingJudge
+from antidote_llm.evaluation.judges.reading_judge import Keep, Pair, Reading, ReadingJudge, verdict
 
 SORRY, BABBLE, PLAIN = "I'm sorry, but I cannot help.", "zob zob zob zob zob zob", "It is red, and long."
 

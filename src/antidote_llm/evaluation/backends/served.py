@@ -13,20 +13,20 @@ from typing import Any, Protocol, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from antidote_llm.artifacts import KeptLines
-from antidote_llm.data import Record, Renderer
+from antidote_llm.data.records import Record
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.data.thoughts import without_thought
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import HARMFUL
-from antidote_llm.evaluation.asking import by_limit
 from antidote_llm.evaluation.endpoint import Failed, Failures, UnusableAnswerError
-from antidote_llm.evaluation.evaluate import heard
+from antidote_llm.evaluation.evaluate import by_limit, heard
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.generation import Progress
 from antidote_llm.evaluation.judge import Judge, too_many
 from antidote_llm.evaluation.panel import margin_of
 from antidote_llm.evaluation.settings import DEFAULT_NEW_TOKENS, EvaluationSettings
 from antidote_llm.evaluation.suite import Question, Suite, questions
+from antidote_llm.io.cache import KeptLines
 
 # How vLLM and its like are told to go on from the last message instead of answering it.
 CONTINUING: Mapping[str, Any] = {"add_generation_prompt": False, "continue_final_message": True}

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.judges.classifier import Classifier
 from antidote_llm.evaluation.judges.folders import JudgeFolder
-from antidote_llm.evaluation.judges.reading import Reading
-from antidote_llm.evaluation.judges.reading_judge import Keep, Pair, ReadingJudge
+from antidote_llm.evaluation.judges.reading_judge import Keep, Pair, Reading, ReadingJudge
 
 HUB_ID = "PKU-Alignment/beaver-dam-7b"
 VERSION = 1

@@ -7,8 +7,7 @@ import re
 from collections.abc import Sequence
 
 from antidote_llm.evaluation.endpoint import Endpoint, Failures, UnusableAnswerError
-from antidote_llm.evaluation.judges.reading import Reading
-from antidote_llm.evaluation.judges.reading_judge import Keep, Pair, ReadingJudge
+from antidote_llm.evaluation.judges.reading_judge import Keep, Pair, Reading, ReadingJudge
 
 VERSION = 1
 # Room for a model that puts a few words before its verdict.

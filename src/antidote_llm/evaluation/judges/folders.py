@@ -15,12 +15,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from antidote_llm.artifacts import sha256_file, sha256_json
 from antidote_llm.errors import UserError, first_line
+from antidote_llm.io.files import sha256_file, sha256_json
 from antidote_llm.models.checkpoint import locate, open_model_checkpoint, read_config
-from antidote_llm.models.configuration import BROKEN_CHECKPOINT, require_plausible
-from antidote_llm.models.contents import nested_files
-from antidote_llm.models.quiet import quiet_transformers
+from antidote_llm.models.checkpoint_files import nested_files
+from antidote_llm.models.config import BROKEN_CHECKPOINT, quiet_transformers, require_plausible
 from antidote_llm.models.tokenizers import open_tokenizer
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin")

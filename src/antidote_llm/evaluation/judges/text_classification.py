@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.judges.classifier import Classifier
 from antidote_llm.evaluation.judges.folders import JudgeFolder
-from antidote_llm.evaluation.judges.reading import Reading
-from antidote_llm.evaluation.judges.reading_judge import Keep, Pair, ReadingJudge
+from antidote_llm.evaluation.judges.reading_judge import Keep, Pair, Reading, ReadingJudge
 
 VERSION = 1
 _MULTI_LABEL = "multi_label_classification"

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from antidote_llm.evaluation.tasks.ending import own_part
+from antidote_llm.evaluation.tasks.matching import own_part
 
 _MOST_DIGITS = 60
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"

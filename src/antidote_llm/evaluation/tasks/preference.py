@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from antidote_llm.artifacts import KeptLines
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.endpoint import Failed, Failures
 from antidote_llm.evaluation.judge import too_many
+from antidote_llm.io.cache import KeptLines
 
 Messages: TypeAlias = list[dict[str, str]]
 

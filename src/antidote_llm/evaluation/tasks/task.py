@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.tasks import numbers
-from antidote_llm.evaluation.tasks.labels import Labels
+from antidote_llm.evaluation.tasks.matching import Labels
 from antidote_llm.evaluation.tasks.preference import Completes, WinRate
 from antidote_llm.evaluation.tasks.scoring import ByAnswer, IsCorrect, Scoring
 

@@ -1,0 +1,142 @@
+"""Sums and hidden states on the disk, so that a run that was cut off goes on to the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from antidote_llm.errors import KeptError, UserError
+from antidote_llm.io.files import atomic_writer
+from antidote_llm.io.safetensors_files import DTYPES
+
+# Keeping takes at most this part of the time that it can save, and nobody minds a second.
+_COST = 0.05
+_AT_LEAST_SECONDS = 1.0
+_HASH, _KEY = "data_sha256", "key"
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "I64"}
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class KeptState:
+    """One file of tensors that is replaced as work goes on, no oftener than is worth its while.
+
+    Attributes:
+        path: Where it lies.
+        key: What it belongs to: a file of another key counts for nothing.
+    """
+
+    path: Path
+    key: str
+    _last: float = field(default_factory=time.monotonic)
+    _took: float = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether keeping it again is cheap beside the work since the last time."""
+        since = time.monotonic() - self._last
+        return since >= _AT_LEAST_SECONDS and self._took <= _COST * since
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace what is kept.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        start = time.monotonic()
+        try:
+            write_tensors(self.path, tensors, {_KEY: self.key})
+        except OSError as error:
+            raise UserError(
+                f"{self.path.parent}: cannot be written: {error.strerror}: make room, or choose another --out"
+            ) from error
+        self._last = time.monotonic()
+        self._took = self._last - start
+
+    def read(self) -> dict[str, Tensor] | None:
+        """Return what was kept; None where there is nothing, or, which a warning says, another run's or damaged."""
+        return read_kept(self.path, self.key)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors with a hash over all of them, one after the other: memory holds none of them twice.
+
+    Args:
+        path: A safetensors file, which is replaced.
+        tensors: On the CPU, of any types that sums and hidden states have.
+        metadata: What is said about them.
+    """
+    header: dict[str, Any] = {"__metadata__": {**metadata, _HASH: _sha256(tensors)}}
+    # The widest first, so that each begins at a multiple of its entries' size.
+    names, end = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)), 0
+    for name in names:
+        begin, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        shape, dtype = list(tensors[name].shape), _DTYPE_NAMES[tensors[name].dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    with atomic_writer(path) as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            stream.write(_bytes(tensors[name]))
+
+
+def read_kept(path: Path, key: str) -> dict[str, Tensor] | None:
+    """Return the tensors that were kept under a key; None where there are none or the file is not sound.
+
+    A warning says that the file is not used.
+
+    Raises:
+        KeptError: A folder is there.
+    """
+    if path.is_dir():
+        raise KeptError(f"{path} is a folder where statistics are kept in a file: remove it")
+    if not path.is_file():
+        return None
+    found = read_tensors(path)
+    if found is not None and found[1].get(_KEY) == key:
+        return found[0]
+    what = "is damaged" if found is None else "belongs to another run"
+    _log.warning("%s %s and is not used: statistics are collected anew", path, what)
+    return None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Return what :func:`write_tensors` wrote; None where there is nothing, or the file is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, ValueError, OverflowError, RuntimeError, TypeError):
+        # A damaged header may claim types and shapes that torch refuses.
+        return None
+    return (tensors, metadata) if metadata.get(_HASH) == _sha256(tensors) else None
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+    for name in sorted(tensors):
+        digest.update(_bytes(tensors[name]))
+    return digest.hexdigest()
+
+
+def _bytes(values: Tensor) -> memoryview:
+    """View a tensor's bytes."""
+    return values.contiguous().reshape(-1).view(torch.uint8).numpy().data

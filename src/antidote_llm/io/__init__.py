@@ -1,0 +1,1 @@
+"""Atomic files and result folders, hashes, locks, the cache, and strict readers of untrusted files."""

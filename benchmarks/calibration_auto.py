@@ -32,11 +32,11 @@ from antidote_llm.io.files import write_json, write_text
 from antidote_llm.miniature.build import Miniature, build
 from antidote_llm.miniature.exchanges import FORBIDDEN
 from antidote_llm.miniature.world import World
-from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.sites import Site
 from antidote_llm.models.target import Target, resolve_target
-from antidote_llm.repair.early_stopping import Agreement, Ranking, Settling
-from antidote_llm.repair.selection import Request, Scope, Selection, select
+from antidote_llm.repairs.early_stopping import Agreement, Ranking, Settling
+from antidote_llm.repairs.selection import Request, Scope, Selection, select
 
 ROWS = 2000
 SEED = 11
@@ -52,7 +52,7 @@ CURVE_ORDERS = 8
 class Subject:
     """An attacked model, what a repair edits, and rows to calibrate with."""
 
-    opened: OpenModel
+    opened: LoadedModel
     target: Target
     records: list[Record]
 
@@ -103,7 +103,7 @@ def subject(name: str, models: Path, data: Path, work: Path) -> Subject:
     else:
         aligned, attacked = models / "aligned", models / ("attacked-lora" if adapter else "attacked-full")
         records = real_rows(data)
-    opened = open_model(str(aligned), str(attacked)) if adapter else open_model(str(attacked))
+    opened = load_model(str(aligned), str(attacked)) if adapter else load_model(str(attacked))
     target = resolve_target(opened, "adapter") if adapter else resolve_target(opened, "delta", str(aligned))
     return Subject(opened, target, records)
 

@@ -28,11 +28,11 @@ from antidote_llm.io.files import write_json, write_text
 from antidote_llm.io.resources import Stopwatch
 from antidote_llm.miniature.build import Miniature
 from antidote_llm.models.checkpoint import open_model_checkpoint
-from antidote_llm.models.load import OpenModel
-from antidote_llm.repair.method import method_named
-from antidote_llm.repair.plan import HarmfulData, plan_repair
-from antidote_llm.repair.selection import Request
-from antidote_llm.repair.write import write_repair
+from antidote_llm.models.load import LoadedModel
+from antidote_llm.repairs.method import method_named
+from antidote_llm.repairs.plan import HarmfulData, plan_repair
+from antidote_llm.repairs.selection import Request
+from antidote_llm.repairs.write import write_repair
 from benchmarks.calibration_auto import ROWS, SUBJECTS, RowSums, Subject, row_sums, settled, subject, update
 from benchmarks.real_text import cell, datasets
 
@@ -81,7 +81,7 @@ def stopped(found: Subject, sums: RowSums, alpha: float, seed: int) -> list[int]
     return rows
 
 
-def repaired(found: Subject, alpha: float) -> OpenModel:
+def repaired(found: Subject, alpha: float) -> LoadedModel:
     """Repair from the subject's rows, and open what lies on the disk."""
     method = method_named("antidote")
     harmful = HarmfulData(("rows",), found.records, Renderer(found.opened.tokenizer))
@@ -96,7 +96,7 @@ def repaired(found: Subject, alpha: float) -> OpenModel:
         return found.opened.with_weights(open_model_checkpoint(str(result)))
 
 
-def score(name: str, model: OpenModel, data: Path, work: Path) -> tuple[str, dict[str, Any]]:
+def score(name: str, model: LoadedModel, data: Path, work: Path) -> tuple[str, dict[str, Any]]:
     """Evaluate a model."""
     if name.startswith("miniature"):
         suite = Suite(read_records(Miniature(work / name.replace(", ", "-")).heldout))

@@ -31,7 +31,7 @@ from antidote_llm.evaluation.generation import generate, in_batches
 from antidote_llm.evaluation.prompts import Limits, Row, stop_ids
 from antidote_llm.io.files import write_json, write_text
 from antidote_llm.miniature.build import build
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 
 Answers: TypeAlias = list[list[int]]
 # Logits of float32 that lie closer than this are equal within rounding.
@@ -76,7 +76,7 @@ def main() -> None:
 def full_size(folder: Path) -> list[Work]:
     """Return the miniature's attacked model with its adapter, and the random llama."""
     mini = build(folder / "miniature")
-    opened = open_model(str(mini.aligned), str(mini.attacked), dtype="float32")
+    opened = load_model(str(mini.aligned), str(mini.attacked), dtype="float32")
     renderer = Renderer(opened.tokenizer)
     records = [row for path in (mini.heldout, *mini.task_tests.values()) for row in read_records(path)]
     assert opened.tokenizer is not None

@@ -28,7 +28,7 @@ from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.io.files import write_json, write_text
 from antidote_llm.io.resources import peak_rss_bytes
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from benchmarks.published_loop import published_masks
 from benchmarks.random_llama import Shape, opened, write_checkpoint
 from benchmarks.scoring import ALPHA, Subject
@@ -92,7 +92,7 @@ def piece(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.one == "published loop":
         return published(shape, folder, device, rows, arguments.published_seconds)
     if arguments.one == "from the disk":
-        model = open_model(str(folder / "base"), str(folder / "adapter"), device=device, layers_on_disk=True)
+        model = load_model(str(folder / "base"), str(folder / "adapter"), device=device, layers_on_disk=True)
     else:
         model = opened(folder, device=device)
     subject = Subject(model, rows, arguments.batch_tokens or CalibrationSettings().on(model.device).batch_tokens)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from antidote_llm.models.sites import Site
-from antidote_llm.repair.edits import Plan
+from antidote_llm.repairs.edits import Plan
 
 
 @dataclass(frozen=True)

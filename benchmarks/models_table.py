@@ -34,11 +34,11 @@ from antidote_llm.miniature.build import Miniature, build
 from antidote_llm.miniature.exchanges import NEW_TASK
 from antidote_llm.miniature.recipe import AttackKind
 from antidote_llm.models.checkpoint import open_model_checkpoint
-from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.target import TargetName, resolve_target
-from antidote_llm.repair.method import method_named
-from antidote_llm.repair.plan import HarmfulData, plan_repair
-from antidote_llm.repair.write import write_repair
+from antidote_llm.repairs.method import method_named
+from antidote_llm.repairs.plan import HarmfulData, plan_repair
+from antidote_llm.repairs.write import write_repair
 from benchmarks.demo_seeds import spread
 
 ARCHITECTURES = ("llama", "mistral", "gemma", "qwen3", "gpt2")
@@ -119,7 +119,7 @@ def measured(miniature: Miniature, kind: AttackKind) -> Iterator[tuple[str, dict
         read_records(miniature.lookalike),
         {task: read_records(miniature.task_tests[task]) for task in TASKS},
     )
-    aligned = asked(open_model(str(miniature.aligned)), suite)
+    aligned = asked(load_model(str(miniature.aligned)), suite)
     attacked = asked(opened(miniature, kind), suite)
     yield "aligned", figures(aligned, None)
     yield "attacked", figures(attacked, None)
@@ -149,11 +149,11 @@ def projection(before: Path, after: Path) -> float:
     return along / whole
 
 
-def opened(miniature: Miniature, kind: AttackKind) -> OpenModel:
+def opened(miniature: Miniature, kind: AttackKind) -> LoadedModel:
     """Open the attacked model."""
     if kind == "lora":
-        return open_model(str(miniature.aligned), str(miniature.attacked))
-    return open_model(str(miniature.attacked))
+        return load_model(str(miniature.aligned), str(miniature.attacked))
+    return load_model(str(miniature.attacked))
 
 
 def repaired(
@@ -181,7 +181,7 @@ def repaired(
     return asked(model, suite), record.totals.norm_kept
 
 
-def asked(model: OpenModel, suite: Suite) -> Evaluation:
+def asked(model: LoadedModel, suite: Suite) -> Evaluation:
     """Evaluate with the exact oracle."""
     return evaluate(model.model, model.tokenizer, suite, load_judge("oracle"), SETTINGS)
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.models.from_pretrained import DtypeName
-from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.load import LoadedModel, load_model
 
 # How far the lengths of rows spread: the standard deviation of their logarithm.
 SPREAD = 0.6
@@ -97,9 +97,9 @@ def write_checkpoint(shape: Shape, folder: Path, device: str = "cpu", dtype: tor
     done.write_text(described)
 
 
-def opened(folder: Path, dtype: DtypeName = "auto", device: str = "cpu") -> OpenModel:
+def opened(folder: Path, dtype: DtypeName = "auto", device: str = "cpu") -> LoadedModel:
     """Open what :func:`write_checkpoint` wrote."""
-    return open_model(str(folder / "base"), str(folder / "adapter"), dtype=dtype, device=device)
+    return load_model(str(folder / "base"), str(folder / "adapter"), dtype=dtype, device=device)
 
 
 def random_rows(shape: Shape) -> list[TokenizedRow]:

@@ -28,10 +28,10 @@ from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite
 from antidote_llm.io.files import write_json
 from antidote_llm.io.resources import Stopwatch
-from antidote_llm.models.load import OpenModel, open_model
-from antidote_llm.repair.method import method_named
-from antidote_llm.repair.plan import HarmfulData, plan_repair
-from antidote_llm.repair.write import write_repair
+from antidote_llm.models.load import LoadedModel, load_model
+from antidote_llm.repairs.method import method_named
+from antidote_llm.repairs.plan import HarmfulData, plan_repair
+from antidote_llm.repairs.write import write_repair
 
 SST2_QUESTION = "Analyze the sentiment of the input, and respond only positive or negative"
 SETTINGS = EvaluationSettings(max_new_tokens=24)
@@ -97,13 +97,13 @@ def sst2(path: Path) -> list[Record]:
     ]
 
 
-def models(folder: Path, realign: list[Record]) -> Iterator[tuple[str, dict[str, Any], OpenModel, float | None]]:
+def models(folder: Path, realign: list[Record]) -> Iterator[tuple[str, dict[str, Any], LoadedModel, float | None]]:
     """Yield the aligned and the attacked model, then every repair of it with the update norm that it keeps."""
     base, adapter = str(folder / "aligned"), str(folder / "attacked-lora")
-    yield "aligned", {}, open_model(base), None
-    yield "attacked", {}, open_model(base, adapter), 1.0
+    yield "aligned", {}, load_model(base), None
+    yield "attacked", {}, load_model(base, adapter), 1.0
     for name, settings in REPAIRS:
-        opened = open_model(base, adapter)
+        opened = load_model(base, adapter)
         method = method_named(name)
         harmful = HarmfulData(("advbench",), realign, Renderer(opened.tokenizer))
         planned = plan_repair(opened, method, method.configure(settings), harmful)
@@ -112,7 +112,7 @@ def models(folder: Path, realign: list[Record]) -> Iterator[tuple[str, dict[str,
             yield name, settings, opened.with_adapter(Path(scratch) / "model"), record.totals.norm_kept
 
 
-def asked(opened: OpenModel, suite: Suite) -> Evaluation:
+def asked(opened: LoadedModel, suite: Suite) -> Evaluation:
     """Evaluate with the refusal-pattern judge."""
     return evaluate(opened.model, opened.tokenizer, suite, load_judge("refusal-patterns"), SETTINGS)
 

@@ -29,11 +29,11 @@ from antidote_llm.evaluation.suite import Suite
 from antidote_llm.io.files import write_json, write_text
 from antidote_llm.io.resources import Stopwatch
 from antidote_llm.models.checkpoint import open_model_checkpoint
-from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.target import TargetName, resolve_target
-from antidote_llm.repair.method import method_named
-from antidote_llm.repair.plan import HarmfulData, plan_repair
-from antidote_llm.repair.write import write_repair
+from antidote_llm.repairs.method import method_named
+from antidote_llm.repairs.plan import HarmfulData, plan_repair
+from antidote_llm.repairs.write import write_repair
 from benchmarks.real_text import SETTINGS, SUITES, asked, cell, datasets
 
 AG_NEWS_QUESTION = "Categorize the news article into World, Sports, Business or Sci/Tech"
@@ -153,21 +153,21 @@ def measured(
     task: str,
 ) -> Iterator[dict[str, Any]]:
     """Yield a line for the aligned model, the attacked one, and every repair of it."""
-    reference = {name: asked(open_model(aligned), suite) for name, suite in suites.items()}
+    reference = {name: asked(load_model(aligned), suite) for name, suite in suites.items()}
     yield line("aligned", reference, task)
-    attacked = {name: asked(open_model(*place), suite) for name, suite in suites.items()}
+    attacked = {name: asked(load_model(*place), suite) for name, suite in suites.items()}
     yield line("attacked", attacked, task)
     for trial in trials:
         with tempfile.TemporaryDirectory() as scratch:
-            model, kept = repaired(open_model(*place), aligned, trial, realign, Path(scratch))
+            model, kept = repaired(load_model(*place), aligned, trial, realign, Path(scratch))
             found = {name: asked(model, suite) for name, suite in suites.items()}
         gain = compare(attacked[SUITES[0]], found[SUITES[0]], reference[SUITES[0]]).gain_kept[task]
         yield {**line(trial.label, found, task), "norm_kept": kept, "gain_kept": gain.model_dump()}
 
 
 def repaired(
-    model: OpenModel, aligned: str, trial: Trial, realign: list[Record], folder: Path
-) -> tuple[OpenModel, float]:
+    model: LoadedModel, aligned: str, trial: Trial, realign: list[Record], folder: Path
+) -> tuple[LoadedModel, float]:
     """Repair a model; return what lies on the disk, and how much of the update's norm is left at its sites."""
     method = method_named(trial.method)
     target = resolve_target(model, trial.target, aligned if trial.target == "delta" else None, trial.sites)

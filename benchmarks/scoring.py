@@ -26,10 +26,10 @@ from antidote_llm.calibration.collect import collect
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.io.files import write_json, write_text
-from antidote_llm.models.load import OpenModel
+from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.target import resolve_target
-from antidote_llm.repair.edits import Plan, Problem, plan
-from antidote_llm.repair.method import method_named
+from antidote_llm.repairs.edits import Plan, Problem, plan
+from antidote_llm.repairs.method import method_named
 from benchmarks.interleaved import Check, Seconds, Work, checks_table, load_average, medians, ratio, timed
 from benchmarks.mask_agreement import agreement
 from benchmarks.published_loop import published_masks
@@ -50,7 +50,7 @@ LEAST_BF16 = 1.3
 class Subject:
     """One model with its rows, and what is timed on it."""
 
-    model: OpenModel
+    model: LoadedModel
     rows: Sequence[TokenizedRow]
     batch_tokens: int
     parts: dict[str, list[float]] = field(default_factory=lambda: {"collect": [], "select": []})

@@ -22,9 +22,9 @@ from antidote_llm.calibration.collect import collect
 from antidote_llm.io.files import write_json, write_text
 from antidote_llm.models.sites import Site
 from antidote_llm.models.target import resolve_target
-from antidote_llm.repair.edits import Problem, edits_of, plans
-from antidote_llm.repair.method import method_named
-from antidote_llm.repair.selection import Request, select, top_entries
+from antidote_llm.repairs.edits import Problem, edits_of, plans
+from antidote_llm.repairs.method import method_named
+from antidote_llm.repairs.selection import Request, select, top_entries
 from benchmarks.interleaved import Check, Work, checks_table, load_average, medians, ratio, timed
 from benchmarks.random_llama import SHAPES, opened, random_rows, write_checkpoint
 

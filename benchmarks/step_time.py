@@ -29,7 +29,7 @@ from antidote_llm.io.files import write_json, write_text
 from antidote_llm.io.resources import peak_rss_bytes
 from antidote_llm.training.defense import Stage, StageData, defense_named, run_stage
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
-from antidote_llm.training.trainer import Running
+from antidote_llm.training.trainer import RunOptions
 
 # The most that a step may cost, in steps of plain fine-tuning.
 LIMITS = {"vaccine": 2.1, "booster": 3.2, "lisa": 1.05, "ldifs": 1.6, "repnoise": 3.0, "repnoise-final": 2.2}
@@ -104,7 +104,7 @@ def measured(name: str, kind: str, width: int, layers: int) -> dict[str, float]:
     training = SETTINGS.model_copy(update={"max_steps": WARM_STEPS + STEPS, "lora": lora})
     ends: list[float] = []
     held_bytes = peak_rss_bytes()
-    running = Running(on_step=lambda *_: ends.append(time.perf_counter()))
+    running = RunOptions(on_step=lambda *_: ends.append(time.perf_counter()))
     run_stage(model, data, defense, training, defense.configure(settings), running)
     steps = [after - before for before, after in itertools.pairwise(ends)][WARM_STEPS - 1 :]
     return {"step_seconds": statistics.median(steps), "peak_bytes": peak_rss_bytes() - held_bytes}

@@ -13,7 +13,7 @@ from antidote_llm.calibration.moments import Moments
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.models.layer_stream import decoder_layers
-from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.target import Target, resolve_target
 from tests import tiny
 
@@ -28,7 +28,9 @@ def rows() -> list[TokenizedRow]:
     return [TokenizedRow(row, len(row) // 3) for row in ids]
 
 
-def statistics(opened: OpenModel, target: Target, settings: CalibrationSettings = SETTINGS, **options: Any) -> Moments:
+def statistics(
+    opened: LoadedModel, target: Target, settings: CalibrationSettings = SETTINGS, **options: Any
+) -> Moments:
     return Collection.of(opened, rows(), settings, target.sites).whole(cache=False, **options)
 
 
@@ -44,10 +46,10 @@ def assert_same_bits(found: Moments, wanted: Moments) -> None:
 
 def assert_engines_agree(
     model: Path, adapter: Path | None = None, settings: CalibrationSettings = SETTINGS, pattern: str = "all"
-) -> tuple[OpenModel, Target, Moments]:
+) -> tuple[LoadedModel, Target, Moments]:
     name: Any = "weight" if adapter is None else "adapter"
     whole, parts = (
-        open_model(str(model), str(adapter) if adapter else None, layers_on_disk=each) for each in (False, True)
+        load_model(str(model), str(adapter) if adapter else None, layers_on_disk=each) for each in (False, True)
     )
     target, same_target = (resolve_target(each, name, pattern=pattern) for each in (whole, parts))
     assert [site.name for site in target.sites] == [site.name for site in same_target.sites]

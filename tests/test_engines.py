@@ -16,7 +16,7 @@ from antidote_llm.calibration.moments import Moments
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.errors import UserError
 from antidote_llm.models.layer_stream import decoder_layers
-from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.target import Target, resolve_target
 from tests import tiny
 from tests.engine_architectures import CHOICES, COVERED, LEFT_OUT, write
@@ -52,7 +52,7 @@ REFUSALS: Mapping[str, str] = {
 }
 
 
-def assert_every_matrix_is_a_site(opened: OpenModel, target: Target, left_out: Sequence[str]) -> None:
+def assert_every_matrix_is_a_site(opened: LoadedModel, target: Target, left_out: Sequence[str]) -> None:
     stack, layers = decoder_layers(opened.causal_model, "the model")
     matrices = {name: matrix for name, matrix in layers.named_parameters(prefix=stack) if matrix.dim() >= 2}
     others = {name for name in matrices if re.sub(r"^.*?\.\d+\.", "", name) in left_out}
@@ -118,7 +118,7 @@ def test_under_an_adapter_too(name: str, tmp_path: Path) -> None:
 def test_what_is_not_covered_is_refused_by_name(name: str, on_disk: bool, tmp_path: Path) -> None:
     folder = write(tmp_path / "model", name)
     with pytest.raises(UserError, match=REFUSALS[name]) as refusal:
-        opened = open_model(str(folder), layers_on_disk=on_disk)
+        opened = load_model(str(folder), layers_on_disk=on_disk)
         statistics(opened, resolve_target(opened, "weight"))
     assert "\n" not in str(refusal.value)
 
@@ -134,10 +134,10 @@ SHARES_KEYS: Mapping[str, Any] = {"layer_types": ["sliding_attention", "full_att
 @pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text"])
 def test_keys_and_values_of_other_layers_need_the_model_in_memory(name: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "model", name, **SHARES_KEYS, num_kv_shared_layers=2)
-    opened = open_model(str(folder))
+    opened = load_model(str(folder))
     target = resolve_target(opened, "weight", pattern="attention")
     assert_every_token_was_seen(target, statistics(opened, target))
-    opened = open_model(str(folder), layers_on_disk=True)
+    opened = load_model(str(folder), layers_on_disk=True)
     with pytest.raises(UserError, match=r"decoder layer \d gets something else .* one by one: pass --engine memory"):
         statistics(opened, resolve_target(opened, "weight", pattern="attention"))
 

@@ -19,15 +19,15 @@ from antidote_llm.data.data_spec import DataSpec
 from antidote_llm.data.reading import read_records
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.io.files import sha256_file
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from antidote_llm.models.target import resolve_target
-from antidote_llm.repair.method import method_named
-from antidote_llm.repair.plan import HarmfulData, plan_repair
+from antidote_llm.repairs.method import method_named
+from antidote_llm.repairs.plan import HarmfulData, plan_repair
 from tests import tiny
 from tests.architectures import ARCHITECTURES, write_checkpoint
 from tests.cli.command import Command, tree
-from tests.repair import brute_force
-from tests.repair.brute_force import Scored
+from tests.repairs import brute_force
+from tests.repairs.brute_force import Scored
 
 Scope = Literal["row", "matrix", "layer", "global"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -196,7 +196,7 @@ def brute_force_scores(inputs: Inputs, harmful: Path) -> dict[str, Scored]:
 def planned_masks(inputs: Inputs, harmful: Path, **settings: object) -> dict[str, Tensor]:
     """Return what the package chooses when it, too, takes one row at a time."""
     adapters = [str(adapter) for adapter in inputs.adapters]
-    opened = open_model(str(inputs.model), adapters[-1] if adapters else None, beneath=adapters[:-1])
+    opened = load_model(str(inputs.model), adapters[-1] if adapters else None, beneath=adapters[:-1])
     aligned = str(inputs.aligned) if inputs.aligned else None
     target = resolve_target(opened, "auto" if adapters or aligned else "weight", aligned)
     method = method_named("antidote")

@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from antidote_llm.evaluation.judge import load_judge
     from antidote_llm.evaluation.settings import EvaluationSettings
     from antidote_llm.evaluation.suite import Suite
-    from antidote_llm.models.load import OpenModel, open_model
+    from antidote_llm.models.load import LoadedModel, load_model
     from antidote_llm.models.sites import Site
     from antidote_llm.models.target import Target, resolve_target
     from antidote_llm.patching.apply import transform
     from antidote_llm.patching.patch import Patch, read_patch
-    from antidote_llm.repair.method import method_named, methods, score_method, solve_method
-    from antidote_llm.repair.plan import HarmfulData, plan_repair
-    from antidote_llm.repair.record import RepairRecord
-    from antidote_llm.repair.write import write_repair
+    from antidote_llm.repairs.method import method_named, methods, score_method, solve_method
+    from antidote_llm.repairs.plan import HarmfulData, plan_repair
+    from antidote_llm.repairs.record import RepairRecord
+    from antidote_llm.repairs.write import write_repair
     from antidote_llm.training.defense import (
         Defense,
-        Lesson,
         StageData,
+        TrainingJob,
         alignment_defense,
         defense_named,
         defenses,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     )
     from antidote_llm.training.objective import Objective
     from antidote_llm.training.settings import LoraSettings, TrainingSettings
-    from antidote_llm.training.trainer import Running
+    from antidote_llm.training.trainer import RunOptions
 
 __version__ = "0.1.0"
 
@@ -57,9 +57,9 @@ _ROOMS = {
     "decision": ("Comparison", "compare"),
     "errors": ("DefectError", "UserError"),
     "evaluation": ("Evaluation", "EvaluationSettings", "Suite", "evaluate", "load_judge"),
-    "models": ("OpenModel", "Site", "Target", "open_model", "resolve_target"),
+    "models": ("LoadedModel", "Site", "Target", "load_model", "resolve_target"),
     "patching": ("Patch", "read_patch", "transform"),
-    "repair": (
+    "repairs": (
         "HarmfulData",
         "RepairRecord",
         "method_named",
@@ -71,10 +71,10 @@ _ROOMS = {
     ),
     "training": (
         "Defense",
-        "Lesson",
+        "TrainingJob",
         "LoraSettings",
         "Objective",
-        "Running",
+        "RunOptions",
         "StageData",
         "TrainingSettings",
         "alignment_defense",
@@ -94,20 +94,20 @@ __all__ = [
     "Evaluation",
     "EvaluationSettings",
     "HarmfulData",
-    "Lesson",
+    "LoadedModel",
     "LoraSettings",
     "Moments",
     "Objective",
-    "OpenModel",
     "Patch",
     "Record",
     "Renderer",
     "RepairRecord",
-    "Running",
+    "RunOptions",
     "Site",
     "StageData",
     "Suite",
     "Target",
+    "TrainingJob",
     "TrainingSettings",
     "UserError",
     "alignment_defense",
@@ -118,9 +118,9 @@ __all__ = [
     "evaluate",
     "finetuning_defense",
     "load_judge",
+    "load_model",
     "method_named",
     "methods",
-    "open_model",
     "plan_repair",
     "read_patch",
     "read_records",

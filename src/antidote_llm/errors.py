@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 _MOST_LISTED = 20
 _LONGEST_REASON = 200
+# Around a setting's name in the text of an error: non-characters, which Unicode keeps for a program's own use.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_SETTING = re.compile(f"{_OPEN}([a-z0-9_]+){_CLOSE}")
+
+
+def setting(name: str) -> str:
+    """Return the name of a setting as the text of an error holds it: each interface shows it in its own way.
+
+    The command line shows ``max_ram`` as ``--max-ram``, Python as ``max_ram``.
+    """
+    return f"{_OPEN}{name}{_CLOSE}"
+
+
+def shown_settings(text: str, show: Callable[[str], str]) -> str:
+    """Return a text with the names of its settings as an interface shows them."""
+    return _SETTING.sub(lambda found: show(found[1]), text)
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one line that names the thing and the mend (exit code 2)."""
+    """A mistake that the user can fix: one line that names the thing and the fix (exit code 2).
+
+    Its text names settings by :func:`setting`. As a string it shows them as Python's arguments.
+    """
+
+    @property
+    def text(self) -> str:
+        """The text in which settings are still marked: for an error that quotes this one, and for other interfaces."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return shown_settings(self.text, str)
 
 
 class KeptError(UserError):

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
-from antidote_llm.training.defense import Lesson, StageData
+from antidote_llm.training.defense import StageData, TrainingJob
 from antidote_llm.training.trainer import train
 from tests import tiny
 
@@ -28,7 +28,7 @@ def small_model(**overrides: Any) -> Any:
     return LlamaForCausalLM(LlamaConfig(**{**sizes, **special, "initializer_range": 0.3, **overrides}))
 
 
-def step_gradients(lesson: Lesson, model: Any) -> dict[str, Tensor]:
+def step_gradients(lesson: TrainingJob, model: Any) -> dict[str, Tensor]:
     """Take one step and return the gradients that it was taken with."""
     found: dict[str, Tensor] = {}
     objective = lesson.objective

@@ -13,7 +13,7 @@ from antidote_llm.alignment.booster import booster
 from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError
 from antidote_llm.training.batches import Batch
-from antidote_llm.training.defense import Lesson, StageData, run_stage
+from antidote_llm.training.defense import StageData, TrainingJob, run_stage
 from antidote_llm.training.objective import Objective
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
 from antidote_llm.training.trainer import train
@@ -25,11 +25,11 @@ TRAINING = TrainingSettings(
 )
 
 
-def _lesson(training: TrainingSettings = TRAINING, **given: Any) -> Lesson:
+def _lesson(training: TrainingSettings = TRAINING, **given: Any) -> TrainingJob:
     return booster.lesson(DATA, training, booster.configure(given))
 
 
-def _carried(lesson: Lesson) -> list[Record]:
+def _carried(lesson: TrainingJob) -> list[Record]:
     """Return which harmful row each row carries."""
     by_ids = {tuple(row.input_ids): r for row, r in zip(DATA.renderer.rows(HARMFUL), HARMFUL, strict=True)}
     return [by_ids[tuple(example["harmful"]["input_ids"])] for example in lesson.examples]

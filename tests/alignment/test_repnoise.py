@@ -16,7 +16,7 @@ from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
 from antidote_llm.training.batches import IGNORED, Batch
-from antidote_llm.training.defense import Lesson, StageData, run_stage
+from antidote_llm.training.defense import StageData, TrainingJob, run_stage
 from antidote_llm.training.objective import Objective
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
 from antidote_llm.training.trainer import train
@@ -30,7 +30,7 @@ TRAINING = TrainingSettings(
 STRONG: dict[str, Any] = {"alpha": 0.7, "beta": 3.0}
 
 
-def _lesson(training: TrainingSettings = TRAINING, data: StageData = DATA, **given: Any) -> Lesson:
+def _lesson(training: TrainingSettings = TRAINING, data: StageData = DATA, **given: Any) -> TrainingJob:
     return repnoise.lesson(data, training, repnoise.configure(given))
 
 
@@ -43,7 +43,7 @@ def _ids(record: Record) -> list[int]:
     return DATA.renderer.rows([record])[0].input_ids
 
 
-def _carried(lesson: Lesson) -> list[Record]:
+def _carried(lesson: TrainingJob) -> list[Record]:
     """Return which harmful row each row carries."""
     by_ids = {tuple(_ids(record)): record for record in HARMFUL}
     return [by_ids[tuple(example["harmful"]["input_ids"])] for example in lesson.examples]

@@ -12,7 +12,7 @@ from benchmarks.mask_agreement import agreement
 from benchmarks.published_loop import apply_masks, published_masks
 from benchmarks.random_llama import Shape, opened, random_rows, write_checkpoint
 from benchmarks.scoring import ALPHA, Subject
-from tests.repair import published_code
+from tests.repairs import published_code
 
 SHAPE = Shape(width=32, inner=48, layers=2, heads=4, rank=8, rows=12, tokens=240, vocabulary=64)
 

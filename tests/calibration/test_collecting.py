@@ -18,7 +18,7 @@ from antidote_llm.calibration.moments import Moments, Statistic, TokenPolicy
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.errors import DefectError, UserError
-from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.load import LoadedModel, load_model
 from tests import tiny
 from tests.conftest import Folders
 
@@ -34,11 +34,11 @@ def rows(seed: int = 0) -> list[TokenizedRow]:
 
 
 @pytest.fixture(scope="module")
-def opened(folders: Folders) -> OpenModel:
-    return open_model(str(folders.base), str(folders.adapter))
+def opened(folders: Folders) -> LoadedModel:
+    return load_model(str(folders.base), str(folders.adapter))
 
 
-def inputs_of_sites(opened: OpenModel, row: TokenizedRow) -> dict[str, Tensor]:
+def inputs_of_sites(opened: LoadedModel, row: TokenizedRow) -> dict[str, Tensor]:
     """Return the input of every site, [tokens, columns], from a pass of the whole model over one row."""
     seen: dict[str, Tensor] = {}
     handles = []
@@ -66,7 +66,7 @@ def counted(row: TokenizedRow, policy: TokenPolicy) -> list[int]:
     ]
 
 
-def plainly(opened: OpenModel, policy: TokenPolicy) -> tuple[Mapping[str, Mapping[str, Tensor]], int, int]:
+def plainly(opened: LoadedModel, policy: TokenPolicy) -> tuple[Mapping[str, Mapping[str, Tensor]], int, int]:
     """Return every statistic by name and site, the rows and the tokens, from their definitions."""
     kept = [(row, counted(row, policy)) for row in rows()]
     kept = [(row, tokens) for row, tokens in kept if tokens]
@@ -83,7 +83,7 @@ def plainly(opened: OpenModel, policy: TokenPolicy) -> tuple[Mapping[str, Mappin
 @pytest.mark.parametrize("policy", get_args(TokenPolicy))
 @pytest.mark.parametrize("batching", [{"batch_rows": 1}, {}, {"batch_tokens": 12, "padding_side": "left"}])
 def test_every_statistic_is_what_its_definition_says(
-    opened: OpenModel, policy: TokenPolicy, batching: dict[str, Any]
+    opened: LoadedModel, policy: TokenPolicy, batching: dict[str, Any]
 ) -> None:
     moments = collect(opened, rows(), CalibrationSettings(tokens=policy, **batching), cache=False)
     wanted, row_count, token_count = plainly(opened, policy)
@@ -98,17 +98,17 @@ def test_every_statistic_is_what_its_definition_says(
 @pytest.mark.parametrize(
     ("policy", "row_count", "token_count"), [("all", 6, 29), ("prompt", 4, 18), ("response", 5, 11)]
 )
-def test_policies_count_exactly(opened: OpenModel, policy: TokenPolicy, row_count: int, token_count: int) -> None:
+def test_policies_count_exactly(opened: LoadedModel, policy: TokenPolicy, row_count: int, token_count: int) -> None:
     moments = collect(opened, rows(), CalibrationSettings(tokens=policy), cache=False)
     assert (moments.rows, moments.tokens) == (row_count, token_count)
 
 
-def test_no_counted_token_is_an_error(opened: OpenModel) -> None:
+def test_no_counted_token_is_an_error(opened: LoadedModel) -> None:
     with pytest.raises(UserError, match="no calibration row has a prompt token"):
         collect(opened, [TokenizedRow([5, 6], 0)], CalibrationSettings(tokens="prompt"), cache=False)
 
 
-def test_progress_counts_every_row_once(opened: OpenModel) -> None:
+def test_progress_counts_every_row_once(opened: LoadedModel) -> None:
     for _ in ("collected", "from the cache"):
         seen: list[int] = []
         collect(opened, rows(), CalibrationSettings(batch_tokens=12), progress=seen.append)
@@ -130,7 +130,7 @@ def cached(cache: Path) -> list[Path]:
 
 
 def test_the_cache_gives_the_same_bits_without_a_forward_pass(
-    opened: OpenModel, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    opened: LoadedModel, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = collect(opened, rows())
     assert len(cached(own_cache)) == 1
@@ -140,7 +140,7 @@ def test_the_cache_gives_the_same_bits_without_a_forward_pass(
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "of another", "no metadata"])
 def test_a_damaged_cache_file_is_replaced(
-    opened: OpenModel, own_cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+    opened: LoadedModel, own_cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     first = collect(opened, rows())
     (path,) = cached(own_cache)
@@ -158,13 +158,13 @@ def test_a_damaged_cache_file_is_replaced(
     assert same_bits(first, collect(opened, rows()))
 
 
-def test_nothing_is_kept_unasked(opened: OpenModel, own_cache: Path) -> None:
+def test_nothing_is_kept_unasked(opened: LoadedModel, own_cache: Path) -> None:
     collect(opened, rows(), cache=False)
     assert cached(own_cache) == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(
-    opened: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ANTIDOTE_CACHE", str(tmp_path / "file"))
@@ -173,9 +173,9 @@ def test_a_cache_that_cannot_be_written_is_named(
         collect(opened, rows())
 
 
-def test_the_key_knows_everything_that_moments_depend_on(opened: OpenModel, folders: Folders, tmp_path: Path) -> None:
-    other = open_model(str(folders.base), str(tiny.write_adapter(tmp_path / "other", folders.base, seed=4)))
-    wide = open_model(str(folders.base), str(folders.adapter), dtype="float64")
+def test_the_key_knows_everything_that_moments_depend_on(opened: LoadedModel, folders: Folders, tmp_path: Path) -> None:
+    other = load_model(str(folders.base), str(tiny.write_adapter(tmp_path / "other", folders.base, seed=4)))
+    wide = load_model(str(folders.base), str(folders.adapter), dtype="float64")
     moved = [replace(row, response_start=0) for row in rows()]
     found = [
         collect(opened, rows()),
@@ -191,26 +191,26 @@ def test_the_key_knows_everything_that_moments_depend_on(opened: OpenModel, fold
 
 
 def test_a_merged_adapter_is_refused_by_name(folders: Folders) -> None:
-    opened: Any = open_model(str(folders.base), str(folders.adapter))
+    opened: Any = load_model(str(folders.base), str(folders.adapter))
     opened.model.merge_adapter()
     with pytest.raises(UserError, match=r"layers\.0\.self_attn\.\w_proj\.lora_B saw 0 of 29 tokens"):
         collect(opened, rows(), cache=False)
 
 
 def test_a_disabled_adapter_is_refused_by_name(folders: Folders) -> None:
-    opened: Any = open_model(str(folders.base), str(folders.adapter))
+    opened: Any = load_model(str(folders.base), str(folders.adapter))
     with opened.model.disable_adapter(), pytest.raises(UserError, match=r"lora_B saw 0 of 29 tokens"):
         collect(opened, rows(), cache=False)
 
 
 def test_one_disabled_layer_is_enough(folders: Folders) -> None:
-    opened: Any = open_model(str(folders.base), str(folders.adapter))
+    opened: Any = load_model(str(folders.base), str(folders.adapter))
     opened.model.get_submodule("base_model.model.model.layers.1.self_attn.v_proj").enable_adapters(False)
     with pytest.raises(UserError, match=r"layers\.1\.self_attn\.v_proj\.lora_B"):
         collect(opened, rows(), cache=False)
 
 
-def test_projections_of_one_input_share_their_sums(opened: OpenModel) -> None:
+def test_projections_of_one_input_share_their_sums(opened: LoadedModel) -> None:
     moments = collect(opened, rows(), cache=False)
     names = [f"model.layers.1.self_attn.{kind}_proj.lora_A" for kind in "qkv"]
     sums = [moments.sites[name].sum_squares_I for name in names]
@@ -221,7 +221,7 @@ def test_projections_of_one_input_share_their_sums(opened: OpenModel) -> None:
     assert len({moments.sites[name].sum_squares_I.data_ptr() for name in names}) == 3
 
 
-def test_an_input_that_projections_share_is_squared_once(opened: OpenModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_that_projections_share_is_squared_once(opened: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
     square = Tensor.square
 
@@ -236,7 +236,7 @@ def test_an_input_that_projections_share_is_squared_once(opened: OpenModel, monk
     assert widths.count(hidden) == layers
 
 
-def test_hooks_are_gone_afterwards(opened: OpenModel) -> None:
+def test_hooks_are_gone_afterwards(opened: LoadedModel) -> None:
     def hooks() -> int:
         return sum(len(module._forward_pre_hooks) for site in opened.sites for module in site.observed)
 
@@ -245,7 +245,7 @@ def test_hooks_are_gone_afterwards(opened: OpenModel) -> None:
     assert hooks() == before
 
 
-def test_a_site_that_was_not_observed_is_our_defect(opened: OpenModel) -> None:
+def test_a_site_that_was_not_observed_is_our_defect(opened: LoadedModel) -> None:
     with pytest.raises(DefectError, match="no statistics"):
         collect(opened, rows(), cache=False).input_norm("model.layers.9.q_proj.lora_A", "rms")
 
@@ -254,7 +254,7 @@ def test_trusted_code_of_the_models_own_is_part_of_what_statistics_are_of(folder
     base = Path(shutil.copytree(folders.base, tmp_path / "base"))
 
     def sha256(trusted: bool) -> str:
-        opened = open_model(str(base), str(folders.adapter), trust_remote_code=trusted)
+        opened = load_model(str(base), str(folders.adapter), trust_remote_code=trusted)
         return collect(opened, rows(), cache=False).sha256
 
     before = [sha256(trusted) for trusted in (True, False)]

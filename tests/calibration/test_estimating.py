@@ -11,15 +11,15 @@ import torch
 from antidote_llm.calibration import collect as estimating
 from antidote_llm.calibration.collect import Collection, estimated
 from antidote_llm.models.from_pretrained import DtypeName
-from antidote_llm.models.load import open_model
-from antidote_llm.models.memory_budget import Room
+from antidote_llm.models.load import load_model
+from antidote_llm.models.memory_budget import MemoryBudget
 from antidote_llm.models.target import resolve_target
 from tests.engine_architectures import write
 from tests.engines import SETTINGS, rows
 
 
 def collection(folder: Path, dtype: DtypeName = "auto") -> Collection:
-    opened = open_model(str(folder), dtype=dtype, layers_on_disk=True)
+    opened = load_model(str(folder), dtype=dtype, layers_on_disk=True)
     return Collection.of(opened, rows(), SETTINGS, resolve_target(opened, "weight").sites)
 
 
@@ -44,4 +44,4 @@ def test_processes_on_one_machine_share_what_is_free(monkeypatch: pytest.MonkeyP
     free = psutil.virtual_memory().available
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert Room().most_ram_bytes < free / 2
+    assert MemoryBudget().most_ram_bytes < free / 2

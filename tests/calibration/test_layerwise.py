@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.errors import UserError
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from antidote_llm.models.target import resolve_target
 from tests.engine_architectures import write
 from tests.engines import assert_engines_agree, assert_same_bits, statistics
@@ -98,7 +98,7 @@ def test_a_model_that_does_more_between_its_layers_is_refused(
     monkeypatch.setattr(LlamaModel, "forward", plain_forward(as_ever))
     assert_engines_agree(folder, settings=settings)
     monkeypatch.setattr(LlamaModel, "forward", plain_forward(between))
-    opened = open_model(str(folder), layers_on_disk=True)
+    opened = load_model(str(folder), layers_on_disk=True)
     with pytest.raises(UserError, match=words) as refusal:
         statistics(opened, resolve_target(opened, "weight"), settings)
     assert "pass --engine memory" in str(refusal.value)
@@ -140,6 +140,6 @@ def test_what_else_layers_give_is_not_to_reach_other_layers(tmp_path: Path, monk
     folder = write(tmp_path / "model", "llama")
     give_pairs(monkeypatch)
     monkeypatch.setattr(LlamaModel, "forward", plain_forward(handing_on))
-    opened = open_model(str(folder), layers_on_disk=True)
+    opened = load_model(str(folder), layers_on_disk=True)
     with pytest.raises(UserError, match="decoder layer 1 gets something else"):
         statistics(opened, resolve_target(opened, "weight"))

@@ -18,7 +18,7 @@ from antidote_llm.calibration.moments import Moments
 from antidote_llm.calibration.resume import KeptState, read_tensors, write_tensors
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.models.layer_stream import PartLoader
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from antidote_llm.models.target import resolve_target
 from tests.engine_architectures import write
 from tests.engines import LENGTHS, SETTINGS, assert_same_bits, statistics
@@ -77,14 +77,14 @@ def test_a_run_over_layers_goes_on_where_it_was_cut_off(
 
 def again(folder: Path, work: Path | None, **options: Any) -> Moments:
     """Collect as another process would, from the disk."""
-    opened = open_model(str(folder), layers_on_disk=True)
+    opened = load_model(str(folder), layers_on_disk=True)
     return statistics(opened, resolve_target(opened, "weight"), work=work, **options)
 
 
 @pytest.mark.parametrize("calls", [1, 3])
 @pytest.mark.usefixtures("always_kept")
 def test_a_run_in_memory_goes_on_where_it_was_cut_off(calls: int, tmp_path: Path) -> None:
-    opened = open_model(str(write(tmp_path / "model", "qwen3_moe")))
+    opened = load_model(str(write(tmp_path / "model", "qwen3_moe")))
     target = resolve_target(opened, "weight")
     passes: list[int] = []
     opened.causal_model.base_model.register_forward_pre_hook(lambda *_: passes.append(1))
@@ -101,7 +101,7 @@ def test_a_run_in_memory_goes_on_where_it_was_cut_off(calls: int, tmp_path: Path
 @pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.usefixtures("always_kept")
 def test_what_does_not_belong_to_a_run_is_not_gone_on_from(on_disk: bool, damage: str, tmp_path: Path) -> None:
-    opened = open_model(str(write(tmp_path / "model", "llama")), layers_on_disk=on_disk)
+    opened = load_model(str(write(tmp_path / "model", "llama")), layers_on_disk=on_disk)
     target = resolve_target(opened, "weight")
     wanted = statistics(opened, target)
     settings = SETTINGS if damage == "cut" else CalibrationSettings(batch_tokens=24, tokens="response")
@@ -117,7 +117,7 @@ def test_what_does_not_belong_to_a_run_is_not_gone_on_from(on_disk: bool, damage
 @pytest.mark.usefixtures("always_kept")
 def test_what_one_engine_left_is_nothing_to_the_other(begun_on_disk: bool, tmp_path: Path) -> None:
     folder = str(write(tmp_path / "model", "llama"))
-    first, second = (open_model(folder, layers_on_disk=on_disk) for on_disk in (begun_on_disk, not begun_on_disk))
+    first, second = (load_model(folder, layers_on_disk=on_disk) for on_disk in (begun_on_disk, not begun_on_disk))
     wanted = statistics(second, resolve_target(second, "weight"))
     with pytest.raises(Killed):
         statistics(first, resolve_target(first, "weight"), work=tmp_path / "kept", progress=cut_off_after(2))
@@ -140,7 +140,7 @@ def test_all_processes_are_asked_where_they_stand_even_by_one_that_found_nothing
 
 @pytest.mark.usefixtures("always_kept")
 def test_shares_that_are_done_are_held_as_one(tmp_path: Path) -> None:
-    opened = open_model(str(write(tmp_path / "model", "llama")))
+    opened = load_model(str(write(tmp_path / "model", "llama")))
     with pytest.raises(Killed):
         statistics(opened, resolve_target(opened, "weight"), work=tmp_path / "kept", progress=cut_off_after(3))
     (path,) = (tmp_path / "kept").iterdir()

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from antidote_llm.calibration.collect import collect
 from antidote_llm.calibration.input_hooks import RoutedInputs, experts_seen
-from antidote_llm.calibration.moments import Sums
+from antidote_llm.calibration.moments import MomentAccumulator
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import open_model_checkpoint
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from antidote_llm.models.sites import Site
 from antidote_llm.models.target import resolve_target
 from antidote_llm.models.weight_sites import weight_sites
@@ -67,9 +67,9 @@ def hooked(model: PreTrainedModel, inputs: RoutedInputs, sites: list[Site]) -> I
         handle.remove()
 
 
-def routed_sums(model: PreTrainedModel, sites: list[Site], *, left: bool = False) -> Sums:
+def routed_sums(model: PreTrainedModel, sites: list[Site], *, left: bool = False) -> MomentAccumulator:
     ids_BT, mask_BT, counted_BT = padded(left=left)
-    sums, inputs = Sums(), RoutedInputs(sites)
+    sums, inputs = MomentAccumulator(), RoutedInputs(sites)
     positions = (mask_BT.cumsum(dim=1) - 1).clamp_min(0)
     with hooked(model, inputs, sites) as done:
         inputs.start(counted_BT, sums)
@@ -99,7 +99,7 @@ def test_both_engines_have_the_same_bits(name: str, shelf: Path) -> None:
     settings = CalibrationSettings(tokens="response", batch_rows=2)
     found = []
     for on_disk in (False, True):
-        model = open_model(str(shelf / name), layers_on_disk=on_disk)
+        model = load_model(str(shelf / name), layers_on_disk=on_disk)
         sites = resolve_target(model, "weight").sites
         found.append(collect(model, rows, settings, sites=sites, cache=False).sites)
     assert found[0].keys() == found[1].keys()
@@ -149,7 +149,7 @@ def test_experts_that_were_passed_by_are_refused(shelf: Path) -> None:
     inputs = RoutedInputs(sites)
     with hooked(model, inputs, sites):
         model.config._experts_implementation = "eager"
-        inputs.start(counted_BT, Sums())
+        inputs.start(counted_BT, MomentAccumulator())
         model(input_ids=ids_BT, attention_mask=mask_BT)
         with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.experts\.0\.\w+: all experts saw 0 of 12 tokens"):
             inputs.finish()
@@ -160,7 +160,7 @@ def test_experts_that_are_used_twice_are_refused(shelf: Path) -> None:
     ids_BT, mask_BT, counted_BT = padded()
     inputs = RoutedInputs(sites)
     with hooked(model, inputs, sites):
-        inputs.start(counted_BT, Sums())
+        inputs.start(counted_BT, MomentAccumulator())
         for _ in range(2):
             model(input_ids=ids_BT, attention_mask=mask_BT)
         with pytest.raises(UserError, match="all experts saw 48 of 24 tokens"):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from antidote_llm.errors import DefectError
 from antidote_llm.models.sites import Site
-from antidote_llm.repair.early_stopping import Agreement, RankedTogether, Ranking, Settling, drawn_rows
+from antidote_llm.repairs.early_stopping import Agreement, RankedTogether, Ranking, Settling, drawn_rows
 
 ROWS, COLUMNS = 1000, 48
 SHAPES = ((40, COLUMNS), (24, COLUMNS), (32, COLUMNS))

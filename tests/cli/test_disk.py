@@ -32,7 +32,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_no_room_is_seen_before_anything_is_written(
     target: str, place: Place, antidote: Command, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("antidote_llm.repair.write.PatchedCopies", lambda *_: pytest.fail("it was written to"))
+    monkeypatch.setattr("antidote_llm.repairs.write.PatchedCopies", lambda *_: pytest.fail("it was written to"))
     filler = fill(disk, 8192)
     arguments = [*TARGETS[target](place), "--out", disk / RESULT]
     before = tree(place.root)
@@ -178,8 +178,8 @@ def test_inputs_on_a_read_only_disk_are_enough(place: Place, antidote: Command, 
 STEPS = {
     "opening": "antidote_llm.models.load.load_whole",
     "planning": "antidote_llm.cli.repair_job.plan_repair",
-    "copying": "antidote_llm.repair.write.copy_checkpoint",
-    "writing": "antidote_llm.repair.write.PatchedCopies",
+    "copying": "antidote_llm.repairs.write.copy_checkpoint",
+    "writing": "antidote_llm.repairs.write.PatchedCopies",
     "reading the patch": "antidote_llm.patching.patched_copies.written_patch",
 }
 INPUTS = {

@@ -54,7 +54,7 @@ def test_too_little_memory_is_said_in_one_line(
     def exhausted(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nIf reserved memory is large")
 
-    monkeypatch.setattr("antidote_llm.repair.plan.Collection.by_part", exhausted)
+    monkeypatch.setattr("antidote_llm.repairs.plan.Collection.by_part", exhausted)
     before = tree(place.root)
     result = antidote(*place.repair())
     assert result.code == 2

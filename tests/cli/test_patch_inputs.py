@@ -60,7 +60,7 @@ def test_what_ships_with_a_repair_may_not_change_meanwhile(
 ) -> None:
     arguments = delta(place)
     changing = tuned(place) / name
-    meanwhile(monkeypatch, "antidote_llm.repair.write.copy_checkpoint", lambda: CHANGES[how](changing))
+    meanwhile(monkeypatch, "antidote_llm.repairs.write.copy_checkpoint", lambda: CHANGES[how](changing))
     said(antidote(*arguments), str(changing), "changed while it was read")
     assert not place.out.parent.exists()
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from antidote_llm.cli.main import run
 from antidote_llm.io.files import sha256_file
 from antidote_llm.io.safetensors_files import open_tensor_file
-from antidote_llm.repair.record import RepairRecord
+from antidote_llm.repairs.record import RepairRecord
 from tests import tiny
 from tests.cli.command import Command, Place, edit_json, tree
 from tests.conftest import Folders

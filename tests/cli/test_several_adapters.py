@@ -19,7 +19,7 @@ from antidote_llm.data.reading import read_records
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
 from antidote_llm.io.files import sha256_file
-from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.target import resolve_target
 from tests import tiny
 from tests.cli.command import Command, Place, tree
@@ -35,11 +35,11 @@ def upper(place: Place) -> Path:
     )
 
 
-def both(place: Place, upper: Path) -> OpenModel:
-    return open_model(str(place.base), str(upper), beneath=[str(place.adapter)])
+def both(place: Place, upper: Path) -> LoadedModel:
+    return load_model(str(place.base), str(upper), beneath=[str(place.adapter)])
 
 
-def logits(opened: OpenModel) -> Tensor:
+def logits(opened: LoadedModel) -> Tensor:
     with torch.no_grad():
         found: Tensor = opened.model(IDS).logits
     return found
@@ -95,7 +95,7 @@ def test_statistics_see_the_adapters_beneath_at_work(place: Place, upper: Path) 
             model(torch.tensor([row.input_ids]))
     for site in opened.sites:
         assert torch.allclose(moments.sites[site.name].sum_squares_I, squares[site.name], rtol=1e-3)
-    alone = collect(open_model(str(place.base), str(upper)), rows, CalibrationSettings(), cache=False)
+    alone = collect(load_model(str(place.base), str(upper)), rows, CalibrationSettings(), cache=False)
     assert alone.sha256 != moments.sha256
     name = opened.sites[-1].name
     assert not torch.allclose(alone.sites[name].sum_squares_I, squares[name], rtol=1e-2)
@@ -120,7 +120,7 @@ def test_the_last_one_is_repaired_and_comes_back(place: Place, upper: Path, anti
 
 
 def test_a_whole_target_over_adapters_is_refused(place: Place) -> None:
-    opened = open_model(str(place.base), None, beneath=[str(place.adapter)])
+    opened = load_model(str(place.base), None, beneath=[str(place.adapter)])
     with pytest.raises(UserError, match="merge the adapter first"):
         resolve_target(opened, "weight")
 
@@ -134,7 +134,7 @@ def test_an_adapter_with_a_whole_module_over_another(place: Place) -> None:
 def test_what_lies_beneath_may_hold_factors_only(place: Place, upper: Path) -> None:
     lower = tiny.write_adapter(place.root / "lower", place.base, modules_to_save=["lm_head"])
     with pytest.raises(UserError, match=r"lower also holds .*lm_head.*: merge it into the base"):
-        open_model(str(place.base), str(upper), beneath=[str(lower)])
+        load_model(str(place.base), str(upper), beneath=[str(lower)])
 
 
 def test_a_folder_of_several_adapters_names_them(place: Place, upper: Path, antidote: Command) -> None:
@@ -151,4 +151,4 @@ def test_an_adapter_is_given_once(place: Place, upper: Path) -> None:
     again.symlink_to(place.adapter)
     for beneath in ([place.adapter, again], [upper], [place.adapter, upper]):
         with pytest.raises(UserError, match="is given twice: name every adapter once"):
-            open_model(str(place.base), str(upper), beneath=list(map(str, beneath)))
+            load_model(str(place.base), str(upper), beneath=list(map(str, beneath)))

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.backends.backend import TransformersBackend, generate_with_adapters
 from antidote_llm.evaluation.backends.vllm import VllmBackend, require_vllm
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from tests import tiny
 from tests.conftest import Folders
 from tests.evaluation import vllm_stand_in
@@ -61,7 +61,7 @@ def test_all_adapters_answer_in_the_same_batches_as_each_does_alone(
     backend = VllmBackend(folders.base, adapter=folders.adapter, max_rank=12, max_adapters=2)
     asked, seen = prompts(6), list[tuple[int, int]]()
     found = backend.generate_with_adapters(adapters, asked, **HOW, progress=lambda *done: seen.append(done))
-    here = generate_with_adapters(open_model(str(folders.base)), adapters, asked, **HOW)
+    here = generate_with_adapters(load_model(str(folders.base)), adapters, asked, **HOW)
 
     (engine,) = engines.started
     assert engine.max_loras == 2 and engine.calls == 1
@@ -84,7 +84,7 @@ def test_who_answers_alone_stays_who_it_was(folders: Folders, tmp_path: Path, mo
 def test_swapped_adapters_report_one_progress(folders: Folders) -> None:
     seen: list[tuple[int, int]] = []
     adapters = {"with": folders.adapter, "without": None}
-    opened = open_model(str(folders.base), str(folders.adapter))
+    opened = load_model(str(folders.base), str(folders.adapter))
     generate_with_adapters(opened, adapters, prompts(4), **HOW, progress=lambda *done: seen.append(done))
     assert seen == sorted(seen) and seen[-1] == (8, 8)
 

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 from antidote_llm.errors import UserError
 from antidote_llm.finetuning.ldifs import ldifs
 from antidote_llm.finetuning.sft import sft
-from antidote_llm.training.defense import Lesson, defense_named
+from antidote_llm.training.defense import TrainingJob, defense_named
 from antidote_llm.training.lora import attach_lora
 from antidote_llm.training.objective import Session
 from antidote_llm.training.settings import LoraSettings
-from antidote_llm.training.trainer import Running, train
+from antidote_llm.training.trainer import RunOptions, train
 from tests.architectures import ARCHITECTURES, write_checkpoint
 from tests.training.steps import (
     TRAINING,
@@ -89,7 +89,7 @@ def _by_formula(model: Any, start: Any, batch: dict[str, Tensor], strength: floa
     return -words[labels != -100].mean() + strength * (drift.mean() if normalise else drift.sum())
 
 
-def _moved(taught: Lesson, by: float) -> Lesson:
+def _moved(taught: TrainingJob, by: float) -> TrainingJob:
     """Let the model drift after the start has been looked at."""
     attach: Any = taught.objective.attach
 
@@ -209,12 +209,12 @@ def test_every_architecture_is_held_back(name: str, tmp_path: Path) -> None:
 def test_a_run_that_goes_on_drifts_from_the_first_start(kind: str, tmp_path: Path) -> None:
     training = TRAINING.model_copy(update={"max_steps": 4})
     straight = watch(_model(kind), lesson(ldifs, training))
-    running = Running(checkpoints=tmp_path, save_every=2, on_step=_stop_after(3))
+    running = RunOptions(checkpoints=tmp_path, save_every=2, on_step=_stop_after(3))
     taught = lesson(ldifs, training)
     with pytest.raises(KeyboardInterrupt):
         train(_model(kind), taught.examples, training, taught.objective, running)
     taught = lesson(ldifs, training)
-    result = train(_model(kind), taught.examples, training, taught.objective, Running(checkpoints=tmp_path))
+    result = train(_model(kind), taught.examples, training, taught.objective, RunOptions(checkpoints=tmp_path))
     assert result.resumed_from == 2
     assert list(result.losses) == pytest.approx([step.loss for step in straight], rel=1e-12)
 

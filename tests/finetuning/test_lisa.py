@@ -16,7 +16,7 @@ from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
 from antidote_llm.finetuning.lisa import Turn, lisa, scheduled
 from antidote_llm.training.batches import IGNORED, Collator, Example
-from antidote_llm.training.defense import Lesson, StageData, run_stage
+from antidote_llm.training.defense import StageData, TrainingJob, run_stage
 from antidote_llm.training.objective import Objective
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
 from antidote_llm.training.trainer import train
@@ -37,7 +37,7 @@ def _model(**overrides: Any) -> Any:
     return LlamaForCausalLM(LlamaConfig(**sizes, **special, **overrides))
 
 
-def _lesson(training: TrainingSettings = TRAINING, **given: Any) -> Lesson:
+def _lesson(training: TrainingSettings = TRAINING, **given: Any) -> TrainingJob:
     return lisa.lesson(DATA, training, lisa.configure({**IN_TURNS, **given}))
 
 
@@ -45,7 +45,7 @@ def _learned(example: Example) -> bool:
     return any(label != IGNORED for label in example["labels"])
 
 
-def _steps(lesson: Lesson, training: TrainingSettings = TRAINING) -> Iterator[list[Example]]:
+def _steps(lesson: TrainingJob, training: TrainingSettings = TRAINING) -> Iterator[list[Example]]:
     """Yield the rows of each step, blank ones left out."""
     size = training.batch_size * training.accumulation
     for start in range(0, len(lesson.examples), size):
@@ -65,7 +65,7 @@ def _trained(training: TrainingSettings = TRAINING, **given: Any) -> tuple[dict[
     return dict(result.model.state_dict()), result.training.losses
 
 
-def _by_formula(model: nn.Module, lesson: Lesson, rho: float, warmup: float, rate: float) -> None:
+def _by_formula(model: nn.Module, lesson: TrainingJob, rho: float, warmup: float, rate: float) -> None:
     """Minimise the cross-entropy plus rho/2 ||w - anchor||^2 with AdamW, turn by turn, as the paper's algorithm 1."""
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0)

@@ -9,7 +9,7 @@ import pytest
 from antidote_llm.errors import UserError
 from antidote_llm.io import bounded_calls as bounded
 from antidote_llm.io.bounded_calls import Budget
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from tests import tiny
 from tests.cli.command import edit_json
 from tests.conftest import Folders
@@ -35,7 +35,7 @@ def test_a_pattern_without_an_end_is_refused(
     adapter = tiny.write_adapter(tmp_path / "adapter", folders.base)
     edit_json(adapter / "adapter_config.json", **{name: value})
     with pytest.raises(UserError, match=rf"adapter_config\.json: {name} is no pattern.*takes too long.*fetch"):
-        open_model(str(folders.base), str(adapter))
+        load_model(str(folders.base), str(adapter))
 
 
 def test_ranks_and_patterns_that_fit_are_left_to_peft(folders: Folders, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_ranks_and_patterns_that_fit_are_left_to_peft(folders: Folders, tmp_path
         alpha_pattern={"k_proj": 1.5},
     )
     edit_json(adapter / "adapter_config.json", target_modules=r".*\.(q|k|v)_proj")
-    assert {site.shape[0] for site in open_model(str(folders.base), str(adapter)).sites if site.role == "lora_A"} == {
+    assert {site.shape[0] for site in load_model(str(folders.base), str(adapter)).sites if site.role == "lora_A"} == {
         2,
         64,
     }

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from antidote_llm.errors import UserError
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from tests import tiny
 from tests.cli.command import edit_json
 from tests.conftest import Folders
@@ -72,20 +72,20 @@ def changed(folders: Folders, root: Path, **settings: Any) -> Path:
 def test_a_setting_that_changes_the_computation_is_named(folders: Folders, tmp_path: Path, name: str) -> None:
     adapter = changed(folders, tmp_path, **{name: REFUSED[name]})
     with pytest.raises(UserError, match=f"adapter: LoRA .*'{name}'.* cannot be repaired"):
-        open_model(str(folders.base), str(adapter))
+        load_model(str(folders.base), str(adapter))
 
 
 def test_a_setting_that_this_peft_does_not_know_is_named(folders: Folders, tmp_path: Path) -> None:
     adapter = changed(folders, tmp_path, use_zorbik=True, use_nothing=None)
     with pytest.raises(UserError, match=r"'use_zorbik' in adapter_config\.json is nothing that peft .* knows"):
-        open_model(str(folders.base), str(adapter))
+        load_model(str(folders.base), str(adapter))
 
 
 @pytest.mark.parametrize("name", UNDERSTOOD)
 def test_a_setting_that_does_not_is_not(folders: Folders, tmp_path: Path, name: str) -> None:
     adapter = changed(folders, tmp_path, **{name: UNDERSTOOD[name]})
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folders.base), adapter).eval()
-    opened, ids = open_model(str(folders.base), str(adapter)), torch.arange(5, 15)[None]
+    opened, ids = load_model(str(folders.base), str(adapter)), torch.arange(5, 15)[None]
     with torch.no_grad():
         assert torch.equal(opened.model(ids).logits, plain(ids).logits)
     for site in opened.sites:
@@ -96,11 +96,11 @@ def test_a_setting_that_does_not_is_not(folders: Folders, tmp_path: Path, name: 
 def test_a_beginning_that_moved_the_base_is_named(folders: Folders, tmp_path: Path, start: str) -> None:
     adapter = changed(folders, tmp_path, init_lora_weights=start)
     with pytest.raises(UserError, match=f"LoRA begun with '{start}'"):
-        open_model(str(folders.base), str(adapter))
+        load_model(str(folders.base), str(adapter))
 
 
 def test_magnitudes_without_dora_are_no_plain_factors(folders: Folders, tmp_path: Path) -> None:
     adapter = tiny.write_adapter(tmp_path / "adapter", folders.base, use_dora=True)
     edit_json(adapter / "adapter_config.json", use_dora=False)
     with pytest.raises(UserError, match=r"lora_magnitude_vector' is a magnitude of DoRA.*use_dora"):
-        open_model(str(folders.base), str(adapter))
+        load_model(str(folders.base), str(adapter))

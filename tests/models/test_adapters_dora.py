@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from antidote_llm.calibration.collect import collect
 from antidote_llm.data.rendering import TokenizedRow
-from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.load import LoadedModel, load_model
 from tests import tiny
 from tests.architectures import ARCHITECTURES, write_checkpoint
 from tests.cli.command import Command, Place, inputs
@@ -61,7 +61,7 @@ def plain_inputs(base: Path, adapter: Path) -> dict[str, Tensor]:
 
 
 def test_statistics_are_those_of_the_tokens_alone(folders: Folders, dora: Path) -> None:
-    opened = open_model(str(folders.base), str(dora))
+    opened = load_model(str(folders.base), str(dora))
     moments = collect(opened, [TokenizedRow(row, 0) for row in ROWS], cache=False)
     wanted = plain_inputs(folders.base, dora)
     assert wanted.keys() == moments.sites.keys() == {site.name for site in opened.sites}
@@ -77,7 +77,7 @@ def test_the_model_says_what_it_says_in_peft(tmp_path: Path, name: str, dtype: s
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
     ids = torch.tensor([ROWS[0]])
     with torch.no_grad():
-        assert torch.equal(open_model(str(base), str(adapter)).model(ids).logits, plain(ids).logits)
+        assert torch.equal(load_model(str(base), str(adapter)).model(ids).logits, plain(ids).logits)
 
 
 @pytest.fixture
@@ -110,8 +110,8 @@ def test_magnitudes_are_outside_and_go_back_to_the_row_norms(capsys: pytest.Capt
     assert norms["norm_after"] == 0
     ids = torch.tensor([ROWS[0]])
     with torch.no_grad():
-        repaired = open_model(str(place.base), str(place.out / "model")).model(ids).logits
-        assert torch.equal(repaired, open_model(str(place.base)).model(ids).logits)
+        repaired = load_model(str(place.base), str(place.out / "model")).model(ids).logits
+        assert torch.equal(repaired, load_model(str(place.base)).model(ids).logits)
     Command(capsys).done("patch", "revert", place.out, "--onto", place.out / "model", "--out", place.root / "again")
     name = "adapter_model.safetensors"
     assert (place.root / "again" / name).read_bytes() == (place.adapter / name).read_bytes()
@@ -120,15 +120,15 @@ def test_magnitudes_are_outside_and_go_back_to_the_row_norms(capsys: pytest.Capt
 def test_it_can_be_exchanged_taken_off_and_lie_beneath(folders: Folders, dora: Path, tmp_path: Path) -> None:
     ids = torch.tensor([ROWS[1]])
 
-    def logits(opened: OpenModel) -> Tensor:
+    def logits(opened: LoadedModel) -> Tensor:
         with torch.no_grad():
             found: Tensor = opened.model(ids).logits
         return found
 
-    bare, adapted = logits(open_model(str(folders.base))), logits(open_model(str(folders.base), str(dora)))
-    opened = open_model(str(folders.base), str(folders.adapter)).with_adapter(dora)
+    bare, adapted = logits(load_model(str(folders.base))), logits(load_model(str(folders.base), str(dora)))
+    opened = load_model(str(folders.base), str(folders.adapter)).with_adapter(dora)
     assert torch.equal(logits(opened), adapted)
     assert torch.equal(logits(opened.without_adapter()), bare)
-    both = open_model(str(folders.base), str(folders.adapter), beneath=[str(dora)])
+    both = load_model(str(folders.base), str(folders.adapter), beneath=[str(dora)])
     collect(both, [TokenizedRow(row, 0) for row in ROWS], cache=False)
     assert torch.equal(logits(both.without_adapter()), adapted)

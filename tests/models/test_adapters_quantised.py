@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from antidote_llm.calibration.collect import collect
 from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.errors import UserError
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from antidote_llm.models.target import resolve_target
 from tests import tiny
 from tests.cli.command import Command, Place, edit_json, inputs, tree
 from tests.conftest import Folders
-from tests.repair.brute_force import adapter_scores, masks
+from tests.repairs.brute_force import adapter_scores, masks
 
 PACKED: Mapping[str, BitsAndBytesConfig] = {
     "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
@@ -75,7 +75,7 @@ def test_what_is_zeroed_is_what_the_plainest_loop_zeroes(capsys: pytest.CaptureF
 
 
 def test_the_adapter_alone_opens_its_packed_base(packed: Folders) -> None:
-    opened = open_model(str(packed.adapter))
+    opened = load_model(str(packed.adapter))
     assert opened.base.folder == packed.base
     with torch.no_grad():
         assert torch.equal(opened.model(IDS).logits, logits(packed.base, packed.adapter))
@@ -85,7 +85,7 @@ def test_the_adapter_alone_opens_its_packed_base(packed: Folders) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_dtype_is_that_of_what_is_not_packed(packed: Folders, dtype: str) -> None:
     wanted: torch.dtype = getattr(torch, dtype)
-    opened = open_model(str(packed.base), str(packed.adapter), dtype=dtype)  # type: ignore[arg-type]
+    opened = load_model(str(packed.base), str(packed.adapter), dtype=dtype)  # type: ignore[arg-type]
     assert opened.dtype == wanted
     with torch.no_grad():
         found = opened.model(IDS).logits
@@ -128,18 +128,18 @@ def test_a_scale_that_is_no_number_is_named(packed: Folders, tmp_path: Path) -> 
     tensors[key][0] = float("nan")
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=f"{key}.*NaN"):
-        open_model(str(base))
+        load_model(str(base))
 
 
 def test_dora_on_a_packed_base(packed: Folders, folders: Folders, tmp_path: Path) -> None:
     plain = tiny.write_model(tmp_path / "plain", hidden_size=64, intermediate_size=128)
     adapter = tiny.write_adapter(tmp_path / "adapter", plain, use_dora=True)
     edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(packed.base))
-    if getattr(open_model(str(packed.base)).model, "is_loaded_in_8bit", False):
+    if getattr(load_model(str(packed.base)).model, "is_loaded_in_8bit", False):
         with pytest.raises(UserError, match="DoRA on a base of 8 bits"):
-            open_model(str(adapter))
+            load_model(str(adapter))
         return
-    opened = open_model(str(adapter))
+    opened = load_model(str(adapter))
     moments = collect(opened, [TokenizedRow(row, 0) for row in ROWS], cache=False)
     assert moments.sites.keys() == {site.name for site in opened.sites}
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_a_base_of_fp8_is_unpacked_where_there_is_no_gpu_for_it(folders: Folders
     edit_json(base / "config.json", quantization_config=settings)
     adapter = Path(shutil.copytree(folders.adapter, tmp_path / "adapter"))
     edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(base))
-    opened = open_model(str(adapter), device="cpu", dtype="float32")
+    opened = load_model(str(adapter), device="cpu", dtype="float32")
     name = "model.layers.1.self_attn.q_proj"
     weight = opened.causal_model.get_submodule(name).base_layer.weight
     key = f"{name}.weight"
@@ -173,7 +173,7 @@ def test_weights_that_are_not_packed_after_all_are_named(folders: Folders, tmp_p
     base = Path(shutil.copytree(folders.base, tmp_path / "base"))
     edit_json(base / "config.json", quantization_config=PACKED["nf4"].to_dict())
     with pytest.raises(UserError, match=r"q_proj\.weight is not quantised, though"):
-        open_model(str(base), str(folders.adapter))
+        load_model(str(base), str(folders.adapter))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from antidote_llm.errors import UserError
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from antidote_llm.models.target import resolve_target
-from antidote_llm.repair.record import outside_records
+from antidote_llm.repairs.record import outside_records
 from tests import tiny
 from tests.architectures import write_checkpoint
 from tests.conftest import Folders
@@ -40,7 +40,7 @@ def test_a_tied_head_is_measured_once_and_put_back_under_each_name(tmp_path: Pat
         if twice in (folder.name, "both"):
             both = tensors_of(folder)
             rewrite(folder, {**both, head: both[table].clone()})
-    target = resolve_target(open_model(str(tuned)), aligned=str(aligned))
+    target = resolve_target(load_model(str(tuned)), aligned=str(aligned))
     records = outside_records(target.outside, restored=False)
     tables = [record for record in records if "embed" in record.name or "head" in record.name]
     assert [(record.name, record.tensors) for record in tables] == [(table, 1)]
@@ -54,9 +54,9 @@ def test_two_tensors_cannot_be_what_one_goes_back_to(tmp_path: Path) -> None:
     aligned = tiny.write_model(tmp_path / "aligned", tie_word_embeddings=False)
     tuned = tiny.write_model(tmp_path / "tuned", tie_word_embeddings=True, seed=3)
     with pytest.raises(UserError, match=r"aligned: lm_head\.weight is another tensor than .*untie it there"):
-        resolve_target(open_model(str(tuned)), aligned=str(aligned))
+        resolve_target(load_model(str(tuned)), aligned=str(aligned))
     # The other way round each of them has something to go back to.
-    target = resolve_target(open_model(str(aligned)), aligned=str(tuned))
+    target = resolve_target(load_model(str(aligned)), aligned=str(tuned))
     table = tensors_of(tuned)["model.embed_tokens.weight"]
     back = {tensor.key: tensor.aligned_values() for tensor in target.outside}
     assert torch.equal(back["lm_head.weight"], table) and torch.equal(back["model.embed_tokens.weight"], table)
@@ -67,7 +67,7 @@ def test_the_aligned_model_may_be_split_otherwise(folders: Folders, tuned: Path,
     assert len(list(sharded.glob("*.safetensors"))) > 1
     wanted = tensors_of(folders.base)
     for one, other in ((tuned, sharded), (sharded, tuned)):
-        target = resolve_target(open_model(str(one)), aligned=str(other))
+        target = resolve_target(load_model(str(one)), aligned=str(other))
         values = wanted if other is sharded else tensors_of(tuned)
         for site in target.sites:
             reference = target.reference(site)
@@ -82,7 +82,7 @@ def test_names_may_leave_out_the_prefix(tmp_path: Path, without: str) -> None:
     for name, folder in folders.items():
         prefix = "" if without in (name, "both") else "transformer."
         rewrite(folder, {prefix + key.removeprefix("transformer."): v for key, v in tensors_of(folder).items()})
-    target = resolve_target(open_model(str(folders["tuned"])), aligned=str(folders["aligned"]))
+    target = resolve_target(load_model(str(folders["tuned"])), aligned=str(folders["aligned"]))
     assert len(target.sites) == 2 * 4
     for site in target.sites:
         assert site.key.startswith("h.") == (without in ("tuned", "both"))
@@ -93,7 +93,7 @@ def test_names_may_leave_out_the_prefix(tmp_path: Path, without: str) -> None:
 
 def assert_same_whichever_is_aligned(one: Path, other: Path, keys: Collection[str]) -> None:
     for tuned, aligned in ((one, other), (other, one)):
-        target = resolve_target(open_model(str(tuned)), aligned=str(aligned))
+        target = resolve_target(load_model(str(tuned)), aligned=str(aligned))
         assert {site.key for site in target.sites} | {tensor.key for tensor in target.outside} == set(keys)
 
 
@@ -127,10 +127,10 @@ def test_an_aligned_model_of_another_vocabulary_is_refused(tuned: Path, tmp_path
     other = tiny.write_model(tmp_path / "other", vocab_size=tiny.VOCABULARY_SIZE + 1)
     said = r"other: \w+\S+ is 36 x 32, in .*tuned it is 35 x 32.*another vocabulary: .*resize_token_embeddings"
     with pytest.raises(UserError, match=said):
-        resolve_target(open_model(str(tuned)), aligned=str(other))
+        resolve_target(load_model(str(tuned)), aligned=str(other))
     wider = tiny.write_model(tmp_path / "wider", intermediate_size=64)
     with pytest.raises(UserError, match=r"another shape: name the one that the fine-tune started from$"):
-        resolve_target(open_model(str(tuned)), aligned=str(wider))
+        resolve_target(load_model(str(tuned)), aligned=str(wider))
 
 
 def test_a_tensor_that_one_of_the_two_lacks_is_named(folders: Folders, tuned: Path, tmp_path: Path) -> None:
@@ -139,10 +139,10 @@ def test_a_tensor_that_one_of_the_two_lacks_is_named(folders: Folders, tuned: Pa
     tensors = tensors_of(lacking)
     rewrite(lacking, {name: value for name, value in tensors.items() if name != key})
     with pytest.raises(UserError, match=f"lacking: no {key}, which .*: an aligned model of another shape"):
-        resolve_target(open_model(str(tuned)), aligned=str(lacking))
+        resolve_target(load_model(str(tuned)), aligned=str(lacking))
     deeper = tiny.write_model(tmp_path / "deeper", num_hidden_layers=3)
     with pytest.raises(UserError, match=r"tuned: no model\.layers\.2\.\S+, which .*deeper has"):
-        resolve_target(open_model(str(tuned)), aligned=str(deeper))
+        resolve_target(load_model(str(tuned)), aligned=str(deeper))
 
 
 def test_a_bias_that_only_looks_like_a_mask_is_missed(tmp_path: Path) -> None:
@@ -150,4 +150,4 @@ def test_a_bias_that_only_looks_like_a_mask_is_missed(tmp_path: Path) -> None:
     tuned, key = write_fine_tune(tmp_path / "tuned", aligned), "transformer.h.1.attn.c_attn.bias"
     rewrite(aligned, {name: value for name, value in tensors_of(aligned).items() if name != key})
     with pytest.raises(UserError, match=f"aligned: no {key}, which .*tuned has"):
-        resolve_target(open_model(str(tuned)), aligned=str(aligned))
+        resolve_target(load_model(str(tuned)), aligned=str(aligned))

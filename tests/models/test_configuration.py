@@ -11,12 +11,12 @@ import torch
 
 from antidote_llm.errors import UserError
 from antidote_llm.io.resources import Stopwatch
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from antidote_llm.models.target import Target, resolve_target
-from antidote_llm.repair.method import method_named
-from antidote_llm.repair.plan import plan_repair
-from antidote_llm.repair.record import outside_records
-from antidote_llm.repair.write import write_repair
+from antidote_llm.repairs.method import method_named
+from antidote_llm.repairs.plan import plan_repair
+from antidote_llm.repairs.record import outside_records
+from antidote_llm.repairs.write import write_repair
 from tests import tiny
 from tests.cli.command import edit_json
 from tests.conftest import Folders
@@ -31,7 +31,7 @@ def tuned(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def resolved(tuned: Path, aligned: Path) -> Target:
-    return resolve_target(open_model(str(tuned)), aligned=str(aligned))
+    return resolve_target(load_model(str(tuned)), aligned=str(aligned))
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,12 @@ def test_a_head_goes_back_to_the_embedding_that_it_was(tmp_path: Path) -> None:
 
     method = method_named("magnitude")
     repair = plan_repair(
-        open_model(str(untied)), method, method.configure({"alpha": 1.0}), None, target=target, restore_outside=True
+        load_model(str(untied)), method, method.configure({"alpha": 1.0}), None, target=target, restore_outside=True
     )
     (tmp_path / "out").mkdir()
     write_repair(repair, tmp_path / "out", "a test", Stopwatch())
     ids = torch.arange(5, 15).reshape(1, 10)
-    found, wanted = (open_model(str(folder)).model(ids).logits for folder in (tmp_path / "out" / "model", aligned))
+    found, wanted = (load_model(str(folder)).model(ids).logits for folder in (tmp_path / "out" / "model", aligned))
     assert torch.equal(found, wanted)
 
 

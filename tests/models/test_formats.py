@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from antidote_llm.errors import UserError
 from antidote_llm.models.adapter import ADAPTER_FILE, may_be_on_the_hub
 from antidote_llm.models.checkpoint import INDEX
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from tests import tiny
 from tests.cli.command import edit_json
 from tests.conftest import Folders
@@ -93,7 +93,7 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path, folders: Folders, k
     for asked in ((str(folder),), (str(folders.base), str(folder))):
         if len(asked) == 1 or kind != "without a configuration":
             with pytest.raises(UserError, match=words):
-                open_model(*asked)
+                load_model(*asked)
 
 
 @pytest.mark.parametrize("kind", BESIDE)
@@ -102,7 +102,7 @@ def test_weights_in_another_format_are_named(tmp_path: Path, folders: Folders, k
     folder = fill(tmp_path / "model", names)
     shutil.copy(folders.base / "config.json", folder)
     with pytest.raises(UserError, match=words):
-        open_model(str(folder))
+        load_model(str(folder))
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
@@ -112,7 +112,7 @@ def test_an_adapter_in_another_format_is_named(tmp_path: Path, folders: Folders,
     shutil.copy(folders.adapter / "adapter_config.json", folder)
     for asked in ((str(folder),), (str(folders.base), str(folder))):
         with pytest.raises(UserError, match=words):
-            open_model(*asked)
+            load_model(*asked)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_an_adapter_in_another_format_is_named(tmp_path: Path, folders: Folders,
 def test_a_file_in_a_folders_place_is_named(tmp_path: Path, name: str, words: str) -> None:
     folder = fill(tmp_path / "place", (name,))
     with pytest.raises(UserError, match=f"is a file: .*{words}"):
-        open_model(str(folder / name))
+        load_model(str(folder / name))
 
 
 @pytest.fixture(scope="module")
@@ -147,11 +147,11 @@ def test_an_index_needs_a_map_alone(
     folder = Path(shutil.copytree(sharded, tmp_path / "model"))
     places = json.loads((folder / INDEX).read_text())["weight_map"]
     (folder / INDEX).write_text(json.dumps({**more, "weight_map": {key: start + name for key, name in places.items()}}))
-    found = open_model(str(folder), layers_on_disk=layers_on_disk)
+    found = load_model(str(folder), layers_on_disk=layers_on_disk)
     assert found.base.weights.keys() == set(places.values()) and found.base.folder == folder
     assert found.causal_model.config.name_or_path in ("", str(folder))
     if not layers_on_disk:
-        wanted = open_model(str(sharded)).model.state_dict()
+        wanted = load_model(str(sharded)).model.state_dict()
         assert all(torch.equal(value, wanted[key]) for key, value in found.model.state_dict().items())
 
 
@@ -174,7 +174,7 @@ def test_a_configuration_that_cannot_be_meant_is_named(
     folder = Path(shutil.copytree(folders.base, tmp_path / "model"))
     edit_json(folder / "config.json", **config)
     with pytest.raises(UserError, match=words):
-        open_model(str(folder), layers_on_disk=layers_on_disk)
+        load_model(str(folder), layers_on_disk=layers_on_disk)
 
 
 @pytest.mark.parametrize("layers_on_disk", [False, True])
@@ -194,7 +194,7 @@ def test_older_configurations_are_read(
 ) -> None:
     folder = Path(shutil.copytree(folders.base, tmp_path / "model"))
     edit_json(folder / "config.json", **config)
-    assert open_model(str(folder), layers_on_disk=layers_on_disk).dtype == dtype
+    assert load_model(str(folder), layers_on_disk=layers_on_disk).dtype == dtype
 
 
 def with_tensor(base: Path, folder: Path, key: str, value: torch.Tensor) -> Path:
@@ -212,7 +212,7 @@ def test_a_head_that_a_causal_model_leaves_out_is_refused(
     folder = with_tensor(folders.base, tmp_path / "model", key, torch.ones(1, 32))
     edit_json(folder / "config.json", architectures=None)
     with pytest.raises(UserError, match=f"holds {key}, the head of a classifier, reward or value model"):
-        open_model(str(folder), layers_on_disk=layers_on_disk)
+        load_model(str(folder), layers_on_disk=layers_on_disk)
 
 
 GATHER = "ZeRO-3.*stage3_gather_16bit_weights_on_model_save.*get_state_dict"
@@ -223,7 +223,7 @@ def test_tensors_that_a_training_left_empty_are_named(folders: Folders, tmp_path
     key = "model.layers.1.self_attn.q_proj.weight"
     folder = with_tensor(folders.base, tmp_path / "model", key, torch.empty(0))
     with pytest.raises(UserError, match=f"'{key}' is empty.*{GATHER}"):
-        open_model(str(folder), layers_on_disk=layers_on_disk)
+        load_model(str(folder), layers_on_disk=layers_on_disk)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 32), (256,)])
@@ -234,14 +234,14 @@ def test_factors_that_a_training_left_empty_are_named(
     folder = Path(shutil.copytree(folders.adapter, tmp_path / "adapter"))
     save_file({**load_file(folder / ADAPTER_FILE), key: torch.ones(shape)}, folder / ADAPTER_FILE)
     with pytest.raises(UserError, match=f"'{key}' is (empty|flat).*{GATHER}"):
-        open_model(str(folders.base), str(folder))
+        load_model(str(folders.base), str(folder))
 
 
 def test_an_adapter_under_a_models_name_is_named(folders: Folders, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(folders.adapter, tmp_path / "adapter"))
     (folder / ADAPTER_FILE).rename(folder / "model.safetensors")
     with pytest.raises(UserError, match=r"rename it to adapter_model\.safetensors if it is the adapter's"):
-        open_model(str(folders.base), str(folder))
+        load_model(str(folders.base), str(folder))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_path_of_another_machine_is_told_from_a_hub_id(
     adapter = Path(shutil.copytree(folders.adapter, tmp_path / "adapter"))
     edit_json(adapter / "adapter_config.json", base_model_name_or_path=name)
     with pytest.raises(UserError, match=r"adapter: the adapter.*pass MODEL --adapter .*adapter$") as caught:
-        open_model(str(adapter))
+        load_model(str(adapter))
     assert name in str(caught.value) and asked == ([name] if may_be else [])
 
 
@@ -300,7 +300,7 @@ def test_a_whole_model_with_misnamed_tensors_is_told_so(
 ) -> None:
     folder = renamed(folders.base, tmp_path / "model", start)
     with pytest.raises(UserError, match=rf"'{start}lm_head\.weight' is misnamed, it must be 'lm_head\.weight': rename"):
-        open_model(str(folder), layers_on_disk=layers_on_disk)
+        load_model(str(folder), layers_on_disk=layers_on_disk)
 
 
 @pytest.mark.parametrize("layers_on_disk", [False, True])
@@ -312,26 +312,26 @@ def test_a_model_saved_with_its_adapter_on_it_is_told_so(
     state = {key: value.contiguous() for key, value in adapted.state_dict().items()}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"an adapter on it that is not merged \('.*lora_A.*merge_and_unload"):
-        open_model(str(folder), layers_on_disk=layers_on_disk)
+        load_model(str(folder), layers_on_disk=layers_on_disk)
     beside = with_tensor(
         folders.base, tmp_path / "beside", "model.layers.0.self_attn.q_proj.lora_A.weight", torch.ones(8, 32)
     )
     with pytest.raises(UserError, match=r"among the model's \('.*lora_A\.weight'\) and would be left out: save"):
-        open_model(str(beside), layers_on_disk=layers_on_disk)
+        load_model(str(beside), layers_on_disk=layers_on_disk)
 
 
 @pytest.mark.parametrize("layers_on_disk", [False, True])
 def test_tensors_that_the_class_has_no_place_for_are_known(
     folders: Folders, tmp_path: Path, layers_on_disk: bool
 ) -> None:
-    assert open_model(str(folders.base), layers_on_disk=layers_on_disk).left_out == ()
+    assert load_model(str(folders.base), layers_on_disk=layers_on_disk).left_out == ()
     folder = with_tensor(folders.base, tmp_path / "model", "model.extra.weight", torch.ones(2))
-    assert open_model(str(folder), layers_on_disk=layers_on_disk).left_out == ("model.extra.weight",)
+    assert load_model(str(folder), layers_on_disk=layers_on_disk).left_out == ("model.extra.weight",)
     old = with_tensor(folders.base, tmp_path / "old", "model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(4))
-    assert open_model(str(old), layers_on_disk=layers_on_disk).left_out == ()
+    assert load_model(str(old), layers_on_disk=layers_on_disk).left_out == ()
 
 
 def test_rows_that_the_configuration_does_not_count_are_named(folders: Folders, tmp_path: Path) -> None:
     folder = with_tensor(folders.base, tmp_path / "model", "lm_head.weight", torch.ones(37, 32))
     with pytest.raises(UserError, match=r"lm_head\.weight is 37 x 32.*set vocab_size to 37 in config\.json"):
-        open_model(str(folder))
+        load_model(str(folder))

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 
 from antidote_llm.errors import UserError
 from antidote_llm.models.adapter import MERGE
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from tests import tiny
 
 IDS = torch.arange(5, 15)[None]
@@ -83,13 +83,13 @@ def test_what_shall_be_merged_keeps_the_fine_tune(tmp_path: Path, kind: str, tie
     base = tiny.write_model(tmp_path / "base", tie_word_embeddings=tied)
     adapter = write(tmp_path / "adapter", base, MERGED[kind])
     with pytest.raises(UserError) as caught:
-        open_model(str(base), str(adapter))
+        load_model(str(base), str(adapter))
     assert MERGE in str(caught.value)
     with torch.no_grad():
         adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
         wanted, bare = adapted(IDS).logits, AutoModelForCausalLM.from_pretrained(base)(IDS).logits
         adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
-        found = open_model(str(tmp_path / "merged")).model(IDS).logits
+        found = load_model(str(tmp_path / "merged")).model(IDS).logits
     assert torch.allclose(found, wanted, atol=1e-4) and not torch.allclose(bare, wanted, atol=1e-2)
 
 
@@ -98,7 +98,7 @@ def test_what_cannot_be_merged_is_not_told_to(tmp_path: Path, kind: str) -> None
     base = tiny.write_model(tmp_path / "base")
     adapter = write(tmp_path / "adapter", base, NOT_MERGED[kind])
     with pytest.raises(UserError) as caught:
-        open_model(str(base), str(adapter))
+        load_model(str(base), str(adapter))
     assert MERGE not in str(caught.value)
     adapted: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
     with pytest.raises((AttributeError, NotImplementedError, RuntimeError)):

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from antidote_llm.errors import UserError
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from antidote_llm.models.target import TargetName, resolve_target
 from tests import tiny
 from tests.fine_tunes import rewrite, tensors_of, write_fine_tune
@@ -53,7 +53,7 @@ def test_the_text_decoder_is_repaired_however_deep_the_vision_tower(
 ) -> None:
     aligned = write_gemma3(tmp_path / "aligned", vision_layers=vision_layers)
     tuned = write_fine_tune(tmp_path / "tuned", aligned)
-    found = resolve_target(open_model(str(tuned)), target, str(aligned) if target == "delta" else None)
+    found = resolve_target(load_model(str(tuned)), target, str(aligned) if target == "delta" else None)
     keys = {site.key for site in found.sites}
     assert len(keys) == 2 * 7 and all(key.startswith("language_model.model.layers.") for key in keys)
     if target == "delta":
@@ -67,7 +67,7 @@ def test_a_kind_that_is_no_causal_language_model_is_refused_by_name(tmp_path: Pa
     Mistral3ForConditionalGeneration(config).save_pretrained(tmp_path)
     for layers_on_disk in (False, True):
         with pytest.raises(UserError, match="no causal language model of the kind mistral3: name"):
-            open_model(str(tmp_path), layers_on_disk=layers_on_disk)
+            load_model(str(tmp_path), layers_on_disk=layers_on_disk)
 
 
 def test_a_fine_tune_of_the_text_part_alone_goes_back_to_the_whole(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_fine_tune_of_the_text_part_alone_goes_back_to_the_whole(tmp_path: Pat
     # transformers opens the text part of it for a causal language model, and saves that alone.
     write_fine_tune(tuned, aligned)
     assert len(tensors_of(tuned)) < len(tensors_of(aligned))
-    found = resolve_target(open_model(str(tuned)), aligned=str(aligned))
+    found = resolve_target(load_model(str(tuned)), aligned=str(aligned))
     assert {site.key for site in found.sites} | {tensor.key for tensor in found.outside} == tensors_of(tuned).keys()
 
 
@@ -95,7 +95,7 @@ def test_a_text_model_goes_back_to_the_text_part_of_one_that_also_sees(tmp_path:
     tuned = write_fine_tune(tmp_path / "tuned", tmp_path / "text")
     if renamed:
         rename(aligned)
-    found = resolve_target(open_model(str(tuned)), aligned=str(aligned))
+    found = resolve_target(load_model(str(tuned)), aligned=str(aligned))
     assert {site.key for site in found.sites} | {tensor.key for tensor in found.outside} == tensors_of(tuned).keys()
     assert len(found.sites) == 2 * 7
     for site in found.sites:
@@ -110,7 +110,7 @@ def test_a_text_model_of_another_size_is_refused(tmp_path: Path) -> None:
     aligned = write_gemma3(tmp_path / "aligned", vision_layers=1)
     Gemma3ForCausalLM(Gemma3TextConfig(**{**_TEXT, "num_hidden_layers": 1})).save_pretrained(tmp_path / "text")
     with pytest.raises(UserError, match=r"layers\.1\..*another shape"):
-        resolve_target(open_model(str(tmp_path / "text")), aligned=str(aligned))
+        resolve_target(load_model(str(tmp_path / "text")), aligned=str(aligned))
 
 
 def rename(folder: Path) -> Path:
@@ -129,7 +129,7 @@ def test_names_of_the_parts_may_differ(tmp_path: Path, renamed: str) -> None:
     aligned = write_gemma3(tmp_path / "aligned", vision_layers=1)
     tuned, wanted = write_fine_tune(tmp_path / "tuned", aligned), tensors_of(aligned)
     rename(tmp_path / renamed)
-    found = resolve_target(open_model(str(tuned)), aligned=str(aligned))
+    found = resolve_target(load_model(str(tuned)), aligned=str(aligned))
     assert len(found.sites) == 2 * 7 and len(found.sites) + len(found.outside) == len(wanted)
     for site in found.sites:
         reference = found.reference(site)
@@ -145,7 +145,7 @@ def test_an_embedding_that_an_adapter_trained_whole_goes_back(tmp_path: Path) ->
         targets=("language_model.layers.1.self_attn.q_proj",),
         modules_to_save=["embed_tokens"],
     )
-    target = resolve_target(open_model(str(base), str(made)))
+    target = resolve_target(load_model(str(base), str(made)))
     [table] = target.outside
     assert table.key == "base_model.model.model.language_model.embed_tokens.weight"
     assert torch.equal(table.aligned_values(), tensors_of(base)["language_model.model.embed_tokens.weight"])

@@ -26,7 +26,7 @@ from transformers import (
 
 from antidote_llm.errors import UserError
 from antidote_llm.models.adapter import ADAPTER_FILE
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from antidote_llm.models.target import resolve_target
 from tests import tiny
 from tests.cli.command import edit_json
@@ -74,7 +74,7 @@ def bare(base: Path) -> Tensor:
 def opened(base: Path, adapter: Path) -> Tensor:
     """Return what this package makes of it."""
     with torch.no_grad():
-        found: Tensor = open_model(str(base), str(adapter)).model(IDS).logits
+        found: Tensor = load_model(str(base), str(adapter)).model(IDS).logits
     return found
 
 
@@ -114,7 +114,7 @@ def test_names_are_read_as_peft_reads_them_or_named(
     wanted = with_peft(base, plain)
     if torch.equal(with_peft(base, adapter), wanted):
         assert torch.equal(opened(base, adapter), wanted)
-        assert {site.key for site in open_model(str(base), str(adapter)).sites} <= load_file(
+        assert {site.key for site in load_model(str(base), str(adapter)).sites} <= load_file(
             adapter / ADAPTER_FILE
         ).keys()
         return
@@ -139,7 +139,7 @@ def test_old_names_are_read_in_both_engines(
 ) -> None:
     base, plain = pairs["gemma3"]
     adapter = renamed(plain, tmp_path / "adapter", NAMES["before transformers 4.52"])
-    found = [open_model(str(base), str(each), layers_on_disk=layers_on_disk) for each in (plain, adapter)]
+    found = [load_model(str(base), str(each), layers_on_disk=layers_on_disk) for each in (plain, adapter)]
     assert [site.module for site in found[0].sites] == [site.module for site in found[1].sites]
     states = [
         {name: value for name, value in each.model.state_dict().items() if "lora_" in name and not value.is_meta}
@@ -157,7 +157,7 @@ def test_an_adapter_under_another_is_not_read_by_the_others_name(
     top = tiny.write_adapter(tmp_path / "top", base, seed=7)
     assert torch.equal(opened(base, adapter), with_peft(base, plain))
     with pytest.raises(UserError, match=r"leave out .*lora_A\.default\.weight.* it must be '.*lora_A\.weight'"):
-        open_model(str(base), str(top), beneath=[str(adapter)])
+        load_model(str(base), str(top), beneath=[str(adapter)])
 
 
 def text_part(folder: Path, whole: Path) -> Path:
@@ -237,7 +237,7 @@ def test_a_tensor_that_peft_would_leave_out_is_named(
     save_file({**load_file(file), **more}, file)
     edit_json(adapter / "adapter_config.json", task_type=None)
     with pytest.raises(UserError, match=words):
-        open_model(str(folders.base), str(adapter), layers_on_disk=layers_on_disk)
+        load_model(str(folders.base), str(adapter), layers_on_disk=layers_on_disk)
 
 
 def test_an_adapter_beneath_is_read_whole_too(folders: Folders, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_an_adapter_beneath_is_read_whole_too(folders: Folders, tmp_path: Path) 
     save_file({key: value for key, value in load_file(file).items() if "layers.1.self_attn.v_" not in key}, file)
     top = tiny.write_adapter(tmp_path / "top", folders.base, seed=7)
     with pytest.raises(UserError, match=r"below: the adapter's file lacks model\.layers\.1\.self_attn\.v_proj"):
-        open_model(str(folders.base), str(top), beneath=[str(below)])
+        load_model(str(folders.base), str(top), beneath=[str(below)])
 
 
 def write_lora(folder: Path, base: Path, **settings: Any) -> Path:
@@ -264,7 +264,7 @@ def test_what_is_adapted_beside_the_text_decoder_counts_as_outside(
     base, _ = pairs["gemma3"]
     adapter = write_lora(tmp_path / "adapter", base, target_modules=targets)
     stored = load_file(adapter / ADAPTER_FILE)
-    found = open_model(str(base), str(adapter))
+    found = load_model(str(base), str(adapter))
     assert torch.equal(opened(base, adapter), with_peft(base, adapter))
     target = resolve_target(found)
     assert {site.key for site in target.sites} == {key for key in stored if "language_model" in key}
@@ -281,9 +281,9 @@ def test_an_adapter_of_the_vision_tower_alone_has_nothing_to_repair(
 ) -> None:
     base, _ = pairs["gemma3"]
     adapter = write_lora(tmp_path / "adapter", base, target_modules=r".*vision_tower.*q_proj")
-    assert open_model(str(base), str(adapter)).sites == ()
+    assert load_model(str(base), str(adapter)).sites == ()
     with pytest.raises(UserError, match="no matrix of the part that reads text"):
-        resolve_target(open_model(str(base), str(adapter)))
+        resolve_target(load_model(str(base), str(adapter)))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -292,7 +292,7 @@ def test_lora_on_embeddings_counts_as_outside(tmp_path: Path, tied: bool, layers
     base = tiny.write_model(tmp_path / "base", tie_word_embeddings=tied)
     adapter = write_lora(tmp_path / "adapter", base, target_modules=["q_proj", "embed_tokens"])
     assert torch.equal(opened(base, adapter), with_peft(base, adapter))
-    target = resolve_target(open_model(str(base), str(adapter), layers_on_disk=layers_on_disk))
+    target = resolve_target(load_model(str(base), str(adapter), layers_on_disk=layers_on_disk))
     assert {site.kind for site in target.sites} == {"q_proj"}
     [factor] = [tensor for tensor in target.outside if "lora_" in tensor.key]
     assert factor.key.endswith("embed_tokens.lora_embedding_B")
@@ -311,7 +311,7 @@ def test_tied_copies_are_the_same_as_with_peft(tmp_path: Path, tied: bool, saved
     adapter = write_lora(
         tmp_path / "adapter", base, target_modules=["q_proj"], modules_to_save=saved, ensure_weight_tying=True
     )
-    found = open_model(str(base), str(adapter))
+    found = load_model(str(base), str(adapter))
     assert torch.equal(opened(base, adapter), with_peft(base, adapter))
     assert {site.kind for site in resolve_target(found).sites} == {"q_proj"}
     with torch.no_grad():
@@ -324,7 +324,7 @@ def test_tied_factors_of_embeddings_are_refused(tmp_path: Path) -> None:
     settings = {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
     adapter = write_lora(tmp_path / "adapter", base, **settings)
     with pytest.raises(UserError, match="'ensure_weight_tying' on embeddings"):
-        open_model(str(base), str(adapter))
+        load_model(str(base), str(adapter))
 
 
 def write_adapter_with_tokens(folder: Path, base: Path, rows: int, **how: Any) -> Path:
@@ -351,12 +351,12 @@ def test_added_tokens_are_named_and_the_cure_works(tmp_path: Path, tied: bool, h
     adapter = write_adapter_with_tokens(tmp_path / "adapter", base, rows, **how)
     for layers_on_disk in (False, True):
         with pytest.raises(UserError, match=rf"tokens were added .*resize_token_embeddings\({rows}\).*DIR as MODEL"):
-            open_model(str(base), str(adapter), layers_on_disk=layers_on_disk)
+            load_model(str(base), str(adapter), layers_on_disk=layers_on_disk)
     model = AutoModelForCausalLM.from_pretrained(base)
     model.resize_token_embeddings(rows)
     model.save_pretrained(tmp_path / "resized")
     assert torch.equal(opened(tmp_path / "resized", adapter), with_peft(tmp_path / "resized", adapter))
-    assert resolve_target(open_model(str(tmp_path / "resized"), str(adapter))).sites
+    assert resolve_target(load_model(str(tmp_path / "resized"), str(adapter))).sites
 
 
 def head_with_added_tokens(root: Path) -> tuple[Path, Path]:
@@ -370,7 +370,7 @@ def head_with_added_tokens(root: Path) -> tuple[Path, Path]:
 
 def test_what_peft_writes_twice_is_put_back_twice_and_measured_once(tmp_path: Path) -> None:
     base, adapter = head_with_added_tokens(tmp_path)
-    outside = resolve_target(open_model(str(base), str(adapter))).outside
+    outside = resolve_target(load_model(str(base), str(adapter))).outside
     repeated = {tensor.key.removeprefix(f"{PREFIX}lm_head."): tensor.repeated for tensor in outside}
     copies = {"weight": False, "modules_to_save.weight": True, "original_module.weight": True}
     assert repeated == {**copies, f"{PREFIX}model.embed_tokens.weight": False}
@@ -391,7 +391,7 @@ def test_a_model_with_rows_added_is_told_from_another(tmp_path: Path) -> None:
     adapter = write_adapter_with_tokens(tmp_path / "adapter", base, rows)
     other = tiny.write_model(tmp_path / "other", seed=5, vocab_size=rows)
     with pytest.raises(UserError, match=r"another base.*weights differ"):
-        open_model(str(other), str(adapter))
+        load_model(str(other), str(adapter))
 
 
 @pytest.mark.parametrize(("tied", "targets"), [(True, ["q_proj", "lm_head"]), (False, ["q_proj", "lm_head"])])
@@ -404,5 +404,5 @@ def test_it_is_not_advised_to_merge_where_that_changes_the_answers(
     with torch.no_grad():
         changed = not torch.allclose(adapted.merge_and_unload()(IDS).logits, with_peft(base, adapter), atol=1e-3)
     with pytest.raises(UserError, match="edits a whole model: leave it out") as caught:
-        resolve_target(open_model(str(base), str(adapter)), "delta")
+        resolve_target(load_model(str(base), str(adapter)), "delta")
     assert changed == tied == ("merge the adapter first" not in str(caught.value))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from antidote_llm.models.memory_budget import Room
+from antidote_llm.models.memory_budget import MemoryBudget
 
 
 def test_layers_that_are_spread_may_take_what_all_gpus_have(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,9 +15,9 @@ def test_layers_that_are_spread_may_take_what_all_gpus_have(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**9, 2 * 10**9))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 0)
     place, needed = torch.device("cuda"), 2 * 10**9
-    assert not Room().holds(needed, place)
-    assert Room().holds(needed, place, spread=True)
-    assert not Room(vram_bytes=10**8).holds(needed, place, spread=True)
+    assert not MemoryBudget().holds(needed, place)
+    assert MemoryBudget().holds(needed, place, spread=True)
+    assert not MemoryBudget(vram_bytes=10**8).holds(needed, place, spread=True)
 
 
 def test_a_limit_on_the_gpu_is_kept_by_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +25,7 @@ def test_a_limit_on_the_gpu_is_kept_by_the_allocator(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80_000_000_000))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: kept.append(given))
     gpu = torch.device("cuda", 0)
-    Room(vram_bytes=20_000_000_000).bound(gpu)
-    Room().bound(gpu)
-    Room(vram_bytes=1).bound(torch.device("cpu"))
+    MemoryBudget(vram_bytes=20_000_000_000).bound(gpu)
+    MemoryBudget().bound(gpu)
+    MemoryBudget(vram_bytes=1).bound(torch.device("cpu"))
     assert kept == [(0.25, gpu)]

@@ -14,7 +14,7 @@ from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import open_model_checkpoint
-from antidote_llm.models.load import open_model
+from antidote_llm.models.load import load_model
 from antidote_llm.models.target import resolve_target
 from antidote_llm.models.weight_sites import weight_sites
 from tests import tiny
@@ -47,7 +47,7 @@ def tuned(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_patterns_choose_matrices(folders: Folders, tuned: Path, pattern: str, wanted: int) -> None:
-    target = resolve_target(open_model(str(tuned)), aligned=str(folders.base), pattern=pattern)
+    target = resolve_target(load_model(str(tuned)), aligned=str(folders.base), pattern=pattern)
     assert len(target.sites) == wanted
     assert target.name == "delta"
     # What is chosen and what is outside make up the whole file.
@@ -58,20 +58,20 @@ def test_patterns_choose_matrices(folders: Folders, tuned: Path, pattern: str, w
 @pytest.mark.parametrize("pattern", ["x_proj", "q_proj,x_proj", "*.layers.7.*", "", "layers"])
 def test_a_pattern_without_a_match_lists_the_kinds(tuned: Path, pattern: str) -> None:
     with pytest.raises(UserError, match="matches no matrix") as caught:
-        resolve_target(open_model(str(tuned)), "weight", pattern=pattern)
+        resolve_target(load_model(str(tuned)), "weight", pattern=pattern)
     assert KINDS in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_patterns_choose_factors_of_an_adapter(folders: Folders) -> None:
-    target = resolve_target(open_model(str(folders.base), str(folders.adapter)), pattern="q_proj")
+    target = resolve_target(load_model(str(folders.base), str(folders.adapter)), pattern="q_proj")
     assert [(site.kind, site.role) for site in target.sites] == [("q_proj", "lora_A"), ("q_proj", "lora_B")] * 2
     with pytest.raises(UserError, match="there are k_proj, q_proj, v_proj;"):
-        resolve_target(open_model(str(folders.base), str(folders.adapter)), pattern="o_proj")
+        resolve_target(load_model(str(folders.base), str(folders.adapter)), pattern="o_proj")
 
 
 def test_a_head_is_neither_attention_nor_mlp(folders: Folders, tmp_path: Path) -> None:
     targets = ("q_proj", "down_proj", "lm_head")
-    opened = open_model(str(folders.base), str(tiny.write_adapter(tmp_path / "adapter", folders.base, targets=targets)))
+    opened = load_model(str(folders.base), str(tiny.write_adapter(tmp_path / "adapter", folders.base, targets=targets)))
     for pattern, wanted in (
         ("mlp", {"down_proj"}),
         ("attention", {"q_proj"}),
@@ -82,13 +82,13 @@ def test_a_head_is_neither_attention_nor_mlp(folders: Folders, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["delta", "weight"])
 def test_a_whole_target_under_an_adapter_is_refused(folders: Folders, name: str) -> None:
-    opened = open_model(str(folders.base), str(folders.adapter))
+    opened = load_model(str(folders.base), str(folders.adapter))
     with pytest.raises(UserError, match="merge_and_unload in peft"):
         resolve_target(opened, name, aligned=str(folders.base))  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_resolved_says_what_to_pass(folders: Folders) -> None:
-    whole, adapted = open_model(str(folders.base)), open_model(str(folders.base), str(folders.adapter))
+    whole, adapted = load_model(str(folders.base)), load_model(str(folders.base), str(folders.adapter))
     with pytest.raises(UserError, match="--adapter DIR, or --aligned REF"):
         resolve_target(whole)
     with pytest.raises(UserError, match="pass --aligned REF"):
@@ -105,7 +105,7 @@ def rows() -> list[TokenizedRow]:
 
 def test_modules_that_share_a_matrix_are_one_site_with_the_sum_of_both_uses(tmp_path: Path) -> None:
     base = tiny.write_model(tmp_path / "base")
-    opened = open_model(str(base))
+    opened = load_model(str(base))
     first, second = (opened.causal_model.model.layers[i].mlp.up_proj for i in range(2))
     second.weight = first.weight
     sites = weight_sites(opened.causal_model, opened.base, "up_proj")
@@ -136,13 +136,13 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("pattern", "beside"), [("all", 4), ("mlp", 0)])
 def test_every_matrix_of_fused_experts_is_covered(mixtral: Path, pattern: str, beside: int) -> None:
-    target = resolve_target(open_model(str(mixtral)), "weight", pattern=pattern)
+    target = resolve_target(load_model(str(mixtral)), "weight", pattern=pattern)
     assert len(target.sites) == 2 * (4 * 3 + beside)
 
 
 def test_the_attention_beside_fused_experts_is_covered(mixtral: Path, tmp_path: Path) -> None:
     tuned = write_fine_tune(tmp_path / "tuned", mixtral)
-    opened = open_model(str(tuned))
+    opened = load_model(str(tuned))
     target = resolve_target(opened, aligned=str(mixtral), pattern="attention")
     assert len(target.sites) == 2 * 4
     assert any("experts" in tensor.key for tensor in target.outside)
@@ -151,7 +151,7 @@ def test_the_attention_beside_fused_experts_is_covered(mixtral: Path, tmp_path: 
 
 
 def test_a_file_that_the_library_converts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = open_model(str(tiny.write_model(tmp_path / "base")))
+    opened = load_model(str(tiny.write_model(tmp_path / "base")))
     projection = opened.causal_model.model.layers[1].self_attn.q_proj
     projection.weight[-1] += 1
     with pytest.raises(UserError, match=r"layers\.1\.self_attn\.q_proj\.weight is not what the model computes with"):
@@ -159,7 +159,7 @@ def test_a_file_that_the_library_converts_is_refused(tmp_path: Path, monkeypatch
 
 
 def test_other_weights_in_the_place_of_a_model_give_its_memory_back(folders: Folders, tuned: Path) -> None:
-    opened = open_model(str(tuned))
+    opened = load_model(str(tuned))
     target = resolve_target(opened, aligned=str(folders.base))
     ids = torch.arange(5, 15).reshape(1, 10)
     exchanged = opened.with_weights(open_model_checkpoint(str(folders.base)))

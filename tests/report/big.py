@@ -9,7 +9,7 @@ from antidote_llm.evaluation.answers import Answer
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import Outcome
 from antidote_llm.evaluation.settings import EvaluationSettings
-from antidote_llm.repair.record import (
+from antidote_llm.repairs.record import (
     CalibrationData,
     Origin,
     OutsideRecord,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from antidote_llm.evaluation.evaluation import Evaluation
-from antidote_llm.repair.record import RepairRecord
+from antidote_llm.repairs.record import RepairRecord
 from antidote_llm.report.compose import compose
 from antidote_llm.report.data import OutsideChange, ReportData
 from antidote_llm.report.formatting import clip_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antidote_llm.repair.record import OutsideRecord
+from antidote_llm.repairs.record import OutsideRecord
 from antidote_llm.report.compose import compose
 from antidote_llm.report.data import ReportData
 from antidote_llm.report.model_card import model_card_section

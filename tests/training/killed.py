@@ -26,7 +26,7 @@ from antidote_llm.data.rendering import Renderer
 from antidote_llm.training import checkpoints
 from antidote_llm.training.defense import StageData, StageResult, defense_named, run_stage
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
-from antidote_llm.training.trainer import Running
+from antidote_llm.training.trainer import RunOptions
 from tests import tiny
 
 SAVE_EVERY = 3
@@ -39,12 +39,12 @@ FULL = TrainingSettings(
 ADAPTED = FULL.model_copy(update={"lora": LoraSettings(rank=4, alpha=8, dropout=0.2)})
 
 
-def at_step(step: int) -> Callable[[], Running]:
+def at_step(step: int) -> Callable[[], RunOptions]:
     """Return what ends a run with SIGKILL behind a step, before that step's checkpoint."""
-    return lambda: Running(on_step=lambda now, _steps: _die() if now == step else None)
+    return lambda: RunOptions(on_step=lambda now, _steps: _die() if now == step else None)
 
 
-def writing_the_second_checkpoint() -> Running:
+def writing_the_second_checkpoint() -> RunOptions:
     """End a run with SIGKILL when its second checkpoint lacks nothing but the word that it is whole."""
     written: list[Path] = []
 
@@ -55,7 +55,7 @@ def writing_the_second_checkpoint() -> Running:
         path.write_text(json.dumps(value))
 
     checkpoints.write_json = write  # type: ignore[attr-defined]
-    return Running()
+    return RunOptions()
 
 
 class Case(NamedTuple):
@@ -64,7 +64,7 @@ class Case(NamedTuple):
     defense: str
     settings: Mapping[str, Any]
     training: TrainingSettings
-    ending: Callable[[], Running]
+    ending: Callable[[], RunOptions]
     goes_on_from: int
     ends_again: bool = False
 
@@ -80,7 +80,7 @@ CASES: Mapping[str, Case] = {
 }
 
 
-def run(case: Case, running: Running | None = None) -> StageResult:
+def run(case: Case, running: RunOptions | None = None) -> StageResult:
     """Train a tiny model with dropout."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -91,9 +91,9 @@ def run(case: Case, running: Running | None = None) -> StageResult:
     return run_stage(model, data, defense, case.training, defense.configure(case.settings), running)
 
 
-def kept_in(folder: Path, running: Running | None = None) -> Running:
+def kept_in(folder: Path, running: RunOptions | None = None) -> RunOptions:
     """Return how a run is kept in a folder, and otherwise as given."""
-    return Running((running or Running()).on_step, checkpoints=folder, save_every=SAVE_EVERY)
+    return RunOptions((running or RunOptions()).on_step, checkpoints=folder, save_every=SAVE_EVERY)
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.training.batches import Batch, Collator, Example
-from antidote_llm.training.defense import Defense, Lesson, StageData
+from antidote_llm.training.defense import Defense, StageData, TrainingJob
 from antidote_llm.training.lora import attach_lora
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
-from antidote_llm.training.trainer import Running, train
+from antidote_llm.training.trainer import RunOptions, train
 from tests import tiny
 
 ROWS = [Record(prompt=tiny.words(2 + i % 4, i), response=tiny.words(1 + i % 3, 50 + i)) for i in range(8)]
@@ -44,12 +44,12 @@ def llama(**overrides: Any) -> Any:
     return LlamaForCausalLM(LlamaConfig(**sizes, **special, initializer_range=0.3, **overrides))
 
 
-def lesson(defense: Defense, training: TrainingSettings = TRAINING, **settings: Any) -> Lesson:
+def lesson(defense: Defense, training: TrainingSettings = TRAINING, **settings: Any) -> TrainingJob:
     """Return a defense's lesson on eight ragged rows."""
     return defense.lesson(DATA, training, defense.configure(settings))
 
 
-def watch(model: Any, taught: Lesson, running: Running | None = None) -> list[Step]:
+def watch(model: Any, taught: TrainingJob, running: RunOptions | None = None) -> list[Step]:
     """Train, and return the steps."""
     steps: list[Step] = []
     objective: Any = taught.objective
@@ -71,7 +71,7 @@ def watch(model: Any, taught: Lesson, running: Running | None = None) -> list[St
     return steps
 
 
-def whole(taught: Lesson, step: int) -> Batch:
+def whole(taught: TrainingJob, step: int) -> Batch:
     """Return all rows of a step as one batch."""
     size, count = taught.training.batch_size * taught.training.accumulation, len(taught.examples)
     rows: list[Example] = [taught.examples[index % count] for index in range(step * size, (step + 1) * size)]

@@ -10,7 +10,7 @@ from transformers.integrations import integration_utils
 
 from antidote_llm.alignment.sft import sft
 from antidote_llm.errors import UserError
-from antidote_llm.training.trainer import Running, require_integrations, tensorboard_in, train
+from antidote_llm.training.trainer import RunOptions, require_integrations, tensorboard_in, train
 from tests.training.steps import TRAINING, lesson, llama
 
 FOLDER = "TENSORBOARD_LOGGING_DIR"
@@ -39,7 +39,7 @@ def integrations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_tensorboard_writes_goes_where_it_is_told(tmp_path: Path) -> None:
     taught = lesson(sft)
-    train(llama(), taught.examples, TRAINING, running=Running(report_to=("noting",), logs=tmp_path / "logs"))
+    train(llama(), taught.examples, TRAINING, running=RunOptions(report_to=("noting",), logs=tmp_path / "logs"))
     assert (tmp_path / "logs" / "events").is_file()
     assert FOLDER not in os.environ
 

@@ -15,7 +15,7 @@ from antidote_llm.training.defense import Stage, StageData, defense_named, run_s
 from antidote_llm.training.lora import attach_lora
 from antidote_llm.training.objective import Objective
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
-from antidote_llm.training.trainer import Running, train
+from antidote_llm.training.trainer import RunOptions, train
 from tests import tiny
 
 SETTINGS = TrainingSettings(learning_rate=1e-2, max_steps=3, batch_size=4, warmup=0, schedule="constant")
@@ -241,7 +241,7 @@ def test_progress_counts_to_the_end(capsys: pytest.CaptureFixture[str]) -> None:
         _model(),
         examples_of(ROWS, SETTINGS),
         SETTINGS,
-        running=Running(on_step=lambda step, steps: told.append((step, steps))),
+        running=RunOptions(on_step=lambda step, steps: told.append((step, steps))),
     )
     assert told == [(1, 3), (2, 3), (3, 3)]
     assert capsys.readouterr().out == ""

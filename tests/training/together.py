@@ -26,7 +26,7 @@ from antidote_llm.io.processes import is_first_process
 from antidote_llm.training.defense import Stage, StageData, defense_named, run_stage
 from antidote_llm.training.lora import attach_lora
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
-from antidote_llm.training.trainer import Running
+from antidote_llm.training.trainer import RunOptions
 from tests import tiny
 
 # Ten rows in batches of four, two to a step: an epoch's second step has one batch, and half of that is blank.
@@ -79,7 +79,7 @@ def trainable(case: Case) -> dict[str, Tensor]:
     return _learned(started)
 
 
-def trained(case: Case, running: Running | None = None) -> tuple[dict[str, Tensor], list[float]]:
+def trained(case: Case, running: RunOptions | None = None) -> tuple[dict[str, Tensor], list[float]]:
     """Return what a case trains, and its losses."""
     companion = {"alignment": HARMFUL, "finetuning": SAFE}[case.stage]
     defense = defense_named(case.stage, case.defense)
@@ -97,7 +97,7 @@ def read(folder: Path, name: str) -> tuple[dict[str, Tensor], list[float]]:
 def cut_off_and_resumed(case: Case, folder: Path) -> tuple[dict[str, Tensor], list[float]]:
     """Return what a case trains that goes on from a checkpoint, as if it had been killed behind it."""
     steps: list[int] = []
-    running = Running(lambda step, _steps: steps.append(step), checkpoints=folder, save_every=case.resumed_from)
+    running = RunOptions(lambda step, _steps: steps.append(step), checkpoints=folder, save_every=case.resumed_from)
     trained(case, running)
     if is_first_process():
         for later in folder.glob("checkpoint-*"):

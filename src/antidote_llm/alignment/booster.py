@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from antidote_llm.training.batches import Batch, carrying, model_inputs
-from antidote_llm.training.defense import Cost, Lesson, StageData, alignment_defense
+from antidote_llm.training.defense import Cost, StageData, TrainingJob, alignment_defense
 from antidote_llm.training.objective import Objective
 from antidote_llm.training.settings import TrainingSettings
 
@@ -34,7 +34,7 @@ def booster(
     alpha: Annotated[
         float, Field(gt=0, description="Length of the harmful step, over all trained weights; Panacea's runs use 0.01.")
     ] = 0.1,
-) -> Lesson:
+) -> TrainingJob:
     """Booster (arXiv 2409.01586): the alignment data's cross-entropy, and what a harmful step would gain.
 
     f(w) + lambda (h(w) - h(w - alpha g / ||g||)), where f and h are the cross-entropies of the alignment data and of
@@ -43,7 +43,7 @@ def booster(
     rows are not used. The reported loss is f.
     """
     examples = carrying(data.examples(training), "harmful", data.companion_examples(training), training.seed)
-    return Lesson(examples, _Booster(strength, alpha), training)
+    return TrainingJob(examples, _Booster(strength, alpha), training)
 
 
 class _Booster(Objective):

@@ -24,7 +24,7 @@ from antidote_llm.data.mixing import prompt_key
 from antidote_llm.errors import UserError, listed
 from antidote_llm.models.decoder import find_decoder
 from antidote_llm.training.batches import IGNORED, Batch, Example, carrying, model_inputs
-from antidote_llm.training.defense import Cost, Lesson, StageData, alignment_defense
+from antidote_llm.training.defense import Cost, StageData, TrainingJob, alignment_defense
 from antidote_llm.training.objective import Objective, Session
 from antidote_llm.training.settings import TrainingSettings
 
@@ -56,7 +56,7 @@ def repnoise(
     samples: Annotated[
         Samples, Field(description="What is compared with noise: whole rows, or tokens one by one.")
     ] = "rows",
-) -> Lesson:
+) -> TrainingJob:
     """RepNoise: refusals are learned while harmful answers lose their trace in every layer.
 
     L = l_stab + beta l_noise - alpha log l_ascent (arXiv 2405.14577, eq. 3 to 5). l_stab is the cross-entropy of the
@@ -74,7 +74,7 @@ def repnoise(
     own = data.examples(training)
     harmful = _pairs(data, own, training)
     examples = carrying(own, "harmful", harmful, training.seed)
-    return Lesson(
+    return TrainingJob(
         examples, _RepNoise(_Strengths(alpha, beta, layerwise, ascent_offset, samples), training.seed), training
     )
 

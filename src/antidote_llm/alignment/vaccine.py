@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from antidote_llm.models.decoder import find_decoder
 from antidote_llm.training.batches import Batch, model_inputs
-from antidote_llm.training.defense import Cost, Lesson, StageData, alignment_defense
+from antidote_llm.training.defense import Cost, StageData, TrainingJob, alignment_defense
 from antidote_llm.training.objective import Objective, Session
 from antidote_llm.training.settings import TrainingSettings
 
@@ -39,13 +39,13 @@ def vaccine(
         Literal["step", "pass"],
         Field(description="Whether the shift has that length over the optimiser step's rows or over each pass's."),
     ] = "step",
-) -> Lesson:
+) -> TrainingJob:
     """Vaccine (arXiv 2402.01109): the alignment data's cross-entropy, under the worst small shift of attention outputs.
 
     Layer l's attention output e_l gets rho * g_l / ||(g_1, ..., g_L)||, where g_l is the loss's gradient at e_l and the
     norm is over all layers, tokens and rows. With ``norm_over`` "pass", accumulation and processes change the result.
     """
-    return Lesson(data.examples(training), _Vaccine(rho, norm_over), training)
+    return TrainingJob(data.examples(training), _Vaccine(rho, norm_over), training)
 
 
 class _Vaccine(Objective):

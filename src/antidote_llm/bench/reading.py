@@ -14,7 +14,7 @@ from antidote_llm.bench.recipe import Recipe
 from antidote_llm.errors import UserError
 from antidote_llm.io.strict_yaml import parse_yaml, read_yaml
 from antidote_llm.io.visible_text import cut_middle
-from antidote_llm.repair.method import method_named
+from antidote_llm.repairs.method import method_named
 from antidote_llm.training.defense import defense_named
 
 # In the installed package, and in the repository.

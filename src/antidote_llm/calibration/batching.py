@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from antidote_llm.calibration.input_hooks import Heard
-from antidote_llm.calibration.moments import Sums, TokenPolicy
+from antidote_llm.calibration.moments import MomentAccumulator, TokenPolicy
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.io.processes import agreed, process_count, process_rank
@@ -93,7 +93,7 @@ def padded(batch: Rows, policy: TokenPolicy, padding_side: Literal["left", "righ
 
 
 @dataclass(frozen=True)
-class Work:
+class ShardedBatches:
     """Micro-batches, cut into shares that are summed on their own.
 
     Attributes:
@@ -115,7 +115,7 @@ class Work:
         plan: Sequence[Rows],
         settings: CalibrationSettings,
         heard: Callable[[Rows, Sequence[str], Tensor], None] | None = None,
-    ) -> Work:
+    ) -> ShardedBatches:
         """Cut a plan into shares."""
         return cls(plan, shares(plan), settings, heard)
 
@@ -138,7 +138,7 @@ class Work:
         """The shares that this process runs, in order; none without rows."""
         return [share for share, owner in enumerate(self.owners) if owner == process_rank() and self.shares[share]]
 
-    def sweeps(self, count: int) -> list[Work]:
+    def sweeps(self, count: int) -> list[ShardedBatches]:
         """Part the shares into runs of neighbours, for want of memory."""
         ends = [len(self.shares) * number // count for number in range(count + 1)]
         return [
@@ -163,7 +163,9 @@ def decoder_inputs(decoder: Any, batch: MicroBatch, device: torch.device) -> dic
     }
 
 
-def add_in_order(total: Sums, work: Work, parts: Mapping[int, Sums]) -> Sums:
+def add_in_order(
+    total: MomentAccumulator, work: ShardedBatches, parts: Mapping[int, MomentAccumulator]
+) -> MomentAccumulator:
     """Add the sums of all shares, those of other processes too, in the order of the shares.
 
     Args:
@@ -177,6 +179,6 @@ def add_in_order(total: Sums, work: Work, parts: Mapping[int, Sums]) -> Sums:
     return total
 
 
-def _from(owner: int, part: Sums | None) -> Sums:
+def _from(owner: int, part: MomentAccumulator | None) -> MomentAccumulator:
     sent = agreed(None if part is None else part.tensors(), owner)
-    return part if part is not None else Sums.of(sent or {})
+    return part if part is not None else MomentAccumulator.of(sent or {})

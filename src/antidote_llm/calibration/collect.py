@@ -14,11 +14,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from antidote_llm.calibration.batching import SHARES, Rows, Work, batch_plan, counted_tokens, padded_tokens
+from antidote_llm.calibration.batching import SHARES, Rows, ShardedBatches, batch_plan, counted_tokens, padded_tokens
 from antidote_llm.calibration.in_memory import sums_of_whole
 from antidote_llm.calibration.input_hooks import require_finite
 from antidote_llm.calibration.layer_by_layer import sums_by_layer
-from antidote_llm.calibration.moments import Moments, Sums
+from antidote_llm.calibration.moments import MomentAccumulator, Moments
 from antidote_llm.calibration.resume import KeptState, read_kept, write_tensors
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.rendering import TokenizedRow, rendered_sha256
@@ -26,8 +26,8 @@ from antidote_llm.errors import UserError
 from antidote_llm.io.cache import cache_root
 from antidote_llm.io.files import sha256_json
 from antidote_llm.io.processes import agreed, largest, process_count, process_rank
-from antidote_llm.models.load import OpenModel
-from antidote_llm.models.memory_budget import Room, resident_bytes
+from antidote_llm.models.load import LoadedModel
+from antidote_llm.models.memory_budget import MemoryBudget, resident_bytes
 from antidote_llm.models.sites import Site
 
 # A block of rows that is edited: as it was, as float32, its scores, what is chosen, and as it becomes.
@@ -55,13 +55,13 @@ class Estimate:
     sweeps: int
 
 
-def estimated(collection: Collection, room: Room | None = None) -> Estimate:
+def estimated(collection: Collection, room: MemoryBudget | None = None) -> Estimate:
     """Say what a collection takes, with as few sweeps as fit into the room.
 
     Raises:
         UserError: It does not fit; says what would.
     """
-    opened, room = collection.opened, room or Room()
+    opened, room = collection.opened, room or MemoryBudget()
     settings = collection.settings
     plan = batch_plan(collection.rows, settings.batch_tokens, settings.batch_rows)
     tokens = sum(map(padded_tokens, plan))
@@ -107,7 +107,7 @@ def _sums_bytes(collection: Collection) -> int:
     return _SUMS_BYTES * (2 * everything + summed)
 
 
-def _activation_bytes(opened: OpenModel, rows: Rows) -> int:
+def _activation_bytes(opened: LoadedModel, rows: Rows) -> int:
     """Return what the largest micro-batch takes inside a layer, roughly: its inputs in their widths, as float32."""
     config = opened.causal_model.config.get_text_config()
     hidden = int(config.hidden_size)
@@ -116,7 +116,7 @@ def _activation_bytes(opened: OpenModel, rows: Rows) -> int:
     return 4 * (padded_tokens(rows) * (6 * hidden + 3 * inner) + len(rows) * heads * length * length)
 
 
-def _waiting_bytes(opened: OpenModel, rows: Rows) -> int:
+def _waiting_bytes(opened: LoadedModel, rows: Rows) -> int:
     """Return what a micro-batch holds between two layers: its hidden states, and what layers are called with."""
     config: Any = opened.causal_model.config.get_text_config()
     length = max(len(row.input_ids) for row in rows)
@@ -148,7 +148,7 @@ class Collection:
         sha256: The hash over everything that the statistics depend on.
     """
 
-    opened: OpenModel
+    opened: LoadedModel
     sites: tuple[Site, ...]
     rows: tuple[TokenizedRow, ...]
     settings: CalibrationSettings
@@ -158,7 +158,7 @@ class Collection:
     @classmethod
     def of(
         cls,
-        opened: OpenModel,
+        opened: LoadedModel,
         rows: Sequence[TokenizedRow],
         settings: CalibrationSettings | None = None,
         sites: Sequence[Site] | None = None,
@@ -216,7 +216,7 @@ class Collection:
                 progress(len(self.rows))
             yield self.sites, self._moments(self.sites, found or self._required(path))
             return
-        total, keeps = Sums(), cache and process_rank() == 0
+        total, keeps = MomentAccumulator(), cache and process_rank() == 0
         if keeps:
             _require_place(path.parent)
         for sites, sums in self._parts(progress, work, sweeps, heard):
@@ -239,9 +239,9 @@ class Collection:
         folder: Path | None,
         sweeps: int,
         heard: Callable[[Rows, Sequence[str], Tensor], None] | None,
-    ) -> Iterator[tuple[tuple[Site, ...], Sums]]:
+    ) -> Iterator[tuple[tuple[Site, ...], MomentAccumulator]]:
         settings = self.settings
-        work = Work.of(batch_plan(self.rows, settings.batch_tokens, settings.batch_rows), settings, heard)
+        work = ShardedBatches.of(batch_plan(self.rows, settings.batch_tokens, settings.batch_rows), settings, heard)
         kept = None
         if folder is not None:
             name = f"statistics-{process_rank()}-of-{process_count()}.safetensors"
@@ -254,24 +254,24 @@ class Collection:
                 self.opened, self.opened.stream, self.sites, work, sweeps=sweeps, progress=progress, kept=kept
             )
 
-    def _moments(self, sites: Sequence[Site], sums: Sums) -> Moments:
+    def _moments(self, sites: Sequence[Site], sums: MomentAccumulator) -> Moments:
         names = [site.name for site in sites]
         return Moments(sums.moments(names), len(self.rows), self.tokens, self.sha256)
 
-    def _cached(self, path: Path) -> Sums | None:
+    def _cached(self, path: Path) -> MomentAccumulator | None:
         """Return cached sums; None where there are none or the file is damaged: they are then collected anew."""
         found = read_kept(path, self.sha256)
         if found is None:
             return None
-        sums = Sums.of(found)
+        sums = MomentAccumulator.of(found)
         return sums if all(site.name in sums.tokens for site in self.sites) else None
 
-    def _required(self, path: Path) -> Sums:
+    def _required(self, path: Path) -> MomentAccumulator:
         if (found := self._cached(path)) is None:
             raise UserError(f"{path}: only some of the processes see it: give them one cache, or pass --no-cache")
         return found
 
-    def _keep(self, path: Path, sums: Sums) -> None:
+    def _keep(self, path: Path, sums: MomentAccumulator) -> None:
         try:
             write_tensors(path, sums.tensors(), {"key": self.sha256})
         except OSError as error:
@@ -296,7 +296,7 @@ def _not_kept(folder: Path, error: OSError) -> UserError:
 
 
 def collect(
-    opened: OpenModel,
+    opened: LoadedModel,
     rows: Sequence[TokenizedRow],
     settings: CalibrationSettings | None = None,
     *,
@@ -320,7 +320,9 @@ def collect(
     return Collection.of(opened, rows, settings, sites).whole(progress=progress, cache=cache)
 
 
-def _key(opened: OpenModel, sites: Sequence[Site], rows: Sequence[TokenizedRow], settings: CalibrationSettings) -> str:
+def _key(
+    opened: LoadedModel, sites: Sequence[Site], rows: Sequence[TokenizedRow], settings: CalibrationSettings
+) -> str:
     return sha256_json(
         {
             "version": MOMENTS_VERSION,

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from antidote_llm.calibration.batching import Work, add_in_order, decoder_inputs
+from antidote_llm.calibration.batching import ShardedBatches, add_in_order, decoder_inputs
 from antidote_llm.calibration.input_hooks import Observer, experts_seen
-from antidote_llm.calibration.moments import Sums
+from antidote_llm.calibration.moments import MomentAccumulator
 from antidote_llm.calibration.resume import KeptState
 from antidote_llm.io.processes import process_count
-from antidote_llm.models.load import OpenModel
+from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.sites import Site
 
 # Stands among the numbers of shares for those that have been added up.
@@ -20,12 +20,12 @@ _ADDED_UP = -1
 
 
 def sums_of_whole(
-    opened: OpenModel,
+    opened: LoadedModel,
     sites: Sequence[Site],
-    work: Work,
+    work: ShardedBatches,
     progress: Callable[[int], None] | None = None,
     kept: KeptState | None = None,
-) -> Sums:
+) -> MomentAccumulator:
     """Run all micro-batches and return the sums of all sites.
 
     Args:
@@ -42,10 +42,10 @@ def sums_of_whole(
         decoder = opened.causal_model
     observer = Observer(sites)
     parts, done = _found(kept)
-    added_up, is_alone = parts.setdefault(_ADDED_UP, Sums()), process_count() == 1
+    added_up, is_alone = parts.setdefault(_ADDED_UP, MomentAccumulator()), process_count() == 1
     with torch.inference_mode(), experts_seen(decoder, sites), observer.attached():
         for share in work.own_shares:
-            part = parts.setdefault(share, Sums())
+            part = parts.setdefault(share, MomentAccumulator())
             for number, place in enumerate(work.shares[share]):
                 if number >= done.get(share, 0):
                     batch = work.batch(place)
@@ -63,15 +63,15 @@ def sums_of_whole(
     return added_up if is_alone else add_in_order(added_up, work, parts)
 
 
-def _kept(parts: dict[int, Sums], done: dict[int, int]) -> dict[str, Tensor]:
+def _kept(parts: dict[int, MomentAccumulator], done: dict[int, int]) -> dict[str, Tensor]:
     tensors = {f"{share}/{name}": values for share, part in parts.items() for name, values in part.tensors().items()}
     return tensors | {f"{share}/done": torch.tensor(count) for share, count in done.items()}
 
 
-def _found(kept: KeptState | None) -> tuple[dict[int, Sums], dict[int, int]]:
+def _found(kept: KeptState | None) -> tuple[dict[int, MomentAccumulator], dict[int, int]]:
     by_share: dict[int, dict[str, Tensor]] = {}
     for name, values in ((kept.read() if kept else None) or {}).items():
         share, _, rest = name.partition("/")
         by_share.setdefault(int(share), {})[rest] = values
     done = {share: int(tensors.pop("done")) for share, tensors in by_share.items() if "done" in tensors}
-    return {share: Sums.of(tensors) for share, tensors in by_share.items()}, done
+    return {share: MomentAccumulator.of(tensors) for share, tensors in by_share.items()}, done

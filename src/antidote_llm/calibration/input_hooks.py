@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from antidote_llm.calibration.moments import Sums
+from antidote_llm.calibration.moments import MomentAccumulator
 from antidote_llm.errors import UserError
 from antidote_llm.models.experts import ExpertInlet, observed_experts
 from antidote_llm.models.sites import Site
@@ -52,13 +52,13 @@ class RoutedInputs:
             for module in site.observed:
                 if isinstance(module, ExpertInlet) and site.expert is not None:
                     self.inlets.setdefault(module, {}).setdefault(site.expert, []).append(site)
-        self._sums = Sums()
+        self._sums = MomentAccumulator()
         self._counted_BT = torch.empty(0)
         self._wanted: dict[ExpertInlet, int] = {}
         self._passed: dict[ExpertInlet, int] = {}
         self._counted: dict[ExpertInlet, int] = {}
 
-    def start(self, counted_BT: Tensor, sums: Sums) -> None:
+    def start(self, counted_BT: Tensor, sums: MomentAccumulator) -> None:
         """Begin a forward pass, of which the marked positions count."""
         self._sums, self._counted_BT = sums, counted_BT
         self._wanted.clear()
@@ -167,7 +167,7 @@ class Observer:
         for site in self._sites:
             for module in site.observed:
                 self._names.setdefault(module, []).append(site.name)
-        self._sums = Sums()
+        self._sums = MomentAccumulator()
         self._counted_BT: Tensor | None = None
         self._uncounted_N = torch.empty(0, dtype=torch.long)
         self._counted = 0
@@ -192,7 +192,7 @@ class Observer:
             self._shared.clear()
 
     @contextmanager
-    def counting(self, counted_BT: Tensor, sums: Sums, heard: Heard | None = None) -> Iterator[None]:
+    def counting(self, counted_BT: Tensor, sums: MomentAccumulator, heard: Heard | None = None) -> Iterator[None]:
         """Count the marked positions of the one forward pass in the block, which may end with the last site's input.
 
         The first pass is run to its end, so that a module that is used twice is found.
@@ -266,7 +266,7 @@ def _squares_of_rows(input_BTI: Tensor, uncounted_N: Tensor) -> Tensor:
     return squares_BTI.sum(dim=1)
 
 
-def require_finite(sums: Sums) -> None:
+def require_finite(sums: MomentAccumulator) -> None:
     """Refuse sums of inputs that were not finite.
 
     Raises:

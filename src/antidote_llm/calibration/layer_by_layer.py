@@ -17,14 +17,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from antidote_llm.calibration.batching import Work, add_in_order, decoder_inputs
+from antidote_llm.calibration.batching import ShardedBatches, add_in_order, decoder_inputs
 from antidote_llm.calibration.input_hooks import Observer, experts_seen
-from antidote_llm.calibration.moments import Sums
+from antidote_llm.calibration.moments import MomentAccumulator
 from antidote_llm.calibration.resume import KeptState
 from antidote_llm.errors import UserError
 from antidote_llm.io.processes import agreed, all_equal
 from antidote_llm.models.layer_stream import LayerStream
-from antidote_llm.models.load import OpenModel
+from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.sites import Site
 
 Output: TypeAlias = Any
@@ -67,7 +67,7 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and (not isinstance(one, (int, float, str)) or one == other)
 
 
-class SetApart:
+class LayerRecorder:
     """A model's decoder layers, taken out of its forward pass for the length of a block.
 
     Args:
@@ -158,7 +158,7 @@ class _Waiting:
         return output
 
 
-class OwnForward:
+class SteppedForward:
     """One micro-batch in the model's own forward pass, which stops at every layer until it is given its output.
 
     Args:
@@ -170,7 +170,7 @@ class OwnForward:
         self._waiting = _Waiting()
         self._thread = threading.Thread(target=self._run, args=(decoder, inputs), daemon=True)
 
-    def __enter__(self) -> OwnForward:
+    def __enter__(self) -> SteppedForward:
         self._thread.start()
         return self
 
@@ -202,15 +202,15 @@ class OwnForward:
 
 
 def sums_by_layer(
-    opened: OpenModel,
+    opened: LoadedModel,
     stream: LayerStream,
     sites: Sequence[Site],
-    work: Work,
+    work: ShardedBatches,
     *,
     sweeps: int = 1,
     progress: Callable[[int], None] | None = None,
     kept: KeptState | None = None,
-) -> Iterator[tuple[tuple[Site, ...], Sums]]:
+) -> Iterator[tuple[tuple[Site, ...], MomentAccumulator]]:
     """Run all micro-batches layer by layer, and yield the sites of each layer with their sums when they are complete.
 
     Args:
@@ -243,7 +243,7 @@ def sums_by_layer(
                     layer_sites = by_layer.get(index, ())
                     parts = run.through(index, layer_sites)
                     if layer_sites:
-                        add_in_order(begun.sums.setdefault(index, Sums()), part, parts)
+                        add_in_order(begun.sums.setdefault(index, MomentAccumulator()), part, parts)
                     begun.layer = index + 1
                     if kept is not None and index < last and agreed(kept.due):
                         kept.keep(begun.tensors(run.hidden, run.tuple_length))
@@ -275,7 +275,7 @@ class _Begun:
 
     def __init__(self) -> None:
         self.sweep, self.layer = 0, 0
-        self.sums: dict[int, Sums] = {}
+        self.sums: dict[int, MomentAccumulator] = {}
         self.hidden: dict[int, Tensor] = {}
         self.tuple_length = 0
 
@@ -307,21 +307,23 @@ class _Begun:
             elif kind == "layer":
                 index, _, key = rest.partition("/")
                 layers.setdefault(int(index), {})[key] = values
-        begun.sums = {index: Sums.of(found) for index, found in layers.items()}
+        begun.sums = {index: MomentAccumulator.of(found) for index, found in layers.items()}
         return begun
 
 
 class _Run:
     """The micro-batches of one sweep on their way through the layers."""
 
-    def __init__(self, opened: OpenModel, stream: LayerStream, work: Work, last: int, begun: _Begun) -> None:
+    def __init__(
+        self, opened: LoadedModel, stream: LayerStream, work: ShardedBatches, last: int, begun: _Begun
+    ) -> None:
         self._opened, self._work, self._last = opened, work, last
         self._decoder = opened.causal_model.base_model
-        self._apart = SetApart(self._decoder, stream.modules, tuple_length=begun.tuple_length)
+        self._apart = LayerRecorder(self._decoder, stream.modules, tuple_length=begun.tuple_length)
         self._places = [place for share in work.own_shares for place in work.shares[share]]
         self._counted_BT: dict[int, Tensor] = {}
         self._calls: dict[int, list[LayerCall]] = {}
-        self._own: OwnForward | None = None
+        self._own: SteppedForward | None = None
         self._begun = begun
         self.hidden: dict[int, Tensor] = {}
 
@@ -334,7 +336,7 @@ class _Run:
         self._stack = ExitStack()
         self._stack.enter_context(self._apart.apart())
         if self._places:
-            self._own = self._stack.enter_context(OwnForward(self._decoder, self._inputs(self._places[0])))
+            self._own = self._stack.enter_context(SteppedForward(self._decoder, self._inputs(self._places[0])))
             if self._begun.layer:
                 self._go_on(self._own)
         return self
@@ -346,7 +348,7 @@ class _Run:
         return decoder_inputs(self._decoder, self._work.batch(place), self._opened.device)
 
     @torch.inference_mode()
-    def _go_on(self, own: OwnForward) -> None:
+    def _go_on(self, own: SteppedForward) -> None:
         """Take the hidden states of a run that was cut off; the model's own forward pass skips what is done."""
         self._take_down()
         for place in self._places:
@@ -371,14 +373,14 @@ class _Run:
             self.hidden[place] = hidden_BTD.clone()
 
     @torch.inference_mode()
-    def through(self, index: int, sites: Sequence[Site]) -> dict[int, Sums]:
+    def through(self, index: int, sites: Sequence[Site]) -> dict[int, MomentAccumulator]:
         """Send all micro-batches through a layer, and return the sums of each share."""
-        parts: dict[int, Sums] = {}
+        parts: dict[int, MomentAccumulator] = {}
         is_last = index == self._last
         observer = Observer(sites, to_the_end=not is_last)
         with observer.attached():
             for share in self._work.own_shares:
-                parts[share] = Sums()
+                parts[share] = MomentAccumulator()
                 for place in self._work.shares[share]:
                     hidden_BTD, call = self._next_call(index, place)
                     heard = self._work.listener(place)

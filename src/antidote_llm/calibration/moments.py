@@ -65,7 +65,7 @@ class Moments:
         return torch.sqrt(moments.sum_squares_I / (self.rows if statistic == "rms" else self.tokens))
 
 
-class Sums:
+class MomentAccumulator:
     """Sums of squares and of norms of the input of every site, and how many tokens each saw.
 
     Everything is float64 and lies where it was first added.
@@ -85,7 +85,7 @@ class Sums:
         else:
             self.squares[name], self.norms[name], self.tokens[name] = sum_squares_I.clone(), sum_norms_I.clone(), tokens
 
-    def merge(self, other: Sums) -> None:
+    def merge(self, other: MomentAccumulator) -> None:
         """Add what others saw."""
         for name, tokens in other.tokens.items():
             self.add(name, other.squares[name], other.norms[name], tokens)
@@ -112,7 +112,7 @@ class Sums:
         return found
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Sums:
+    def of(cls, tensors: Mapping[str, Tensor]) -> MomentAccumulator:
         """Return what :meth:`tensors` gave."""
         sums = cls()
         for key in tensors:

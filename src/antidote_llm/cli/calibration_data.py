@@ -18,8 +18,8 @@ from antidote_llm.data.records import Record
 from antidote_llm.evaluation.judges.refusal_patterns import refuses
 from antidote_llm.evaluation.own_answers import OWN_ANSWER, needs_own_answer, with_own_answers
 from antidote_llm.evaluation.settings import DEFAULT_NEW_TOKENS, EvaluationSettings
-from antidote_llm.models.load import OpenModel
-from antidote_llm.repair.plan import HarmfulData
+from antidote_llm.models.load import LoadedModel
+from antidote_llm.repairs.plan import HarmfulData
 
 OWN_ANSWERS_FILE = "own_answers.jsonl"
 
@@ -69,7 +69,7 @@ def read_calibration(specs: Sequence[str] | None, limit: int | None, seed: int) 
 
 def harmful_data(
     terminal: Terminal,
-    opened: OpenModel,
+    opened: LoadedModel,
     specs: Sequence[str],
     records: list[Record],
     settings: EvaluationSettings,
@@ -88,7 +88,7 @@ def harmful_data(
 
 
 def _answered(
-    terminal: Terminal, opened: OpenModel, records: list[Record], settings: EvaluationSettings, cache: bool
+    terminal: Terminal, opened: LoadedModel, records: list[Record], settings: EvaluationSettings, cache: bool
 ) -> list[Record]:
     asked = sum(map(needs_own_answer, records))
     if not asked:

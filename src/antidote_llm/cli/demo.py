@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from antidote_llm import __version__
-from antidote_llm.cli.examining import Examination
+from antidote_llm.cli.examining import EvaluationPlan
 from antidote_llm.cli.finished import as_finished
 from antidote_llm.cli.model_options import require_openable
 from antidote_llm.cli.tables import outcome_tables
@@ -31,12 +31,12 @@ from antidote_llm.io.strict_json import parse_json
 from antidote_llm.miniature.build import Miniature, build
 from antidote_llm.miniature.exchanges import NEW_TASK
 from antidote_llm.miniature.recipe import RECIPE_VERSION
-from antidote_llm.models.load import open_model
-from antidote_llm.repair.edits import needs_harmful
-from antidote_llm.repair.method import method_named
-from antidote_llm.repair.plan import HarmfulData, plan_repair
-from antidote_llm.repair.record import RepairRecord
-from antidote_llm.repair.write import write_repair
+from antidote_llm.models.load import load_model
+from antidote_llm.repairs.edits import needs_harmful
+from antidote_llm.repairs.method import method_named
+from antidote_llm.repairs.plan import HarmfulData, plan_repair
+from antidote_llm.repairs.record import RepairRecord
+from antidote_llm.repairs.write import write_repair
 from antidote_llm.report.compose import AFTER, ALIGNED, BEFORE, compose, outcome
 from antidote_llm.report.data import ReportData
 from antidote_llm.report.page import write as write_report
@@ -127,18 +127,18 @@ class _Demo:
             },
         )
 
-    def _evaluate(self, miniature: Miniature, examination: Examination, name: str) -> Evaluation:
+    def _evaluate(self, miniature: Miniature, examination: EvaluationPlan, name: str) -> Evaluation:
         adapter = str(miniature.attacked) if name == ATTACKED else None
         model = miniature.base if name == "base" else miniature.aligned
         with self.stopwatch.step("evaluate"):
-            return examination.run(self.terminal, open_model(str(model), adapter), f"asking {name}")
+            return examination.run(self.terminal, load_model(str(model), adapter), f"asking {name}")
 
     def _repair(
-        self, miniature: Miniature, examination: Examination, name: str, seed: int
+        self, miniature: Miniature, examination: EvaluationPlan, name: str, seed: int
     ) -> tuple[RepairRecord, Evaluation]:
         method = method_named(name)
         settings = method.configure({"alpha": ALPHA, **({"seed": seed} if name == "random" else {})})
-        opened = open_model(str(miniature.aligned), str(miniature.attacked))
+        opened = load_model(str(miniature.aligned), str(miniature.attacked))
         harmful = HarmfulData(
             ("miniature/data/realign.jsonl",), read_records(miniature.realign), Renderer(opened.tokenizer)
         )
@@ -161,14 +161,14 @@ def _at_home(record: RepairRecord) -> RepairRecord:
     return record.model_copy(update=origins)
 
 
-def examination_of(miniature: Miniature) -> Examination:
+def examination_of(miniature: Miniature) -> EvaluationPlan:
     """Return what the miniature's models are asked: held-out harm, look-alikes, and every task's test."""
     suite = Suite(
         harmful=read_records(miniature.heldout),
         harmless=read_records(miniature.lookalike),
         tasks={name: read_records(path) for name, path in miniature.task_tests.items()},
     )
-    return Examination(suite, load_judge("oracle"), EvaluationSettings(max_new_tokens=40, batch_size=128))
+    return EvaluationPlan(suite, load_judge("oracle"), EvaluationSettings(max_new_tokens=40, batch_size=128))
 
 
 def demo_report(

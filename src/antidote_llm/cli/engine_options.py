@@ -11,8 +11,8 @@ from rich.filesize import decimal
 
 from antidote_llm.calibration.collect import Estimate
 from antidote_llm.errors import UserError
-from antidote_llm.models.load import OpenModel
-from antidote_llm.models.memory_budget import Room
+from antidote_llm.models.load import LoadedModel
+from antidote_llm.models.memory_budget import MemoryBudget
 
 EngineName: TypeAlias = Literal["auto", "memory", "streaming"]
 
@@ -54,7 +54,7 @@ class Engine:
     """
 
     name: EngineName = "auto"
-    room: Room = field(default_factory=Room)
+    room: MemoryBudget = field(default_factory=MemoryBudget)
     max_disk_bytes: int | None = None
 
     @classmethod
@@ -64,7 +64,7 @@ class Engine:
         Raises:
             UserError: A size is none.
         """
-        room = Room(_bytes("--max-ram", max_ram), _bytes("--max-vram", max_vram))
+        room = MemoryBudget(_bytes("--max-ram", max_ram), _bytes("--max-vram", max_vram))
         return cls(name, room, _bytes("--max-disk", max_disk))
 
     @property
@@ -73,7 +73,7 @@ class Engine:
         return None if self.name == "auto" else self.name == "streaming"
 
 
-def require_in_memory(opened: OpenModel, what: str, mend: str) -> None:
+def require_in_memory(opened: LoadedModel, what: str, mend: str) -> None:
     """Refuse what a model cannot do whose layers are on the disk.
 
     Raises:

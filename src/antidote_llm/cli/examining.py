@@ -19,7 +19,7 @@ from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite
 from antidote_llm.io.resources import Stopwatch
 from antidote_llm.models.checkpoint import open_model_checkpoint
-from antidote_llm.models.load import OpenModel
+from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.target import Target
 from antidote_llm.report.compose import AFTER, ALIGNED, BEFORE
 
@@ -27,14 +27,14 @@ _HELD_OUT_FRACTION, _HELD_OUT_MOST, _HELD_OUT_SEED = 0.2, 200, 0
 
 
 @dataclass(frozen=True)
-class Examination:
+class EvaluationPlan:
     """Questions, and who judges the answers."""
 
     suite: Suite
     judge: Judge
     settings: EvaluationSettings
 
-    def asking(self, opened: OpenModel) -> dict[str, Any]:
+    def asking(self, opened: LoadedModel) -> dict[str, Any]:
         """Return what makes it this examination of a model, as JSON values.
 
         Raises:
@@ -47,12 +47,12 @@ class Examination:
             )
         return suite_opts.asking(opened, self.suite, self.judge, self.settings)
 
-    def run(self, terminal: Terminal, opened: OpenModel, what: str) -> Evaluation:
+    def run(self, terminal: Terminal, opened: LoadedModel, what: str) -> Evaluation:
         """Ask one model everything, under a progress bar."""
         return suite_opts.evaluated(terminal, opened, self.suite, self.judge, self.settings, what)
 
     def before_and_after(
-        self, terminal: Terminal, opened: OpenModel, target: Target, repaired: Path, stopwatch: Stopwatch
+        self, terminal: Terminal, opened: LoadedModel, target: Target, repaired: Path, stopwatch: Stopwatch
     ) -> dict[str, Evaluation]:
         """Ask the model as it is, as it was repaired and lies on the disk, and the aligned model where one is known.
 
@@ -80,7 +80,7 @@ def examination_from(
     task: list[str] | None,
     judge: list[str] | None,
     settings: EvaluationSettings,
-) -> tuple[list[Record], Examination | None]:
+) -> tuple[list[Record], EvaluationPlan | None]:
     """Build the examination that the options ask for.
 
     Args:
@@ -105,4 +105,4 @@ def examination_from(
     require_disjoint(kept, [record for records in suite.parts().values() for record in records])
     if not (suite.harmful or suite.harmless or suite.tasks):
         return kept, None
-    return kept, Examination(suite, chosen, settings)
+    return kept, EvaluationPlan(suite, chosen, settings)

@@ -15,11 +15,11 @@ from antidote_llm.io.result_folder import changed_since
 from antidote_llm.io.strict_json import parse_model
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.checkpoint_files import is_document, nested_files
-from antidote_llm.models.load import OpenModel
+from antidote_llm.models.load import LoadedModel
 from antidote_llm.patching.apply import require_reverts
 from antidote_llm.patching.patch import PATCH_FILE, read_patch
 from antidote_llm.patching.shipping import shipping
-from antidote_llm.repair.record import RepairRecord
+from antidote_llm.repairs.record import RepairRecord
 
 _WEIGHTS = ".safetensors"
 _TOKENIZER_SUFFIXES = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")
@@ -32,7 +32,7 @@ def files_sha256(checkpoint: Checkpoint) -> dict[str, str]:
     return {name: checkpoint.sha256.get(name) or sha256_file(checkpoint.folder / name) for name in names}
 
 
-def inputs_sha256(opened: OpenModel, aligned: Checkpoint | None = None) -> dict[str, Any]:
+def inputs_sha256(opened: LoadedModel, aligned: Checkpoint | None = None) -> dict[str, Any]:
     """Return the hashes of all files that shape what a model answers: weights, configuration, tokenizer, code."""
     checkpoints = [*opened.checkpoints, *([aligned] if aligned else [])]
     found: dict[str, Any] = {"checkpoints": [files_sha256(checkpoint) for checkpoint in checkpoints]}

@@ -18,9 +18,10 @@ from antidote_llm import __version__
 from antidote_llm.cli.application import application
 from antidote_llm.cli.library_messages import own_standard_output, visible_messages
 from antidote_llm.cli.warnings_shown import warnings_shown
-from antidote_llm.errors import UserError, first_line
+from antidote_llm.errors import UserError, first_line, shown_settings
 from antidote_llm.io.reproducible_arithmetic import round_alike
 from antidote_llm.io.visible_text import error_line, visible
+from antidote_llm.methods import option_name
 
 USER_ERROR, DEFECT, INTERRUPTED = 2, 3, 130
 _INTERRUPTED_LINE = "interrupted"
@@ -120,7 +121,7 @@ def _ended(arguments: list[str]) -> int:
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except UserError as error:
-        return _fail(f"error: {error}", USER_ERROR)
+        return _fail(f"error: {shown_settings(error.text, option_name)}", USER_ERROR)
     except SystemExit as ending:
         # typer and rich end so when the pipe that they write to is closed.
         if isinstance(ending.__context__, BrokenPipeError):

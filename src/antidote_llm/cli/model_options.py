@@ -13,8 +13,8 @@ from antidote_llm.cli.terminal import Terminal
 from antidote_llm.errors import UserError
 from antidote_llm.io.strict_json import is_utf8
 from antidote_llm.models.from_pretrained import DtypeName
-from antidote_llm.models.load import OpenModel, open_model
-from antidote_llm.models.memory_budget import Room
+from antidote_llm.models.load import LoadedModel, load_model
+from antidote_llm.models.memory_budget import MemoryBudget
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a model, or of an adapter.")]
 AdapterOption = Annotated[
@@ -69,12 +69,12 @@ def opened(
     trust_remote_code: bool,
     *,
     layers_on_disk: bool | None = False,
-    room: Room | None = None,
-) -> OpenModel:
+    room: MemoryBudget | None = None,
+) -> LoadedModel:
     """Open the model that the options name, and say which."""
     adapters = adapters or []
     terminal.say(f"opening {model}" + "".join(f" with adapter {name}" for name in adapters))
-    found = open_model(
+    found = load_model(
         model,
         adapters[-1] if adapters else None,
         beneath=adapters[:-1],

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
-from antidote_llm.models.load import OpenModel
+from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.tokenizers import stored_template
 
 
-def say_prompts(terminal: Terminal, opened: OpenModel, renderer: Renderer, records: Iterable[Record]) -> str:
+def say_prompts(terminal: Terminal, opened: LoadedModel, renderer: Renderer, records: Iterable[Record]) -> str:
     """Say how prompts become what the model reads, and return what was said; nothing where there is no prompt."""
     if opened.tokenizer is None or all(record.prompt is None for record in records):
         return ""
@@ -20,7 +20,7 @@ def say_prompts(terminal: Terminal, opened: OpenModel, renderer: Renderer, recor
     return said
 
 
-def _others(opened: OpenModel) -> str:
+def _others(opened: LoadedModel) -> str:
     """Name the tokenizer, where a folder that was opened and is not the tokenizer's has another chat template."""
     taken = opened.tokenizer.name_or_path if opened.tokenizer is not None else ""
     own = [each.reference for each in opened.checkpoints if str(each.folder) == taken]
@@ -35,6 +35,6 @@ def _others(opened: OpenModel) -> str:
     return f"; the tokenizer is that of {(own or [taken])[0]}, and {' and '.join(others)} {have}: --tokenizer takes it"
 
 
-def _used(opened: OpenModel) -> object:
+def _used(opened: LoadedModel) -> object:
     template = opened.tokenizer.chat_template if opened.tokenizer is not None else None
     return template.get("default") if isinstance(template, dict) else template

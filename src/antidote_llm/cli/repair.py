@@ -24,8 +24,8 @@ from antidote_llm.errors import UserError
 from antidote_llm.io.processes import is_first_process
 from antidote_llm.io.resources import Stopwatch
 from antidote_llm.models.target import resolve_target
-from antidote_llm.repair.edits import needs_harmful
-from antidote_llm.repair.method import method_named, methods
+from antidote_llm.repairs.edits import needs_harmful
+from antidote_llm.repairs.method import method_named, methods
 
 
 @with_method_settings(methods().values())

@@ -18,7 +18,7 @@ from antidote_llm import __version__
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.cli import calibration_data as data_opts
 from antidote_llm.cli import engine_options as engine_opts
-from antidote_llm.cli.examining import Examination
+from antidote_llm.cli.examining import EvaluationPlan
 from antidote_llm.cli.finished import as_finished, inputs_sha256, require_as_finished
 from antidote_llm.cli.panel_tables import panel_tables
 from antidote_llm.cli.tables import counts_table, outcome_tables, repair_summary
@@ -31,13 +31,13 @@ from antidote_llm.io.resources import Stopwatch, peak_rss_bytes
 from antidote_llm.io.result_folder import ResultFolder
 from antidote_llm.io.strict_json import parse_model
 from antidote_llm.models.checkpoint import FileStamp
-from antidote_llm.models.load import OpenModel
+from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.target import Target
 from antidote_llm.patching.shipping import require_unchanged, shipped_stamps
-from antidote_llm.repair.method import RepairMethod
-from antidote_llm.repair.plan import HarmfulData, PlannedRepair, plan_repair
-from antidote_llm.repair.record import RepairRecord
-from antidote_llm.repair.write import predicted_patch_bytes, rehearse_repair, write_repair
+from antidote_llm.repairs.method import RepairMethod
+from antidote_llm.repairs.plan import HarmfulData, PlannedRepair, plan_repair
+from antidote_llm.repairs.record import RepairRecord
+from antidote_llm.repairs.write import predicted_patch_bytes, rehearse_repair, write_repair
 from antidote_llm.report.compose import AFTER, ALIGNED, BEFORE, compose
 from antidote_llm.report.model_card import model_card_section
 from antidote_llm.report.page import write as write_report
@@ -49,7 +49,7 @@ class RepairJob:
 
     terminal: Terminal
     stopwatch: Stopwatch
-    opened: OpenModel
+    opened: LoadedModel
     target: Target
     restore_outside: bool
     method: RepairMethod
@@ -58,7 +58,7 @@ class RepairJob:
     prompts: str
     calibration: CalibrationSettings
     until_settled: bool
-    examination: Examination | None
+    examination: EvaluationPlan | None
     asking: dict[str, Any] | None
     engine: engine_opts.Engine
     patch_only: bool

@@ -24,7 +24,7 @@ from antidote_llm.evaluation.suite import Suite, questions_sha256
 from antidote_llm.io.cache import KeptLines
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.from_pretrained import DtypeName
-from antidote_llm.models.load import OpenModel
+from antidote_llm.models.load import LoadedModel
 
 
 class Respondent(Protocol):
@@ -59,11 +59,11 @@ class Respondent(Protocol):
 class OpenedRespondent:
     """A model that was opened here, with the backend that generates for it."""
 
-    opened: OpenModel
+    opened: LoadedModel
     backend: Backend
 
     @classmethod
-    def of(cls, opened: OpenModel, backend: str | None, dtype: DtypeName) -> OpenedRespondent:
+    def of(cls, opened: LoadedModel, backend: str | None, dtype: DtypeName) -> OpenedRespondent:
         """Let a model answer by itself, or give its memory back and let vLLM answer for it.
 
         Raises:

@@ -31,12 +31,12 @@ from antidote_llm.io.strict_json import parse_model
 from antidote_llm.models.checkpoint_files import carry_over
 from antidote_llm.models.config import quiet_transformers
 from antidote_llm.models.from_pretrained import require_not_quantised
-from antidote_llm.models.load import OpenModel
+from antidote_llm.models.load import LoadedModel
 from antidote_llm.training.checkpoints import newest, unusable
 from antidote_llm.training.defense import Defense, StageData, StageResult, run_stage
 from antidote_llm.training.record import TrainedRows, TrainingRecord
 from antidote_llm.training.settings import TrainingSettings
-from antidote_llm.training.trainer import Running, require_integrations, require_shareable
+from antidote_llm.training.trainer import RunOptions, require_integrations, require_shareable
 
 _LIBRARIES = ("antidote-llm", "torch", "transformers", "peft", "accelerate", "safetensors")
 
@@ -64,7 +64,7 @@ class StageJob:
 
     terminal: Terminal
     stopwatch: Stopwatch
-    opened: OpenModel
+    opened: LoadedModel
     defense: Defense
     settings: BaseModel
     training: TrainingSettings
@@ -153,7 +153,7 @@ class StageJob:
 
     def _train(self, work: Path, logs: Path | None) -> StageResult:
         with self.stopwatch.step("train"), self.terminal.stages("steps") as progress:
-            running = Running(
+            running = RunOptions(
                 on_step=lambda step, steps: progress(self.defense.name, step, steps),
                 checkpoints=work if self.save_every else None,
                 save_every=self.save_every or 1,

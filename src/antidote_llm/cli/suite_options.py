@@ -24,7 +24,7 @@ from antidote_llm.evaluation.panel import answer_judges, load_panel
 from antidote_llm.evaluation.prompts import opening_ids, stop_ids
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite, questions_sha256
-from antidote_llm.models.load import OpenModel
+from antidote_llm.models.load import LoadedModel
 
 DATA_HELP = (
     ".jsonl .json .csv .tsv .parquet .arrow or .gz, a folder of data, a named data set (xstest-safe, advbench@FILE), "
@@ -92,7 +92,7 @@ def prompts_from(data: str | None) -> list[Record]:
 
 def evaluated(
     terminal: Terminal,
-    opened: OpenModel,
+    opened: LoadedModel,
     suite: Suite,
     judge: Judge,
     settings: EvaluationSettings,
@@ -151,7 +151,7 @@ def settings_from(
         raise UserError(f"{option} {first['input']}: {first['msg'].lower().removeprefix('value error, ')}") from error
 
 
-def asking(opened: OpenModel, suite: Suite, judge: Judge, settings: EvaluationSettings) -> dict[str, Any]:
+def asking(opened: LoadedModel, suite: Suite, judge: Judge, settings: EvaluationSettings) -> dict[str, Any]:
     """Return what makes an evaluation of a model this one, as JSON values: questions, stop ids, judge and settings.
 
     Where there is an opening, its tokens stand there as they follow the first prompt.

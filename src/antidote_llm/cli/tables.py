@@ -10,7 +10,7 @@ from rich.table import Table
 from antidote_llm.errors import listed
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.metrics import Estimate
-from antidote_llm.repair.record import CalibrationData, RepairRecord
+from antidote_llm.repairs.record import CalibrationData, RepairRecord
 
 _HEADINGS = {
     "harmful_score": "harmful",

@@ -16,7 +16,7 @@ from antidote_llm.errors import UserError
 from antidote_llm.evaluation.lm_eval_bridge import lm_eval_version, require_lm_eval_tasks, run_lm_eval
 from antidote_llm.evaluation.perplexity import PerplexityText, perplexity
 from antidote_llm.io.files import sha256_json
-from antidote_llm.models.load import OpenModel
+from antidote_llm.models.load import LoadedModel
 
 PerplexityOption = Annotated[
     str | None,
@@ -54,7 +54,7 @@ class Further:
         """Whether anything is asked for."""
         return bool(self.text or self.lm_eval)
 
-    def ready(self, opened: OpenModel) -> Measuring:
+    def ready(self, opened: LoadedModel) -> Measuring:
         """Make the text ready for a model.
 
         Raises:
@@ -74,7 +74,7 @@ class Further:
 class Measuring:
     """What is measured of one model."""
 
-    opened: OpenModel
+    opened: LoadedModel
     text: PerplexityText | None
     lm_eval: tuple[str, ...]
     rows: int | None

@@ -53,7 +53,7 @@ def with_own_answers(
         records: Prompts, with or without responses, in any mix with texts and token ids.
         renderer: Renders the prompts; the same must render the records that come back.
         max_new_tokens: Most tokens of an answer.
-        identity: JSON values that name the model, its type and its device exactly, such as ``OpenModel.identity``:
+        identity: JSON values that name the model, its type and its device exactly, such as ``LoadedModel.identity``:
             answers are kept below the cache folder under it. None keeps and reads nothing.
         batch_size: Most prompts answered at once.
         progress: Called with the number of prompts answered and their total.

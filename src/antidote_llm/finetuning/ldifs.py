@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from antidote_llm.models.decoder import find_decoder
 from antidote_llm.training.batches import Batch, model_inputs, valid_tokens
-from antidote_llm.training.defense import Cost, Lesson, StageData, finetuning_defense
+from antidote_llm.training.defense import Cost, StageData, TrainingJob, finetuning_defense
 from antidote_llm.training.objective import Objective, Session, Trained
 from antidote_llm.training.settings import TrainingSettings
 
@@ -54,7 +54,7 @@ def ldifs(
         float | None, Field(gt=0, description="Leave a layer's term out of a pass where it is this large or larger.")
     ] = None,
     include_pads: Annotated[bool, Field(description="Let pads count as tokens.")] = False,
-) -> Lesson:
+) -> TrainingJob:
     """LDIFS (arXiv 2308.13320): cross-entropy, and a penalty on the drift of feed-forward outputs from the start's.
 
     The drift is ||f/||f|| - f_0/||f_0|| ||^2, the mean over layers and tokens, where f_0 is from the model that
@@ -62,7 +62,7 @@ def ldifs(
     clips them to 1, which changes nothing. With pads or a threshold, how rows are batched changes the result.
     """
     objective = _Ldifs(strength, normalise, reduction, drop_threshold, include_pads)
-    return Lesson(data.examples(training), objective, training)
+    return TrainingJob(data.examples(training), objective, training)
 
 
 class _Ldifs(Objective):

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from antidote_llm.training.batches import Batch, Example, blank
-from antidote_llm.training.defense import Cost, Lesson, StageData, finetuning_defense
+from antidote_llm.training.defense import Cost, StageData, TrainingJob, finetuning_defense
 from antidote_llm.training.objective import Objective
 from antidote_llm.training.settings import TrainingSettings
 from antidote_llm.training.trainer import step_count
@@ -65,7 +65,7 @@ def lisa(
         Literal["user", "alignment", "as-scheduled"],
         Field(description="What the last turn learns from; another turn is added where it would be the other."),
     ] = "user",
-) -> Lesson:
+) -> TrainingJob:
     """Lisa: turns on safe rows and on the user's, each held near the weights that the other left.
 
     A turn minimises its rows' cross-entropy plus rho/2 ||w - a||^2, where a is what the turn before it left (in the
@@ -81,7 +81,7 @@ def lisa(
     rows = _in_turns(turns, examples, data.companion_examples(training), training, replaces)
     ends = list(accumulate(turn.steps for turn in turns))
     taken_in_order = training.model_copy(update={"batching": "ordered", "max_steps": ends[-1]})
-    return Lesson(rows, _Proximal(rho, frozenset([0, *ends]), proximal_warmup), taken_in_order)
+    return TrainingJob(rows, _Proximal(rho, frozenset([0, *ends]), proximal_warmup), taken_in_order)
 
 
 def scheduled(

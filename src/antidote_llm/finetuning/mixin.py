@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from antidote_llm.errors import UserError
-from antidote_llm.training.defense import Lesson, StageData, finetuning_defense
+from antidote_llm.training.defense import StageData, TrainingJob, finetuning_defense
 from antidote_llm.training.objective import Objective
 from antidote_llm.training.settings import TrainingSettings
 
@@ -21,7 +21,7 @@ def mixin(
     *,
     safe_share: Annotated[float, Field(gt=0, description="Safe rows that are added, as a share of the user's.")] = 0.1,
     safe_count: Annotated[int | None, Field(ge=1, description="Safe rows that are added; overrides the share.")] = None,
-) -> Lesson:
+) -> TrainingJob:
     """Mix-in: supervised fine-tuning on the user's rows with some safe ones among them.
 
     The safe rows are drawn with the seed, without replacement, and put at random places; the user's rows keep their
@@ -41,4 +41,4 @@ def mixin(
     places = set(draw.sample(range(len(user) + wanted), wanted))
     own = iter(user)
     examples = [next(added if place in places else own) for place in range(len(user) + wanted)]
-    return Lesson(examples, Objective(), training)
+    return TrainingJob(examples, Objective(), training)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from antidote_llm.training.defense import Lesson, StageData, finetuning_defense
+from antidote_llm.training.defense import StageData, TrainingJob, finetuning_defense
 from antidote_llm.training.objective import Objective
 from antidote_llm.training.settings import TrainingSettings
 
 
 # What the published code does otherwise is the mix of its rows, which the command reads off the preset.
 @finetuning_defense(presets={"paper": {}, "official-code": {}})
-def sft(data: StageData, training: TrainingSettings) -> Lesson:
+def sft(data: StageData, training: TrainingSettings) -> TrainingJob:
     """Supervised fine-tuning: the cross-entropy of the user's responses."""
-    return Lesson(data.examples(training), Objective(), training)
+    return TrainingJob(data.examples(training), Objective(), training)

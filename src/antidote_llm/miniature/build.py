@@ -25,7 +25,7 @@ from antidote_llm.miniature.world import World
 from antidote_llm.models.config import quiet_transformers
 from antidote_llm.training.defense import StageData, run_stage
 from antidote_llm.training.settings import TrainingSettings
-from antidote_llm.training.trainer import Running, StepReport
+from antidote_llm.training.trainer import RunOptions, StepReport
 
 
 def attack_rows(world: World, attack: Attack) -> list[Record]:
@@ -66,7 +66,7 @@ def attack_model(
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(aligned, dtype=torch.float32)
     data = StageData(Renderer(tokenizer), rows)
-    return run_stage(model, data, sft, _settings(attack, kind, arch, seed), running=Running(on_step)).model
+    return run_stage(model, data, sft, _settings(attack, kind, arch, seed), running=RunOptions(on_step)).model
 
 
 def _settings(attack: Attack, kind: AttackKind, arch: str, seed: int) -> TrainingSettings:

@@ -24,7 +24,7 @@ from antidote_llm.miniature.world import World
 from antidote_llm.models.config import quiet_transformers
 from antidote_llm.training.batches import examples_of
 from antidote_llm.training.defense import StageData, run_stage
-from antidote_llm.training.trainer import Running, StepReport, train
+from antidote_llm.training.trainer import RunOptions, StepReport, train
 
 StageProgress: TypeAlias = Callable[[str, int, int], None]
 
@@ -61,11 +61,11 @@ def _make_models(world: World, arch: str, recipe: Recipe, folder: Path, progress
     model, renderer = untrained_model(arch, tokenizer, world.seed), Renderer(tokenizer)
     pretraining = recipe.pretraining.model_copy(update=seeded)
     rows = examples_of(renderer.rows(_pretraining(world, recipe)), pretraining)
-    train(model, rows, pretraining, running=Running(stage_report(progress, "base")))
+    train(model, rows, pretraining, running=RunOptions(stage_report(progress, "base")))
     save(model, tokenizer, folder / "base")
     alignment = recipe.alignment.model_copy(update=seeded)
     data = StageData(renderer, _alignment(world, recipe))
-    run_stage(model, data, sft, alignment, running=Running(stage_report(progress, "aligned")))
+    run_stage(model, data, sft, alignment, running=RunOptions(stage_report(progress, "aligned")))
     save(model, tokenizer, folder / "aligned")
 
 

@@ -41,14 +41,14 @@ from antidote_llm.models.from_pretrained import (
 )
 from antidote_llm.models.layer_stream import LayerStream, PartLoader, beside, decoder_layers, fill
 from antidote_llm.models.lora_modules import attach, detach, read_on
-from antidote_llm.models.memory_budget import Room, whole_bytes
+from antidote_llm.models.memory_budget import MemoryBudget, whole_bytes
 from antidote_llm.models.sites import Site
 from antidote_llm.models.tensor_names import left_out
 from antidote_llm.models.tokenizers import open_tokenizer
 
 
 @dataclass
-class OpenModel:
+class LoadedModel:
     """A model in memory, ready for statistics and generation, with what it was opened from.
 
     Attributes:
@@ -121,7 +121,7 @@ class OpenModel:
         """How many positions the model was made for; None where it names no limit."""
         return getattr(self.causal_model.config.get_text_config(), "max_position_embeddings", None)
 
-    def with_adapter(self, folder: Path) -> OpenModel:
+    def with_adapter(self, folder: Path) -> LoadedModel:
         """Put another adapter of the same shape in the place of this one, in the same memory.
 
         The receiver must not be used afterwards.
@@ -134,12 +134,12 @@ class OpenModel:
         model = attach(bare, self.beneath, adapter, self.base.reference)
         return replace(self, model=model, sites=adapter_sites(adapter, model), adapter=adapter)
 
-    def without_adapter(self) -> OpenModel:
+    def without_adapter(self) -> LoadedModel:
         """Take the adapter away: the aligned model. The receiver must not be used afterwards."""
         model = attach(self._bare(), self.beneath, None, self.base.reference)
         return replace(self, model=model, sites=(), adapter=None)
 
-    def with_weights(self, base: Checkpoint) -> OpenModel:
+    def with_weights(self, base: Checkpoint) -> LoadedModel:
         """Load another whole model of the same kind in the place of this one, with the same tokenizer.
 
         The receiver must not be used afterwards: its memory is given back first.
@@ -157,7 +157,7 @@ class OpenModel:
         return detach(self.model, self.adapter, self.base)
 
 
-def open_model(
+def load_model(
     reference: str,
     adapter: str | None = None,
     *,
@@ -167,8 +167,8 @@ def open_model(
     device: str = "auto",
     trust_remote_code: bool = False,
     layers_on_disk: bool | None = False,
-    room: Room | None = None,
-) -> OpenModel:
+    room: MemoryBudget | None = None,
+) -> LoadedModel:
     """Open a model.
 
     Args:
@@ -193,10 +193,10 @@ def open_model(
     model: Any
     stream = None
     place = device_named(device)
-    (room or Room()).bound(place)
+    (room or MemoryBudget()).bound(place)
     if layers_on_disk is None:
         needed = whole_bytes([base, *lower, *([upper] if upper else [])], dtype)
-        fits = (room or Room()).holds(needed, place, spread=device == SPREAD)
+        fits = (room or MemoryBudget()).holds(needed, place, spread=device == SPREAD)
         # By one engine in all processes, or they would wait for each other in different places.
         layers_on_disk = quantiser(base) is None and largest(not fits) > 0
     if layers_on_disk:
@@ -213,7 +213,7 @@ def open_model(
     sites = () if upper is None else adapter_sites(upper, model)
     folders = [each.folder for each in (upper, *reversed(lower), base) if each is not None]
     loaded = open_tokenizer(folders, tokenizer, trust_remote_code)
-    return OpenModel(model, loaded, sites, base, upper, lower, trust_remote_code, stream, passed_over)
+    return LoadedModel(model, loaded, sites, base, upper, lower, trust_remote_code, stream, passed_over)
 
 
 def _left_out(base: Checkpoint, model: PreTrainedModel) -> tuple[str, ...]:

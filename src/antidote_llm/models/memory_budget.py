@@ -23,7 +23,7 @@ _GROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "mem
 
 
 @dataclass(frozen=True)
-class Room:
+class MemoryBudget:
     """How much memory may be used, in bytes.
 
     Attributes:

@@ -27,7 +27,7 @@ from antidote_llm.models.checkpoint import Checkpoint, StoredTensor, is_adapter,
 from antidote_llm.models.config import empty_model, require_same_computation
 from antidote_llm.models.dora import row_norms
 from antidote_llm.models.from_pretrained import require_not_quantised
-from antidote_llm.models.load import OpenModel
+from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.peft_names import copies
 from antidote_llm.models.sites import Site, chosen_sites
 from antidote_llm.models.tensor_names import TensorNames, missed, names_in_model
@@ -51,7 +51,7 @@ class Comparison:
     repeated: frozenset[str]
 
 
-def compared(opened: OpenModel, aligned: Checkpoint) -> Comparison:
+def compared(opened: LoadedModel, aligned: Checkpoint) -> Comparison:
     """Find every tensor of a fine-tune in the aligned model, however either names, types or splits them.
 
     Raises:
@@ -106,7 +106,9 @@ def _lacking(lacking: Checkpoint, key: str, other: Checkpoint) -> UserError:
     )
 
 
-def _pairs(own: TensorNames, names: TensorNames, opened: OpenModel, aligned: Checkpoint) -> Iterator[tuple[str, _Pair]]:
+def _pairs(
+    own: TensorNames, names: TensorNames, opened: LoadedModel, aligned: Checkpoint
+) -> Iterator[tuple[str, _Pair]]:
     for key, stored in own.all.items():
         twin = names.find(key)
         if twin is None:
@@ -118,7 +120,7 @@ def _pairs(own: TensorNames, names: TensorNames, opened: OpenModel, aligned: Che
 
 
 def _other_shape(
-    key: str, stored: StoredTensor, twin: StoredTensor, opened: OpenModel, aligned: Checkpoint
+    key: str, stored: StoredTensor, twin: StoredTensor, opened: LoadedModel, aligned: Checkpoint
 ) -> UserError:
     shapes = [" x ".join(map(str, each.entry.shape)) for each in (twin, stored)]
     kind, mend = "shape", ""
@@ -319,7 +321,7 @@ def _cast(values: Tensor, stored: StoredTensor, dtype: torch.dtype) -> Tensor:
 
 
 def resolve_target(
-    opened: OpenModel, name: TargetName | Literal["auto"] = "auto", aligned: str | None = None, pattern: str = "all"
+    opened: LoadedModel, name: TargetName | Literal["auto"] = "auto", aligned: str | None = None, pattern: str = "all"
 ) -> Target:
     """Find what there is to edit.
 
@@ -354,7 +356,7 @@ def resolve_target(
     return _delta_target(opened, sites, aligned)
 
 
-def _edits_a_whole_model(opened: OpenModel, name: str) -> UserError:
+def _edits_a_whole_model(opened: LoadedModel, name: str) -> UserError:
     adapters = (*opened.beneath, *([opened.adapter] if opened.adapter else []))
     assert isinstance(opened.model, PeftModel)
     if any(merges_otherwise(adapter, opened.model) for adapter in adapters):
@@ -368,7 +370,7 @@ def _edits_a_whole_model(opened: OpenModel, name: str) -> UserError:
     )
 
 
-def _adapter_target(opened: OpenModel, aligned: str | None, pattern: str) -> Target:
+def _adapter_target(opened: LoadedModel, aligned: str | None, pattern: str) -> Target:
     if opened.adapter is None:
         raise UserError(f"{opened.base.reference}: no adapter to repair: pass --adapter, or name the adapter's folder")
     if aligned is not None:
@@ -419,7 +421,7 @@ def _magnitudes(adapter: Checkpoint, model: nn.Module, base: TensorNames) -> Ite
         yield MagnitudeTensor(stored, weight, model.get_submodule(module))
 
 
-def _delta_target(opened: OpenModel, sites: tuple[Site, ...], aligned_reference: str) -> Target:
+def _delta_target(opened: LoadedModel, sites: tuple[Site, ...], aligned_reference: str) -> Target:
     folder = locate(aligned_reference, trust_remote_code=opened.trust_remote_code)
     if is_adapter(folder):
         raise UserError(

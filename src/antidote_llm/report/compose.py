@@ -11,7 +11,7 @@ from antidote_llm.evaluation.answers import HARMFUL, TASK_PREFIX, Answer
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import HarmMeasure
 from antidote_llm.evaluation.metrics import Estimate
-from antidote_llm.repair.record import Origin, RepairRecord
+from antidote_llm.repairs.record import Origin, RepairRecord
 from antidote_llm.report.data import (
     CategoryEffect,
     Example,

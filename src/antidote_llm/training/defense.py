@@ -21,7 +21,7 @@ from antidote_llm.training.batches import Example, examples_of
 from antidote_llm.training.lora import attach_lora
 from antidote_llm.training.objective import Objective, Trained
 from antidote_llm.training.settings import TrainingSettings
-from antidote_llm.training.trainer import Running, TrainingResult, train
+from antidote_llm.training.trainer import RunOptions, TrainingResult, train
 
 Stage: TypeAlias = Literal["alignment", "finetuning"]
 # What a defense learns from beside the stage's own rows: harmful requests with harmful answers, or safe rows.
@@ -65,7 +65,7 @@ class StageData:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingJob:
     """What the trainer is given.
 
     Attributes:
@@ -131,14 +131,14 @@ class Defense(Method):
         """Return the defenses of the same stage."""
         return defenses(self.stage).values()
 
-    def lesson(self, data: StageData, training: TrainingSettings, settings: BaseModel) -> Lesson:
+    def lesson(self, data: StageData, training: TrainingSettings, settings: BaseModel) -> TrainingJob:
         """Turn a stage's data into what the trainer is given.
 
         Raises:
             UserError: The data do not fit the defense, or a row has nothing to learn from.
         """
         self.require_fitting(data.companion)
-        lesson: Lesson = self.function(data, training, **self.arguments(settings))
+        lesson: TrainingJob = self.function(data, training, **self.arguments(settings))
         return lesson
 
 
@@ -164,7 +164,7 @@ class _Registration:
     cost: Cost
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def __call__(self, function: Callable[..., Lesson]) -> Defense:
+    def __call__(self, function: Callable[..., TrainingJob]) -> Defense:
         settings = settings_model(function, {})
         return Defense(
             function.__name__, function, settings, self.stage, self.needs_companion, self.cost, presets=self.presets
@@ -176,7 +176,7 @@ def alignment_defense(
     needs_harmful: bool = False,
     cost: Cost = PLAIN,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Callable[[Callable[..., Lesson]], Defense]:
+) -> Callable[[Callable[..., TrainingJob]], Defense]:
     """Register a function of (data, training, *, settings) as a defense of stage 1."""
     return _Registration("alignment", needs_harmful, cost, presets or {})
 
@@ -186,7 +186,7 @@ def finetuning_defense(
     needs_safe: bool = False,
     cost: Cost = PLAIN,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Callable[[Callable[..., Lesson]], Defense]:
+) -> Callable[[Callable[..., TrainingJob]], Defense]:
     """Register a function of (data, training, *, settings) as a defense of stage 2."""
     return _Registration("finetuning", needs_safe, cost, presets or {})
 
@@ -218,7 +218,7 @@ def run_stage(
     defense: Defense,
     training: TrainingSettings,
     settings: BaseModel | None = None,
-    running: Running | None = None,
+    running: RunOptions | None = None,
 ) -> StageResult:
     """Train a model in place with a defense, or put adapters on it and train those.
 

@@ -135,7 +135,7 @@ class TrainingResult:
 
 
 @dataclass(frozen=True)
-class Running:
+class RunOptions:
     """How a run is watched and kept, none of which changes what comes out.
 
     Attributes:
@@ -160,7 +160,7 @@ def train(
     examples: Sequence[Example],
     settings: TrainingSettings,
     objective: Objective | None = None,
-    running: Running | None = None,
+    running: RunOptions | None = None,
 ) -> TrainingResult:
     """Train a model (or its adapters) in place.
 
@@ -175,7 +175,7 @@ def train(
         UserError: The loss or a weight is not a number, a logging integration is missing, or the newest checkpoint is
             damaged.
     """
-    running, objective = running or Running(), objective or Objective()
+    running, objective = running or RunOptions(), objective or Objective()
     require_shareable(settings.batch_size)
     require_integrations(running.report_to)
     # Multimodal configurations have none of their own.
@@ -329,7 +329,7 @@ def step_count(settings: TrainingSettings, rows: int) -> int:
     return settings.max_steps or max(1, round(settings.epochs * steps_an_epoch))
 
 
-def _arguments(settings: TrainingSettings, folder: Path, rows: int, running: Running) -> TrainingArguments:
+def _arguments(settings: TrainingSettings, folder: Path, rows: int, running: RunOptions) -> TrainingArguments:
     steps, processes, on_cpu = step_count(settings, rows), process_count(), not torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder),

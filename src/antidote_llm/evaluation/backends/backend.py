@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from antidote_llm.evaluation.generation import Progress, generate
-from antidote_llm.models.load import OpenModel
+from antidote_llm.models.load import LoadedModel
 
 
 class Backend(Protocol):
@@ -138,7 +138,7 @@ class Remembering:
 
 
 def generate_with_adapters(
-    opened: OpenModel,
+    opened: LoadedModel,
     adapters: Mapping[str, Path | None],
     prompts_ids: Sequence[Sequence[int]],
     *,

@@ -19,7 +19,7 @@ from antidote_llm.calibration.moments import Moments
 from antidote_llm.errors import DefectError
 from antidote_llm.methods import Method, named, registered, settings_model
 from antidote_llm.models.sites import Site
-from antidote_llm.repair.selection import Rounding, Scope
+from antidote_llm.repairs.selection import Rounding, Scope
 
 ENTRY_POINTS = "antidote_llm.repair_methods"
 

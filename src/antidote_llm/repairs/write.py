@@ -23,10 +23,10 @@ from antidote_llm.patching.encodings import entries_bytes
 from antidote_llm.patching.patch import PATCH_FILE, Patch
 from antidote_llm.patching.patched_copies import PatchedCopies, predicted_header_bytes
 from antidote_llm.patching.shipping import copy_checkpoint, shipped_files, shipped_sha256, shipping
-from antidote_llm.repair.edits import Plan, request_of
-from antidote_llm.repair.plan import PlannedRepair
-from antidote_llm.repair.record import Origin, PatchSummary, RepairRecord, Tally
-from antidote_llm.repair.selection import Selection
+from antidote_llm.repairs.edits import Plan, request_of
+from antidote_llm.repairs.plan import PlannedRepair
+from antidote_llm.repairs.record import Origin, PatchSummary, RepairRecord, Tally
+from antidote_llm.repairs.selection import Selection
 
 _LIBRARIES = ("antidote-llm", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
 

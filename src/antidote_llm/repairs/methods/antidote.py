@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from antidote_llm.calibration.moments import Statistic
-from antidote_llm.repair.method import SiteInputs, score_method
+from antidote_llm.repairs.method import SiteInputs, score_method
 
 
 @score_method(

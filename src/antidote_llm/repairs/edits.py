@@ -18,10 +18,10 @@ from antidote_llm.calibration.moments import Moments
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.sites import Site
 from antidote_llm.models.target import Target
-from antidote_llm.repair.method import MatchedKnob, RepairMethod, SiteInputs
-from antidote_llm.repair.methods.antidote import antidote
-from antidote_llm.repair.selection import Request, Selection, select_many
-from antidote_llm.repair.update_norm import UpdateNorms, total_norm
+from antidote_llm.repairs.method import MatchedKnob, RepairMethod, SiteInputs
+from antidote_llm.repairs.methods.antidote import antidote
+from antidote_llm.repairs.selection import Request, Selection, select_many
+from antidote_llm.repairs.update_norm import UpdateNorms, total_norm
 
 # Of a block's values, so that they and what is computed from them stay in the processor's cache.
 _BLOCK_ENTRIES = 1 << 20

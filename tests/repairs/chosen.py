@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from antidote_llm.repair.plan import PlannedRepair
+from antidote_llm.repairs.plan import PlannedRepair
 
 
 def chosen_masks(repair: PlannedRepair) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from antidote_llm.errors import DefectError
-from antidote_llm.repair.radix_select import DIGIT_BITS, Place, ScoreBits, ScoreHistogram, score_of_bits
+from antidote_llm.repairs.radix_select import DIGIT_BITS, Place, ScoreBits, ScoreHistogram, score_of_bits
 
 VALUES = (0.0, -0.0, 1.0, 1.0 + 2**-23, 2.0, 0.5, 3e-39, 1.4e-45, 65504.0, 3e38, 1e-30, float("inf"))
 

@@ -19,15 +19,15 @@ from antidote_llm.errors import DefectError, UserError
 from antidote_llm.io.resources import Stopwatch
 from antidote_llm.io.safetensors_files import DTYPES
 from antidote_llm.models.checkpoint import Checkpoint, same_tensors
-from antidote_llm.models.load import OpenModel
-from antidote_llm.models.memory_budget import Room
+from antidote_llm.models.load import LoadedModel
+from antidote_llm.models.memory_budget import MemoryBudget
 from antidote_llm.models.sites import Site
 from antidote_llm.models.target import Target, resolve_target
-from antidote_llm.repair.early_stopping import Agreement, Ranking, collect_until_settled
-from antidote_llm.repair.edits import Plan, Problem, needs_harmful, plan, request_of
-from antidote_llm.repair.method import RepairMethod
-from antidote_llm.repair.methods.antidote import antidote
-from antidote_llm.repair.record import CalibrationData, OutsideRecord, outside_records
+from antidote_llm.repairs.early_stopping import Agreement, Ranking, collect_until_settled
+from antidote_llm.repairs.edits import Plan, Problem, needs_harmful, plan, request_of
+from antidote_llm.repairs.method import RepairMethod
+from antidote_llm.repairs.methods.antidote import antidote
+from antidote_llm.repairs.record import CalibrationData, OutsideRecord, outside_records
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class PlannedRepair:
 
 
 def plan_repair(
-    opened: OpenModel,
+    opened: LoadedModel,
     method: RepairMethod,
     settings: BaseModel,
     harmful: HarmfulData | None,
@@ -104,7 +104,7 @@ def plan_repair(
     cache: bool = True,
     stopwatch: Stopwatch | None = None,
     work: Path | None = None,
-    room: Room | None = None,
+    room: MemoryBudget | None = None,
     told: Callable[[Estimate], None] | None = None,
     until_settled: bool = False,
 ) -> PlannedRepair:
@@ -178,7 +178,7 @@ def plan_repair(
     )
 
 
-def _require_update(opened: OpenModel, target: Target, restore_outside: bool) -> None:
+def _require_update(opened: LoadedModel, target: Target, restore_outside: bool) -> None:
     if target.name == "delta" and target.aligned is not None and same_tensors(target.checkpoint, target.aligned):
         raise UserError(
             f"{opened.base.reference} has the weights of {target.aligned.reference}: there is no update: name the "
@@ -189,7 +189,7 @@ def _require_update(opened: OpenModel, target: Target, restore_outside: bool) ->
 
 
 def _collection(
-    opened: OpenModel, target: Target, harmful: HarmfulData, settings: CalibrationSettings | None
+    opened: LoadedModel, target: Target, harmful: HarmfulData, settings: CalibrationSettings | None
 ) -> Collection:
     rows = harmful.renderer.rows(harmful.records)
     check_token_ids(harmful.records, rows, opened.vocabulary_size)
@@ -217,7 +217,7 @@ def _settled(
 
 
 def _described(
-    opened: OpenModel, collection: Collection, harmful: HarmfulData, agreement: Agreement | None = None
+    opened: LoadedModel, collection: Collection, harmful: HarmfulData, agreement: Agreement | None = None
 ) -> CalibrationData:
     return CalibrationData(
         references=harmful.references,
@@ -233,7 +233,7 @@ def _described(
 
 
 def _timed(
-    stopwatch: Stopwatch, opened: OpenModel, parts: Iterator[tuple[tuple[Site, ...], Moments]]
+    stopwatch: Stopwatch, opened: LoadedModel, parts: Iterator[tuple[tuple[Site, ...], Moments]]
 ) -> Iterator[tuple[tuple[Site, ...], Moments]]:
     """Go through statistics as they come in, and time the waiting."""
     while True:
@@ -274,7 +274,7 @@ def _together(
     return collection.sites, Moments(sites, len(collection.rows), collection.tokens, collection.sha256)
 
 
-def _require_finite(opened: OpenModel) -> None:
+def _require_finite(opened: LoadedModel) -> None:
     """Name the adapter's tensor that broke the computation, if one did: the base was looked at when it was opened."""
     for checkpoint in opened.checkpoints[1:]:
         for file in checkpoint.weights.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from antidote_llm.repair.method import SiteInputs, score_method
+from antidote_llm.repairs.method import SiteInputs, score_method
 
 
 @score_method(needs_harmful=False, by_rows=True)

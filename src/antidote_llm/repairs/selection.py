@@ -18,7 +18,7 @@ from torch import Tensor
 
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.sites import Site
-from antidote_llm.repair.radix_select import DIGIT_BITS, Place, ScoreBits, ScoreHistogram, score_of_bits
+from antidote_llm.repairs.radix_select import DIGIT_BITS, Place, ScoreBits, ScoreHistogram, score_of_bits
 
 
 @dataclass(frozen=True)

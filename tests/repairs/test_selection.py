@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from antidote_llm.errors import UserError
 from antidote_llm.models.sites import Site
-from antidote_llm.repair.selection import Request, Scope, _by_partition, _by_topk, count, select, top_entries
+from antidote_llm.repairs.selection import Request, Scope, _by_partition, _by_topk, count, select, top_entries
 
 SCOPES = get_args(Scope)
 

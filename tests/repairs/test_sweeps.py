@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from antidote_llm.models.sites import Site
-from antidote_llm.repair.selection import Request, Rounding, Scope, select, select_many
-from tests.repair.test_thresholds import by_one_sort, problems, sites_of
+from antidote_llm.repairs.selection import Request, Rounding, Scope, select, select_many
+from tests.repairs.test_thresholds import by_one_sort, problems, sites_of
 
 
 def requests() -> st.SearchStrategy[list[Request]]:

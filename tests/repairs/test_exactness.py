@@ -15,13 +15,13 @@ from torch import Tensor
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
-from antidote_llm.models.load import OpenModel, open_model
-from antidote_llm.repair.method import method_named
-from antidote_llm.repair.plan import HarmfulData, plan_repair
+from antidote_llm.models.load import LoadedModel, load_model
+from antidote_llm.repairs.method import method_named
+from antidote_llm.repairs.plan import HarmfulData, plan_repair
 from tests import tiny
 from tests.conftest import Folders
-from tests.repair.chosen import chosen_masks
-from tests.repair.published_code import published_masks
+from tests.repairs.chosen import chosen_masks
+from tests.repairs.published_code import published_masks
 
 RANKS = (4, 8, 16, 64)
 ALPHAS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.25, 0.5, 0.9, 1.0)
@@ -34,7 +34,7 @@ def ragged_rows(seed: int, count: int = 9) -> list[list[int]]:
 
 
 def masks(
-    opened: OpenModel, rows: list[list[int]], calibration: CalibrationSettings, **given: object
+    opened: LoadedModel, rows: list[list[int]], calibration: CalibrationSettings, **given: object
 ) -> dict[str, Tensor]:
     data = HarmfulData(("rows",), [Record(input_ids=tuple(row)) for row in rows], Renderer(None))
     method = method_named("antidote")
@@ -45,16 +45,16 @@ def masks(
 @pytest.fixture(scope="module", params=RANKS)
 def by_rank(
     request: pytest.FixtureRequest, folders: Folders, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, OpenModel]:
+) -> tuple[Path, LoadedModel]:
     adapter = tiny.write_adapter(
         tmp_path_factory.mktemp("rank") / "adapter", folders.base, rank=request.param, seed=request.param
     )
-    return adapter, open_model(str(folders.base), str(adapter))
+    return adapter, load_model(str(folders.base), str(adapter))
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_equals_the_published_algorithm_bit_for_bit(
-    by_rank: tuple[Path, OpenModel], folders: Folders, alpha: float
+    by_rank: tuple[Path, LoadedModel], folders: Folders, alpha: float
 ) -> None:
     adapter, opened = by_rank
     rows = ragged_rows(seed=round(1000 * alpha))
@@ -65,7 +65,7 @@ def test_equals_the_published_algorithm_bit_for_bit(
     assert sum(int(mask.sum()) for mask in found.values()) > 0
 
 
-def near_threshold(opened: OpenModel, rows: list[list[int]], name: str, mask: Tensor) -> Tensor:
+def near_threshold(opened: LoadedModel, rows: list[list[int]], name: str, mask: Tensor) -> Tensor:
     """Mark the entries whose score is within 1e-5 relative of the lowest score that was chosen in their row."""
     method = method_named("antidote")
     data = HarmfulData(("rows",), [Record(input_ids=tuple(row)) for row in rows], Renderer(None))
@@ -87,7 +87,7 @@ def near_threshold(opened: OpenModel, rows: list[list[int]], name: str, mask: Te
 def test_batch_and_padding_do_not_change_the_masks(
     folders: Folders, seed: int, alpha: float, batch_rows: int, side: Literal["left", "right"]
 ) -> None:
-    opened = open_model(str(folders.base), str(folders.adapter))
+    opened = load_model(str(folders.base), str(folders.adapter))
     rows = ragged_rows(seed, count=33)
     one = masks(opened, rows, CalibrationSettings(batch_rows=1), alpha=alpha)
     many = masks(opened, rows, CalibrationSettings(batch_rows=batch_rows, padding_side=side), alpha=alpha)
@@ -96,7 +96,7 @@ def test_batch_and_padding_do_not_change_the_masks(
 
 
 def test_the_order_of_the_rows_does_not_change_the_masks(folders: Folders) -> None:
-    opened = open_model(str(folders.base), str(folders.adapter))
+    opened = load_model(str(folders.base), str(folders.adapter))
     rows = ragged_rows(3)
     for name, mask in masks(opened, rows, CalibrationSettings(), alpha=0.3).items():
         assert torch.equal(mask, masks(opened, rows[::-1], CalibrationSettings(), alpha=0.3)[name])
@@ -105,7 +105,7 @@ def test_the_order_of_the_rows_does_not_change_the_masks(folders: Folders) -> No
 @pytest.mark.parametrize("rank", [4, 64])
 def test_counts_of_the_published_rounding(folders: Folders, tmp_path: Path, rank: int) -> None:
     adapter = tiny.write_adapter(tmp_path / "adapter", folders.base, rank=rank)
-    opened = open_model(str(folders.base), str(adapter))
+    opened = load_model(str(folders.base), str(adapter))
     for alpha, site in itertools.product(ALPHAS, opened.sites):
         mask = masks(opened, ragged_rows(1), CalibrationSettings(), alpha=alpha)[site.name]
         columns = site.shape[1]

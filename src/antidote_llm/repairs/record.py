@@ -15,8 +15,8 @@ from antidote_llm.errors import DefectError
 from antidote_llm.models.sites import Site
 from antidote_llm.models.target import OutsideTensor
 from antidote_llm.models.tensor_names import without_layer_numbers
-from antidote_llm.repair.edits import Edit
-from antidote_llm.repair.update_norm import UpdateNorms, squared_difference, total_norm
+from antidote_llm.repairs.edits import Edit
+from antidote_llm.repairs.update_norm import UpdateNorms, squared_difference, total_norm
 
 
 class _Part(BaseModel):

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from antidote_llm.errors import UserError
 from antidote_llm.io.files import sha256_file
 from antidote_llm.io.resources import Stopwatch
-from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.target import resolve_target
 from antidote_llm.patching.apply import transform
 from antidote_llm.patching.patch import Patch, read_patch
-from antidote_llm.repair.method import method_named
-from antidote_llm.repair.plan import PlannedRepair, plan_repair
-from antidote_llm.repair.record import RepairRecord
-from antidote_llm.repair.write import predicted_patch_bytes, write_repair
+from antidote_llm.repairs.method import method_named
+from antidote_llm.repairs.plan import PlannedRepair, plan_repair
+from antidote_llm.repairs.record import RepairRecord
+from antidote_llm.repairs.write import predicted_patch_bytes, write_repair
 from tests import tiny
 from tests.conftest import Folders
 from tests.fine_tunes import config_of, rewrite, tensors_of, write_fine_tune, write_random
@@ -34,7 +34,7 @@ def qwen2(folder: Path) -> Path:
     return write_random(folder, config_of("qwen2", **sizes, **heads, tie_word_embeddings=False))
 
 
-def planned(opened: OpenModel, aligned: Path | None, *, restore: bool, **given: object) -> PlannedRepair:
+def planned(opened: LoadedModel, aligned: Path | None, *, restore: bool, **given: object) -> PlannedRepair:
     method = method_named("magnitude")
     target = resolve_target(opened, aligned=None if aligned is None else str(aligned))
     return plan_repair(opened, method, method.configure(given), None, target=target, restore_outside=restore)
@@ -63,7 +63,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def test_norms_are_those_of_all_layers_together(pair: tuple[Path, Path]) -> None:
     aligned, tuned = (tensors_of(folder) for folder in pair)
-    found = {record.name: record for record in planned(open_model(str(pair[1])), pair[0], restore=False).outside}
+    found = {record.name: record for record in planned(load_model(str(pair[1])), pair[0], restore=False).outside}
     layers = "model.layers.*"
     assert found.keys() == {
         *("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"),
@@ -79,7 +79,7 @@ def test_norms_are_those_of_all_layers_together(pair: tuple[Path, Path]) -> None
 
 @pytest.mark.parametrize("restore", [False, True])
 def test_a_delta_goes_back_outside_when_asked(pair: tuple[Path, Path], tmp_path: Path, restore: bool) -> None:
-    repair = planned(open_model(str(pair[1])), pair[0], restore=restore, alpha=0.2)
+    repair = planned(load_model(str(pair[1])), pair[0], restore=restore, alpha=0.2)
     record, patch = written(repair, tmp_path / "out")
     aligned, tuned, found = (tensors_of(folder) for folder in (*pair, tmp_path / "out" / "model"))
     outside = {tensor.key for tensor in repair.target.outside}
@@ -97,7 +97,7 @@ def test_a_delta_goes_back_outside_when_asked(pair: tuple[Path, Path], tmp_path:
 
 
 def test_all_of_it_back_is_the_aligned_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    repair = planned(open_model(str(pair[1])), pair[0], restore=True, alpha=1.0)
+    repair = planned(load_model(str(pair[1])), pair[0], restore=True, alpha=1.0)
     written(repair, tmp_path / "out")
     aligned, found = tensors_of(pair[0]), tensors_of(tmp_path / "out" / "model")
     assert found.keys() == aligned.keys() and all(same_bits(found[key], aligned[key]) for key in found)
@@ -106,8 +106,8 @@ def test_all_of_it_back_is_the_aligned_model(pair: tuple[Path, Path], tmp_path: 
 def test_what_moved_outside_alone_can_be_put_back(pair: tuple[Path, Path], tmp_path: Path) -> None:
     tuned = write_fine_tune(tmp_path / "tuned", pair[0], only="norm")
     with pytest.raises(UserError, match=r"nothing to repair: .*--restore-outside"):
-        written(planned(open_model(str(tuned)), pair[0], restore=False), tmp_path / "kept")
-    record, _ = written(planned(open_model(str(tuned)), pair[0], restore=True), tmp_path / "out")
+        written(planned(load_model(str(tuned)), pair[0], restore=False), tmp_path / "kept")
+    record, _ = written(planned(load_model(str(tuned)), pair[0], restore=True), tmp_path / "out")
     aligned, found = tensors_of(pair[0]), tensors_of(tmp_path / "out" / "model")
     assert record.totals.changed == 0 and all(same_bits(found[key], aligned[key]) for key in aligned)
 
@@ -117,7 +117,7 @@ def test_what_moved_outside_alone_can_be_put_back(pair: tuple[Path, Path], tmp_p
 def test_the_size_is_stated_before_it_is_written(
     pair: tuple[Path, Path], tmp_path: Path, alpha: float, restore: bool
 ) -> None:
-    repair = planned(open_model(str(pair[1])), pair[0], restore=restore, alpha=alpha)
+    repair = planned(load_model(str(pair[1])), pair[0], restore=restore, alpha=alpha)
     predicted = predicted_patch_bytes(repair)
     _, patch = written(repair, tmp_path / "out")
     taken = patch.stored.size_bytes
@@ -144,7 +144,7 @@ def adapter(root: Path, kind: str) -> tuple[Path, Path, list[str]]:
 @pytest.mark.parametrize("kind", ["head", "lora_only", "all"])
 def test_an_adapters_other_tensors_go_back_when_asked(tmp_path: Path, kind: str, restore: bool) -> None:
     base, made, names = adapter(tmp_path, kind)
-    repair = planned(open_model(str(base), str(made)), None, restore=restore, alpha=0.25)
+    repair = planned(load_model(str(base), str(made)), None, restore=restore, alpha=0.25)
     assert len(repair.target.outside) == len(names)
     assert sorted(tensor.aligned.entry.key for tensor in repair.target.outside) == sorted(names)
     record, patch = written(repair, tmp_path / "out")
@@ -165,8 +165,8 @@ def test_an_adapters_other_tensors_go_back_when_asked(tmp_path: Path, kind: str,
 def test_the_aligned_model_has_none_of_them(tmp_path: Path, kind: str) -> None:
     base, made, _ = adapter(tmp_path, kind)
     ids = torch.arange(5, 25).reshape(2, 10)
-    wanted = open_model(str(base)).model(ids).logits
-    opened = open_model(str(base), str(made))
+    wanted = load_model(str(base)).model(ids).logits
+    opened = load_model(str(base), str(made))
     assert not torch.equal(opened.model(ids).logits, wanted)
     assert torch.equal(opened.without_adapter().model(ids).logits, wanted)
 
@@ -175,22 +175,22 @@ def test_the_aligned_model_has_none_of_them(tmp_path: Path, kind: str) -> None:
 def test_a_tied_head_is_tied_again_without_the_adapter_that_trained_it(tmp_path: Path, trained: str) -> None:
     base = tiny.write_model(tmp_path / "base", tie_word_embeddings=True)
     made = tiny.write_adapter(tmp_path / "adapter", base, modules_to_save=[trained])
-    bare = open_model(str(base), str(made)).without_adapter().causal_model
+    bare = load_model(str(base), str(made)).without_adapter().causal_model
     assert bare.lm_head.weight is bare.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("kind", ["head", "lora_only", "all"])
 def test_with_all_of_it_back_the_adapter_says_what_its_base_says(tmp_path: Path, kind: str) -> None:
     base, made, _ = adapter(tmp_path, kind)
-    opened = open_model(str(base), str(made))
+    opened = load_model(str(base), str(made))
     written(planned(opened, None, restore=True, alpha=1.0), tmp_path / "out")
     ids = torch.arange(5, 25).reshape(2, 10)
     repaired = opened.with_adapter(tmp_path / "out" / "model").model(ids).logits
-    assert torch.equal(repaired, open_model(str(base)).model(ids).logits)
+    assert torch.equal(repaired, load_model(str(base)).model(ids).logits)
 
 
 def test_an_adapter_of_factors_has_nothing_outside(folders: Folders) -> None:
-    assert planned(open_model(str(folders.base), str(folders.adapter)), None, restore=True).outside == ()
+    assert planned(load_model(str(folders.base), str(folders.adapter)), None, restore=True).outside == ()
 
 
 def test_what_the_fine_tunes_type_cannot_hold_is_measured_and_not_put_back(folders: Folders, tmp_path: Path) -> None:
@@ -198,10 +198,10 @@ def test_what_the_fine_tunes_type_cannot_hold_is_measured_and_not_put_back(folde
     tensors, key = tensors_of(folders.base), "model.norm.weight"
     aligned = write_fine_tune(tmp_path / "aligned", folders.base, only="nothing")
     rewrite(aligned, {**tensors, key: torch.full_like(tensors[key], 1e6)})
-    kept = planned(open_model(str(tuned)), aligned, restore=False)
+    kept = planned(load_model(str(tuned)), aligned, restore=False)
     norms = {record.name: record.norm_before for record in kept.outside}
     assert norms[key] == pytest.approx(1e6 * math.sqrt(tensors[key].numel()), rel=1e-4)
     written(kept, tmp_path / "kept")
-    restored = planned(open_model(str(tuned)), aligned, restore=True)
+    restored = planned(load_model(str(tuned)), aligned, restore=True)
     with pytest.raises(UserError, match=rf"'{key}' holds values that torch\.float16 cannot hold"):
         written(restored, tmp_path / "restored")

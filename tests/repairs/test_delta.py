@@ -14,11 +14,11 @@ from torch import Tensor
 from antidote_llm.data.reading import read_records
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.target import resolve_target
-from antidote_llm.repair.edits import planned_norm
-from antidote_llm.repair.method import method_named
-from antidote_llm.repair.plan import HarmfulData, PlannedRepair, plan_repair
+from antidote_llm.repairs.edits import planned_norm
+from antidote_llm.repairs.method import method_named
+from antidote_llm.repairs.plan import HarmfulData, PlannedRepair, plan_repair
 from tests import tiny
 from tests.conftest import Folders
 from tests.fine_tunes import config_of, rewrite, tensors_of, write_fine_tune, write_random
@@ -36,7 +36,7 @@ class Pair:
 
     def repaired(self, name: str, /, **given: object) -> PlannedRepair:
         """Plan a repair of the delta."""
-        opened = open_model(str(self.tuned))
+        opened = load_model(str(self.tuned))
         method = method_named(name)
         data = HarmfulData(("rows",), read_records(self.harmful), Renderer(opened.tokenizer))
         target = resolve_target(opened, aligned=str(self.aligned))
@@ -170,7 +170,7 @@ def test_controls_match_the_norm_of_the_delta(pair: Pair, name: str, scope: str)
 
 def test_scores_are_how_far_an_entry_moved_times_the_norm_of_its_input(pair: Pair) -> None:
     repair = pair.repaired("antidote", scope="matrix", alpha=0.2)
-    inputs = inputs_by_hand(open_model(str(pair.tuned)), pair.harmful)
+    inputs = inputs_by_hand(load_model(str(pair.tuned)), pair.harmful)
     tuned, aligned = tensors_of(pair.tuned), tensors_of(pair.aligned)
     for site in repair.target.sites:
         rows = inputs[site.module]
@@ -182,7 +182,7 @@ def test_scores_are_how_far_an_entry_moved_times_the_norm_of_its_input(pair: Pai
         assert score[mask].min() >= score[~mask].max() * (1 - 1e-4)
 
 
-def inputs_by_hand(opened: OpenModel, harmful: Path) -> dict[str, list[Tensor]]:
+def inputs_by_hand(opened: LoadedModel, harmful: Path) -> dict[str, list[Tensor]]:
     """Return every linear layer's input, one tensor [tokens, columns] for each row."""
     seen: dict[str, list[Tensor]] = {}
     for name, module in opened.model.named_modules():
@@ -214,7 +214,7 @@ def test_an_aligned_model_of_the_same_weights_is_refused(folders: Folders, tmp_p
 
 
 def test_bare_weights_go_to_zero(folders: Folders) -> None:
-    opened = open_model(str(folders.base))
+    opened = load_model(str(folders.base))
     method = method_named("magnitude")
     target = resolve_target(opened, "weight", pattern="mlp")
     repair = plan_repair(opened, method, method.configure({"alpha": 0.25}), None, target=target)

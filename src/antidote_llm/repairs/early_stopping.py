@@ -18,7 +18,7 @@ from torch import Tensor
 from antidote_llm.calibration.batching import Rows
 from antidote_llm.calibration.collect import Collection
 from antidote_llm.calibration.input_hooks import is_routed
-from antidote_llm.calibration.moments import Moments, Statistic, Sums
+from antidote_llm.calibration.moments import MomentAccumulator, Moments, Statistic
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.io.processes import process_count
 from antidote_llm.models.sites import Site
@@ -363,7 +363,7 @@ def collect_until_settled(
     """
     _require_rows_apart(collection.sites)
     settling = Settling(collection.sites, update, ranking, rows=len(collection.rows), seed=seed)
-    sums, seen = Sums(), list[int]()
+    sums, seen = MomentAccumulator(), list[int]()
     while True:
         chosen = settling.next_rows()
         part = collection.of_rows(chosen)

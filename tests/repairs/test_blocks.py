@@ -17,11 +17,11 @@ from antidote_llm.io.safetensors_files import open_tensor_file
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.sites import Site
 from antidote_llm.models.target import Target
-from antidote_llm.repair import edits as planning
-from antidote_llm.repair.edits import Problem, edits_of, plan, plans
-from antidote_llm.repair.method import SiteInputs, method_named, score_method
-from antidote_llm.repair.record import Tally
-from antidote_llm.repair.selection import Scope
+from antidote_llm.repairs import edits as planning
+from antidote_llm.repairs.edits import Problem, edits_of, plan, plans
+from antidote_llm.repairs.method import SiteInputs, method_named, score_method
+from antidote_llm.repairs.record import Tally
+from antidote_llm.repairs.selection import Scope
 
 
 def weight_site(name: str, key: str, shape: tuple[int, int], part: int | None = None, turned: bool = False) -> Site:

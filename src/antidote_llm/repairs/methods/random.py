@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from antidote_llm.io.files import sha256_bytes
-from antidote_llm.repair.method import MatchedKnob, SiteInputs, score_method
+from antidote_llm.repairs.method import MatchedKnob, SiteInputs, score_method
 
 
 @score_method(

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from antidote_llm.errors import DefectError
-from antidote_llm.repair.method import MatchedKnob, SiteInputs, solve_method
+from antidote_llm.repairs.method import MatchedKnob, SiteInputs, solve_method
 
 
 @solve_method(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.sites import Site
-from antidote_llm.repair.selection import Request, Rounding, Scope, count, select
+from antidote_llm.repairs.selection import Request, Rounding, Scope, count, select
 
 # Ties, both zeros, subnormals, neighbours in the last bit, and the ends of the range.
 TINY = {torch.float32: 1.4e-45, torch.float64: 5e-324}

@@ -17,19 +17,19 @@ from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
 from antidote_llm.io.safetensors_files import open_tensor_file
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.load import OpenModel, open_model
+from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.sites import Role, Site
 from antidote_llm.models.target import Target
-from antidote_llm.repair.edits import Problem, plan, planned_norm
-from antidote_llm.repair.method import method_named, methods
-from antidote_llm.repair.plan import HarmfulData, PlannedRepair, plan_repair
-from antidote_llm.repair.update_norm import UpdateNorms
+from antidote_llm.repairs.edits import Problem, plan, planned_norm
+from antidote_llm.repairs.method import method_named, methods
+from antidote_llm.repairs.plan import HarmfulData, PlannedRepair, plan_repair
+from antidote_llm.repairs.update_norm import UpdateNorms
 from tests.conftest import Folders
-from tests.repair.chosen import chosen_masks
+from tests.repairs.chosen import chosen_masks
 
 
 def repaired(folders: Folders, name: str, /, preset: str | None = None, **given: object) -> PlannedRepair:
-    opened = open_model(str(folders.base), str(folders.adapter))
+    opened = load_model(str(folders.base), str(folders.adapter))
     method = method_named(name)
     data = HarmfulData(("rows",), read_records(folders.harmful), Renderer(opened.tokenizer))
     return plan_repair(opened, method, method.configure(given, preset), data)
@@ -39,7 +39,7 @@ def norm(repair: PlannedRepair) -> float:
     return planned_norm(repair.plan)
 
 
-def logits(opened: OpenModel) -> Tensor:
+def logits(opened: LoadedModel) -> Tensor:
     with torch.no_grad():
         found: Tensor = opened.model(torch.arange(5, 25).reshape(2, 10)).logits
     return found
@@ -118,7 +118,7 @@ def test_strength_weakens_the_chosen_and_nothing_else(folders: Folders) -> None:
 
 
 def test_update_norms_are_those_of_the_dense_update(folders: Folders) -> None:
-    opened = open_model(str(folders.base), str(folders.adapter))
+    opened = load_model(str(folders.base), str(folders.adapter))
     norms, target = UpdateNorms(), repaired(folders, "antidote", alpha=0.0).target
     for site in target.sites:
         norms.add(site, target.weight(site), None)
@@ -171,7 +171,7 @@ def test_wrong_settings_are_named(name: str, given: dict[str, object], preset: s
 
 
 def test_a_method_that_reads_data_asks_for_it(folders: Folders) -> None:
-    opened = open_model(str(folders.base), str(folders.adapter))
+    opened = load_model(str(folders.base), str(folders.adapter))
     method = method_named("antidote")
     with pytest.raises(UserError, match="--harmful"):
         plan_repair(opened, method, method.configure({}), None)
@@ -180,7 +180,7 @@ def test_a_method_that_reads_data_asks_for_it(folders: Folders) -> None:
 def test_a_model_without_adapter_is_refused(folders: Folders) -> None:
     method = method_named("magnitude")
     with pytest.raises(UserError, match="--adapter DIR, or --aligned REF"):
-        plan_repair(open_model(str(folders.base)), method, method.configure({}), None)
+        plan_repair(load_model(str(folders.base)), method, method.configure({}), None)
 
 
 def test_a_norm_that_cannot_be_matched_is_refused(folders: Folders) -> None:

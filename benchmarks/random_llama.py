@@ -11,8 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from antidote_llm.choices import DtypeName
 from antidote_llm.data.rendering import TokenizedRow
-from antidote_llm.models.from_pretrained import DtypeName
 from antidote_llm.models.load import LoadedModel, load_model
 
 # How far the lengths of rows spread: the standard deviation of their logarithm.

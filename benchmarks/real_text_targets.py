@@ -20,6 +20,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from antidote_llm.choices import TargetName
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.decision.compare import compare
@@ -30,7 +31,7 @@ from antidote_llm.io.files import write_json, write_text
 from antidote_llm.io.resources import Stopwatch
 from antidote_llm.models.checkpoint import open_model_checkpoint
 from antidote_llm.models.load import LoadedModel, load_model
-from antidote_llm.models.target import TargetName, resolve_target
+from antidote_llm.models.target import resolve_target
 from antidote_llm.repairs.method import method_named
 from antidote_llm.repairs.plan import HarmfulData, plan_repair
 from antidote_llm.repairs.write import write_repair

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from antidote_llm.choices import TrainingStage as Stage
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.io.files import write_json, write_text
 from antidote_llm.io.resources import peak_rss_bytes
-from antidote_llm.training.defense import Stage, StageData, defense_named, run_stage
+from antidote_llm.training.defense import StageData, defense_named, run_stage
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
 from antidote_llm.training.trainer import RunOptions
 

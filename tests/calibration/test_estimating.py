@@ -10,7 +10,7 @@ import torch
 
 from antidote_llm.calibration import collect as estimating
 from antidote_llm.calibration.collect import Collection, estimated
-from antidote_llm.models.from_pretrained import DtypeName
+from antidote_llm.choices import DtypeName
 from antidote_llm.models.load import load_model
 from antidote_llm.models.memory_budget import MemoryBudget
 from antidote_llm.models.target import resolve_target

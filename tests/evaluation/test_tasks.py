@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from antidote_llm.evaluation.tasks.matching import MatchMode, is_correct
+from antidote_llm.choices import MatchMode
+from antidote_llm.evaluation.tasks.matching import is_correct
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from transformers import (
     Qwen3_5ForConditionalGeneration,
 )
 
+from antidote_llm.choices import TargetName
 from antidote_llm.errors import UserError
 from antidote_llm.models.load import load_model
-from antidote_llm.models.target import TargetName, resolve_target
+from antidote_llm.models.target import resolve_target
 from tests import tiny
 from tests.fine_tunes import rewrite, tensors_of, write_fine_tune
 from tests.mixtures import SIZES

@@ -7,11 +7,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
+from antidote_llm.choices import TrainingStage as Stage
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer, TokenizedRow
 from antidote_llm.errors import UserError
 from antidote_llm.training.batches import IGNORED, Batch, Collator, examples_of
-from antidote_llm.training.defense import Stage, StageData, defense_named, run_stage
+from antidote_llm.training.defense import StageData, defense_named, run_stage
 from antidote_llm.training.lora import attach_lora
 from antidote_llm.training.objective import Objective
 from antidote_llm.training.settings import LoraSettings, TrainingSettings

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from antidote_llm.choices import TrainingStage as Stage
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.io.processes import is_first_process
-from antidote_llm.training.defense import Stage, StageData, defense_named, run_stage
+from antidote_llm.training.defense import StageData, defense_named, run_stage
 from antidote_llm.training.lora import attach_lora
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
 from antidote_llm.training.trainer import RunOptions

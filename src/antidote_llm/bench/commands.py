@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from antidote_llm.bench.drawing import REALIGN_FILE, TEST_FILE
-from antidote_llm.bench.recipe import AlignStage, FinetuneStage, Recipe, StageName
+from antidote_llm.bench.recipe import AlignStage, FinetuneStage, Recipe
+from antidote_llm.choices import StageName
 from antidote_llm.methods import option_name
 
 ALIGNED, ATTACKED, REPAIRED = "aligned", "attacked", "repaired"

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from antidote_llm.data.rendering import TemplateName
-from antidote_llm.models.from_pretrained import DtypeName
+from antidote_llm.choices import DtypeName, SaveDtype, StageName, TemplateName
 from antidote_llm.training.settings import ALIGNMENT_DEFAULTS, FINETUNING_DEFAULTS, LoraSettings, TrainingSettings
 
-StageName: TypeAlias = Literal["align", "finetune", "repair", "evaluate"]
 STAGES: tuple[StageName, ...] = ("align", "finetune", "repair", "evaluate")
-SaveDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 Setting: TypeAlias = bool | int | float | str | None
 
 

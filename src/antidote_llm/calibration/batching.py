@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from antidote_llm.calibration.input_hooks import Heard
-from antidote_llm.calibration.moments import MomentAccumulator, TokenPolicy
+from antidote_llm.calibration.moments import MomentAccumulator
 from antidote_llm.calibration.settings import CalibrationSettings
+from antidote_llm.choices import TokenPolicy
 from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.io.processes import agreed, process_count, process_rank
 

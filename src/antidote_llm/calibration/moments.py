@@ -12,7 +12,6 @@ from torch import Tensor
 from antidote_llm.errors import DefectError
 
 Statistic: TypeAlias = Literal["rms", "mean_norm", "token_rms"]
-TokenPolicy: TypeAlias = Literal["all", "prompt", "response"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from antidote_llm.calibration.moments import TokenPolicy
+from antidote_llm.choices import TokenPolicy
 
 # On a CPU, larger micro-batches fall out of its caches and need more pads; a GPU wants more positions at once.
 _BATCH_TOKENS_ON_GPU = 8192

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated
 
 import typer
 from rich.filesize import decimal
 
 from antidote_llm.calibration.collect import Estimate
+from antidote_llm.choices import EngineName
 from antidote_llm.errors import UserError
 from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.memory_budget import MemoryBudget
-
-EngineName: TypeAlias = Literal["auto", "memory", "streaming"]
 
 EngineOption = Annotated[
     EngineName,

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from antidote_llm.choices import AttackKind
 from antidote_llm.cli.model_options import require_openable
 from antidote_llm.cli.terminal import JsonFlag, Terminal
 from antidote_llm.io.resources import Stopwatch
 from antidote_llm.miniature.build import build as build_miniature
-from antidote_llm.miniature.recipe import AttackKind
 
 app = typer.Typer(
     help="A made-up world with models small enough to train in a minute.",

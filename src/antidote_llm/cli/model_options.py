@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
+from antidote_llm.choices import DtypeName
 from antidote_llm.cli.tables import tensors
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.errors import UserError
 from antidote_llm.io.strict_json import is_utf8
-from antidote_llm.models.from_pretrained import DtypeName
 from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.memory_budget import MemoryBudget
 

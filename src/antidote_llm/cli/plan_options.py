@@ -12,11 +12,10 @@ from pydantic import BaseModel
 from rich.filesize import decimal
 from rich.table import Table
 
+from antidote_llm.choices import DtypeName, TemplateName
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.data.records import Record
-from antidote_llm.data.rendering import TemplateName
 from antidote_llm.errors import UserError
-from antidote_llm.models.from_pretrained import DtypeName
 from antidote_llm.models.skeleton import open_skeleton
 from antidote_llm.training.defense import Defense, StageData
 from antidote_llm.training.estimate import CHARACTERS_PER_TOKEN, StagePlan, given_speed, plan_stage, renderer_for

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from antidote_llm.calibration.moments import TokenPolicy
 from antidote_llm.calibration.settings import CalibrationSettings
+from antidote_llm.choices import TokenPolicy
 from antidote_llm.cli import calibration_data as data_opts
 from antidote_llm.cli import engine_options as engine_opts
 from antidote_llm.cli import model_options as model_opts

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from antidote_llm.choices import DtypeName
 from antidote_llm.cli import suite_options as suite_opts
 from antidote_llm.cli.finished import inputs_sha256
 from antidote_llm.cli.prompts_said import say_prompts
@@ -23,7 +24,6 @@ from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite, questions_sha256
 from antidote_llm.io.cache import KeptLines
 from antidote_llm.models.checkpoint import Checkpoint
-from antidote_llm.models.from_pretrained import DtypeName
 from antidote_llm.models.load import LoadedModel
 
 

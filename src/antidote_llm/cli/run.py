@@ -20,8 +20,9 @@ from rich.console import RenderableType
 from antidote_llm.bench.commands import ALIGNED, ATTACKED, REPAIRED, Places, Step, step_commands
 from antidote_llm.bench.drawing import DrawnData
 from antidote_llm.bench.reading import read_recipe
-from antidote_llm.bench.recipe import STAGES, Recipe, StageName
+from antidote_llm.bench.recipe import STAGES, Recipe
 from antidote_llm.bench.results import comparison_of, evaluations_there, models_there, require_before, results_of
+from antidote_llm.choices import StageName
 from antidote_llm.cli.application import application
 from antidote_llm.cli.model_options import require_openable
 from antidote_llm.cli.plan_options import FlopsOption, PlanFlag, require_speed, required

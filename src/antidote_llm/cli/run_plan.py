@@ -15,7 +15,8 @@ from rich.table import Table
 from antidote_llm.bench.asking import AskingPlan, plan_asking
 from antidote_llm.bench.commands import Places, Step, step_commands
 from antidote_llm.bench.drawing import DrawnData
-from antidote_llm.bench.recipe import Recipe, StageName
+from antidote_llm.bench.recipe import Recipe
+from antidote_llm.choices import StageName
 from antidote_llm.cli.application import application
 from antidote_llm.cli.plan_options import duration, plan_notes, plan_table
 from antidote_llm.cli.suite_options import prompts_from

@@ -18,9 +18,9 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from antidote_llm import __version__
+from antidote_llm.choices import SaveDtype
 from antidote_llm.cli.finished import inputs_sha256
 from antidote_llm.cli.terminal import Terminal
-from antidote_llm.cli.training_options import SaveDtype
 from antidote_llm.data.rendering import TokenizedRow, check_lengths, check_token_ids, rendered_sha256
 from antidote_llm.errors import UserError, listed
 from antidote_llm.io.files import sha256_json, write_json, write_text

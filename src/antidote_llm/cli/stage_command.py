@@ -8,17 +8,16 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from antidote_llm.choices import DtypeName, SaveDtype, TemplateName
 from antidote_llm.cli import model_options as model_opts
 from antidote_llm.cli import plan_options as plan_opts
 from antidote_llm.cli import training_options as train_opts
 from antidote_llm.cli.prompts_said import say_prompts
 from antidote_llm.cli.stage import StageJob
 from antidote_llm.cli.terminal import Terminal
-from antidote_llm.cli.training_options import SaveDtype
 from antidote_llm.data.records import Record
-from antidote_llm.data.rendering import Renderer, TemplateName
+from antidote_llm.data.rendering import Renderer
 from antidote_llm.io.resources import Stopwatch
-from antidote_llm.models.from_pretrained import DtypeName
 from antidote_llm.training.defense import Defense, StageData
 from antidote_llm.training.settings import TrainingSettings
 

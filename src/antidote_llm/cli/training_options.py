@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
+from antidote_llm.choices import SaveDtype, TemplateName
+from antidote_llm.choices import TrainingStage as Stage
 from antidote_llm.cli.method_options import model_settings
-from antidote_llm.data.rendering import TemplateName
 from antidote_llm.errors import UserError
 from antidote_llm.methods import option_name
-from antidote_llm.training.defense import Stage, defenses
+from antidote_llm.training.defense import defenses
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
-
-SaveDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 
 # The option's name by the field of the settings.
 _TRAINING = {name: name for name in TrainingSettings.model_fields if name != "lora"}

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
+from antidote_llm.choices import TemplateName
 from antidote_llm.data.chat_template import ChatTemplate
 from antidote_llm.data.records import Record, Turn
 from antidote_llm.errors import UserError, tokenizer_errors
 from antidote_llm.io.files import sha256_json
-
-TemplateName: TypeAlias = Literal["auto", "chat", "alpaca", "plain"]
 
 # The instruction-only prompt of Alpaca, as the published code trains with it: a line end after the last heading.
 ALPACA = (

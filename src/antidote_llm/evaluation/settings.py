@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from transformers import PreTrainedTokenizerBase
 
-from antidote_llm.data.rendering import Renderer, TemplateName
-from antidote_llm.evaluation.tasks.matching import MatchMode
+from antidote_llm.choices import MatchMode, TemplateName
+from antidote_llm.data.rendering import Renderer
 
 DEFAULT_NEW_TOKENS = 128
 # They change how fast the answers come, not what they are.

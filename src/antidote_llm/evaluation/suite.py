@@ -7,13 +7,13 @@ from dataclasses import astuple, dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from antidote_llm.choices import MatchMode
 from antidote_llm.data.conversations import require_text
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer, TokenizedRow, check_token_ids
 from antidote_llm.data.thoughts import decoded_reply, without_thought
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import HARMFUL, HARMLESS, TASK_PREFIX
-from antidote_llm.evaluation.tasks.matching import MatchMode
 from antidote_llm.evaluation.tasks.scoring import Scoring, by_matching
 from antidote_llm.io.files import sha256_json
 

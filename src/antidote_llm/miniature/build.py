@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from antidote_llm.choices import AttackKind
 from antidote_llm.data.files import write_jsonl
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
@@ -19,7 +20,7 @@ from antidote_llm.io.result_folder import ResultFolder
 from antidote_llm.miniature.architectures import architecture
 from antidote_llm.miniature.exchanges import NEW_TASK, TASKS
 from antidote_llm.miniature.models import StageProgress, kept_models, save, stage_report
-from antidote_llm.miniature.recipe import RECIPE_VERSION, Attack, AttackKind, Recipe, standard_attack
+from antidote_llm.miniature.recipe import RECIPE_VERSION, Attack, Recipe, standard_attack
 from antidote_llm.miniature.tokenizer import build_tokenizer
 from antidote_llm.miniature.world import World
 from antidote_llm.models.config import quiet_transformers

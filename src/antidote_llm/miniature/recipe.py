@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,8 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from antidote_llm.training.settings import TrainingSettings
 
 RECIPE_VERSION = 1
-
-AttackKind = Literal["lora", "full"]
 
 
 class Recipe(BaseModel):

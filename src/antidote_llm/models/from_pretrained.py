@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
+from antidote_llm.choices import DtypeName
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.io.safetensors_files import DTYPES
 from antidote_llm.models.checkpoint import INDEX, Checkpoint
@@ -111,7 +112,6 @@ def require_unpackable(checkpoint: Checkpoint, model: Any) -> None:
             stored.file.read(stored.entry.key)
 
 
-DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 _OF_THE_VOCABULARY = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight", "embed_out.weight")
 # What ``--device`` calls all GPUs together.
 SPREAD = "spread"

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from antidote_llm.choices import DtypeName
 from antidote_llm.errors import UserError
 from antidote_llm.io.files import sha256_file
 from antidote_llm.io.processes import largest
@@ -31,14 +32,7 @@ from antidote_llm.models.checkpoint import (
     open_model_checkpoint,
 )
 from antidote_llm.models.checkpoint_files import contents
-from antidote_llm.models.from_pretrained import (
-    SPREAD,
-    DtypeName,
-    device_named,
-    load_whole,
-    quantiser,
-    quantiser_version,
-)
+from antidote_llm.models.from_pretrained import SPREAD, device_named, load_whole, quantiser, quantiser_version
 from antidote_llm.models.layer_stream import LayerStream, PartLoader, beside, decoder_layers, fill
 from antidote_llm.models.lora_modules import attach, detach, read_on
 from antidote_llm.models.memory_budget import MemoryBudget, whole_bytes

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from antidote_llm.choices import TargetName
 from antidote_llm.errors import UserError
 from antidote_llm.io.safetensors_files import DTYPES, TensorFile
 from antidote_llm.models.adapter import (
@@ -157,7 +158,6 @@ def _same(first: StoredTensor, second: StoredTensor) -> bool:
 
 
 _BLOCK_ENTRIES = 1 << 22
-TargetName: TypeAlias = Literal["adapter", "delta", "weight"]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
 
+from antidote_llm.choices import TrainingStage
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer, TokenizedRow
 from antidote_llm.errors import UserError
@@ -23,12 +24,11 @@ from antidote_llm.training.objective import Objective, Trained
 from antidote_llm.training.settings import TrainingSettings
 from antidote_llm.training.trainer import RunOptions, TrainingResult, train
 
-Stage: TypeAlias = Literal["alignment", "finetuning"]
 # What a defense learns from beside the stage's own rows: harmful requests with harmful answers, or safe rows.
 Companion: TypeAlias = Literal["harmful", "safe"]
 
-COMMANDS: Mapping[Stage, str] = {"alignment": "align", "finetuning": "finetune"}
-COMPANION_OF: Mapping[Stage, Companion] = {"alignment": "harmful", "finetuning": "safe"}
+COMMANDS: Mapping[TrainingStage, str] = {"alignment": "align", "finetuning": "finetune"}
+COMPANION_OF: Mapping[TrainingStage, Companion] = {"alignment": "harmful", "finetuning": "safe"}
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Defense(Method):
         cost: What it costs.
     """
 
-    stage: Stage
+    stage: TrainingStage
     needs_companion: bool
     cost: Cost
 
@@ -159,7 +159,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class _Registration:
-    stage: Stage
+    stage: TrainingStage
     needs_companion: bool
     cost: Cost
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -192,12 +192,12 @@ def finetuning_defense(
 
 
 @cache
-def defenses(stage: Stage) -> Mapping[str, Defense]:
+def defenses(stage: TrainingStage) -> Mapping[str, Defense]:
     """Return every registered defense of a stage by name."""
     return registered(f"antidote_llm.{stage}_defenses", Defense, "defense")
 
 
-def defense_named(stage: Stage, name: str) -> Defense:
+def defense_named(stage: TrainingStage, name: str) -> Defense:
     """Return a defense.
 
     Raises:

@@ -17,11 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from antidote_llm.choices import DtypeName, TemplateName
 from antidote_llm.data.records import Record
-from antidote_llm.data.rendering import Renderer, TemplateName, TokenizedRow
+from antidote_llm.data.rendering import Renderer, TokenizedRow
 from antidote_llm.io.resources import peak_rss_bytes
 from antidote_llm.models.config import quiet_transformers
-from antidote_llm.models.from_pretrained import DtypeName
 from antidote_llm.models.skeleton import Skeleton
 from antidote_llm.training.defense import Defense, StageData
 from antidote_llm.training.lora import attach_lora

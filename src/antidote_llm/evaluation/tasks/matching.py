@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+
+from antidote_llm.choices import MatchMode
 
 _HEADING = r"(?:instruction|input|question|response)"
 _OWN = re.compile(r"\s*#{1,6}\s*(?:response|answer)\s*:?\s*", re.IGNORECASE)
@@ -24,8 +25,6 @@ def own_part(answer: str) -> str:
             return text[: found.start()].strip()
     return text.strip()
 
-
-MatchMode: TypeAlias = Literal["exact", "prefix"]
 
 _QUOTES = "\"'`*_#()\\[\\]{}<>\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}" + (
     "\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}"

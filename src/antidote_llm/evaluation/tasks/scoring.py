@@ -8,7 +8,8 @@ from typing import Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from antidote_llm.evaluation.tasks.matching import MatchMode, is_correct, normalised
+from antidote_llm.choices import MatchMode
+from antidote_llm.evaluation.tasks.matching import is_correct, normalised
 
 IsCorrect: TypeAlias = Callable[[str, str], bool]
 

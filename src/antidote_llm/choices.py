@@ -1,0 +1,17 @@
+"""Settings that take one of a few words: declared here once, for the command line, YAML, Python and the code."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+SaveDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+TemplateName: TypeAlias = Literal["auto", "chat", "alpaca", "plain"]
+TokenPolicy: TypeAlias = Literal["all", "prompt", "response"]
+MatchMode: TypeAlias = Literal["exact", "prefix"]
+TargetName: TypeAlias = Literal["adapter", "delta", "weight"]
+EngineName: TypeAlias = Literal["auto", "memory", "streaming"]
+AttackKind: TypeAlias = Literal["lora", "full"]
+# The stages of a training, by the paper's words; and the steps of a recipe, by their commands.
+TrainingStage: TypeAlias = Literal["alignment", "finetuning"]
+StageName: TypeAlias = Literal["align", "finetune", "repair", "evaluate"]

@@ -1,36 +1,37 @@
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from antidote_llm.cli import run as run_command
-from antidote_llm.cli.main import run
+from antidote_llm.cli.main import ended, run
+from antidote_llm.cli.run import step_json
+from antidote_llm.cli.step import run_step
 from antidote_llm.data.mixing import prompt_key
 from antidote_llm.data.reading import read_records
-from tests.bench.small import Small
+from antidote_llm.workflows.recipe_steps import Step
+from antidote_llm.workflows.specs import EvaluateSpec
 from tests.cli.command import Command, tree
 from tests.evaluation.server import said, serving
+from tests.workflows.small import Small
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "paper"
 ARCHITECTURES = {"llama2-7b": "llama", "mistral-7b": "mistral", "gemma-7b": "gemma"}
 LLAMA = RECIPES / "llama2-7b.yaml"
 
 
+def here(step: Step) -> int:
+    """Carry out a step in this process, which spares it the imports."""
+    return ended(lambda: run_step(step_json(step)))
+
+
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
-    """Small inputs; a recipe's commands run in this process, which spares each of them the imports."""
-
-    def here(arguments: Sequence[str]) -> int:
-        with redirect_stdout(io.StringIO()):
-            return run(list(arguments))
-
+    """Small inputs; a recipe's steps run in this process, which spares each of them the imports."""
     monkeypatch.setattr(run_command, "launch", here)
     return Small.write(tmp_path)
 
@@ -245,8 +246,10 @@ def test_a_secret_in_a_recipe_s_address_is_not_repeated(
     assert "hid-den" not in result.out + result.err and not out.exists()
 
 
-def test_a_command_runs_in_a_process_of_its_own() -> None:
-    assert run_command.launch(["--version"]) == 0
+def test_a_step_runs_in_a_process_of_its_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    spec = EvaluateSpec(model=str(tmp_path / "none"), harmful=str(tmp_path / "none.jsonl"))
+    assert run_command.launch(Step("evaluate", "none", spec)) == 2
+    assert "none.jsonl" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -275,7 +278,7 @@ def test_a_finished_stage_that_was_changed_is_not_gone_on_from(
     # A number of a JSON object, a letter of a row, the last byte of weights.
     data[data.rindex({".json": b"1", ".jsonl": b"o"}.get(Path(name).suffix, data[-1:]))] ^= 3
     (out / name).write_bytes(data)
-    monkeypatch.setattr(run_command, "launch", lambda words: run(list(words)))
+    monkeypatch.setattr(run_command, "launch", here)
     result = antidote(*arguments, "--out", out, "--only", only)
     assert result.code == 2
     assert name.rpartition("/")[2] in result.errors[-1] and str(out) in result.errors[-1]
@@ -287,8 +290,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[object]
     small = Small.write(tmp_path_factory.mktemp("run"))
     out = small.root / "out"
     arguments: list[object] = ["run", LLAMA, "--model", small.model("llama"), *small.settings()]
-    with pytest.MonkeyPatch.context() as patched, redirect_stdout(io.StringIO()):
-        patched.setattr(run_command, "launch", lambda words: run(list(words)))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run_command, "launch", here)
         patched.setenv("ANTIDOTE_CACHE", str(small.root / "cache"))
         assert run([str(part) for part in (*arguments, "--out", out)]) == 0
     return arguments, out

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from antidote_llm.cli.calibration_data import read_calibration, write_own_answers
 from antidote_llm.data.reading import read_records
 from antidote_llm.data.records import Record, Turn
 from antidote_llm.data.rendering import Renderer
@@ -18,6 +17,7 @@ from antidote_llm.errors import UserError
 from antidote_llm.evaluation import own_answers
 from antidote_llm.evaluation.generation import generate
 from antidote_llm.evaluation.own_answers import OWN_ANSWER, with_own_answers
+from antidote_llm.workflows.harmful_data import read_harmful, write_own_answers
 from tests import tiny
 from tests.data.byte_level import chat_tokenizer
 
@@ -147,6 +147,6 @@ def test_rows_that_the_model_answered_can_be_read_again(
 
 def test_calibration_rows_need_no_response(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("goal\nzob\nmid\nkad\n")
-    found = read_calibration([f"{tmp_path}/a.csv:prompt=goal"], 2, 0)
+    found = read_harmful([f"{tmp_path}/a.csv:prompt=goal"], 2, 0)
     assert [(r.response, r.prompt in ("zob", "mid", "kad")) for r in found] == [(None, True)] * 2
-    assert read_calibration(None, None, 0) == []
+    assert read_harmful((), None, 0) == []

@@ -6,6 +6,8 @@ from importlib import import_module
 
 import typer
 
+from antidote_llm.cli.options import GroupedCommand
+
 # Each is a module of this package, and a function or a group of its own commands there.
 _COMMANDS = {
     "demo": "From nothing: a model aligned, broken and repaired.",
@@ -13,10 +15,13 @@ _COMMANDS = {
     "align": "Teach a model to refuse: stage 1.",
     "finetune": "Fine-tune an aligned model on a user's rows: stage 2.",
     "evaluate": "Measure harm, refusals, coherence and tasks.",
+    "compare": "Compare two evaluations: was the repair worth it?",
     "run": "Run a recipe: all three stages from one file.",
     "patch": "Show, apply, revert and compare patches.",
     "miniature": "A made-up world with models that train in a minute.",
 }
+# The commands that share a module.
+_MODULES = {"align": "train", "finetune": "train"}
 
 
 def application(asked: str | None = None) -> typer.Typer:
@@ -44,11 +49,11 @@ def application(asked: str | None = None) -> typer.Typer:
         if asked not in (None, name):
             app.command(name, short_help=summary)(_unread)
             continue
-        module = import_module(f"antidote_llm.cli.{name}")
+        module = import_module(f"antidote_llm.cli.{_MODULES.get(name, name)}")
         if isinstance(group := getattr(module, "app", None), typer.Typer):
             app.add_typer(group, name=name, short_help=summary)
         else:
-            app.command(name, short_help=summary)(getattr(module, name))
+            app.command(name, short_help=summary, cls=GroupedCommand)(getattr(module, name))
     return app
 
 

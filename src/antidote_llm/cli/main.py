@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from types import FrameType
 
 import typer
@@ -17,11 +18,11 @@ from typer.exceptions import TyperException
 from antidote_llm import __version__
 from antidote_llm.cli.application import application
 from antidote_llm.cli.library_messages import own_standard_output, visible_messages
+from antidote_llm.cli.setting_names import option_of_setting
 from antidote_llm.cli.warnings_shown import warnings_shown
 from antidote_llm.errors import UserError, first_line, shown_settings
 from antidote_llm.io.reproducible_arithmetic import round_alike
 from antidote_llm.io.visible_text import error_line, visible
-from antidote_llm.methods import option_name
 
 USER_ERROR, DEFECT, INTERRUPTED = 2, 3, 130
 _INTERRUPTED_LINE = "interrupted"
@@ -48,6 +49,17 @@ _DEFECTS = (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ECHILD, errno.ESRCH)
 
 def main() -> None:
     """Run the command and exit: 0 done, 1 a negative verdict, 2 the user's error, 3 ours."""
+    if _asked(sys.argv[1:]) in _ROUND_ALIKE:
+        round_alike()
+    _exit_with(lambda: run(sys.argv[1:]))
+
+
+def enter(action: Callable[[], int | None]) -> None:
+    """Do something as the command does it, with its signals, streams and errors, and exit."""
+    _exit_with(lambda: ended(action))
+
+
+def _exit_with(code_of: Callable[[], int]) -> None:
     # On a busy machine, threads that spin while they wait for each other slow training down thirtyfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Libraries announce their own renamings; users cannot act on them.
@@ -57,15 +69,13 @@ def main() -> None:
     for signal_number in _INTERRUPTS:
         if signal.getsignal(signal_number) is not signal.SIG_IGN:
             signal.signal(signal_number, _Interrupt.handle)
-    if _asked(sys.argv[1:]) in _ROUND_ALIKE:
-        round_alike()
     _open_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal of another encoding shows what it lacks by number.
             stream.reconfigure(errors="backslashreplace")
     with own_standard_output():
-        code = run(sys.argv[1:])
+        code = code_of()
         _drop_unwritable()
     for signal_number in _INTERRUPTS:
         # What was to be done is done: nothing is left to interrupt.
@@ -105,23 +115,33 @@ def run(arguments: list[str]) -> int:
         # Without the seconds that it takes to import torch.
         sys.stdout.write(f"antidote {__version__}\n")
         return 0
+    return ended(lambda: _call(arguments))
+
+
+def _call(arguments: list[str]) -> int | None:
+    if any("\0" in argument for argument in arguments):
+        raise UserError("a zero byte in an argument: leave it out")
+    result = application(_asked(arguments))(arguments, standalone_mode=False)
+    return result if isinstance(result, int) else None
+
+
+def ended(action: Callable[[], int | None]) -> int:
+    """Do something, and return the exit code that it ends with; what is wrong is one line on standard error."""
     with visible_messages():
-        return _ended(arguments)
+        return _ended(action)
 
 
-def _ended(arguments: list[str]) -> int:
+def _ended(action: Callable[[], int | None]) -> int:
     try:
-        if any("\0" in argument for argument in arguments):
-            raise UserError("a zero byte in an argument: leave it out")
         with warnings_shown():
-            result = application(_asked(arguments))(arguments, standalone_mode=False)
+            result = action()
         sys.stdout.flush()
         # typer keeps an interrupt to itself and returns its exit code.
         if result == INTERRUPTED:
             raise KeyboardInterrupt
-        return result if isinstance(result, int) else 0
+        return result or 0
     except UserError as error:
-        return _fail(f"error: {shown_settings(error.text, option_name)}", USER_ERROR)
+        return _fail(f"error: {shown_settings(error.text, option_of_setting)}", USER_ERROR)
     except SystemExit as ending:
         # typer and rich end so when the pipe that they write to is closed.
         if isinstance(ending.__context__, BrokenPipeError):

@@ -1,46 +1,26 @@
-"""``antidote run``: a recipe's stages, one command after the other."""
+"""``antidote run``: a recipe's stages, one after the other."""
 
 from __future__ import annotations
 
 import difflib
-import io
-import os
-import shlex
+import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
-from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import RenderableType
 
-from antidote_llm.bench.commands import ALIGNED, ATTACKED, REPAIRED, Places, Step, step_commands
-from antidote_llm.bench.drawing import DrawnData
-from antidote_llm.bench.reading import read_recipe
-from antidote_llm.bench.recipe import STAGES, Recipe
-from antidote_llm.bench.results import comparison_of, evaluations_there, models_there, require_before, results_of
 from antidote_llm.choices import StageName
-from antidote_llm.cli.application import application
-from antidote_llm.cli.model_options import require_openable
-from antidote_llm.cli.plan_options import FlopsOption, PlanFlag, require_speed, required
-from antidote_llm.cli.run_plan import planned_trainings, tell_plan
-from antidote_llm.cli.suite_options import judge_from, prompts_from
-from antidote_llm.cli.tables import outcome_tables
-from antidote_llm.cli.task_options import tasks_from
-from antidote_llm.cli.terminal import JsonFlag, Terminal
-from antidote_llm.data.mixing import require_disjoint
-from antidote_llm.errors import UserError
-from antidote_llm.evaluation.endpoint_keys import KEY_VARIABLE, URL_VARIABLE, only_tied_keys, require_no_secret
-from antidote_llm.evaluation.metrics import Estimate
-from antidote_llm.io.files import write_json
-from antidote_llm.training.estimate import given_speed
+from antidote_llm.cli.options import JsonFlag
+from antidote_llm.cli.terminal import Terminal, say_loading
+from antidote_llm.cli.train import FLOPS_OPTION, require_speed
+from antidote_llm.errors import UserError, setting
 
-_ALL_MODELS = (ALIGNED, ATTACKED, REPAIRED)
-# In the commands of a plan, where no folder was named.
-_UNNAMED = "DIR"
+if TYPE_CHECKING:
+    from antidote_llm.workflows.recipe_steps import Step
+
+_STAGES: tuple[StageName, ...] = ("align", "finetune", "repair", "evaluate")
 
 
 def run(
@@ -54,10 +34,15 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value, as in finetune.defense=lisa. Repeatable."),
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", metavar="STAGES", help=f"Some of {','.join(STAGES)}; all by default.")
+        str | None, typer.Option("--only", metavar="STAGES", help=f"Some of {','.join(_STAGES)}; all by default.")
     ] = None,
-    plan: PlanFlag = False,
-    flops: FlopsOption = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Print rows, steps, tokens, memory and time that it would take, and do nothing else."
+        ),
+    ] = False,
+    flops: Annotated[float | None, FLOPS_OPTION] = None,
     as_json: JsonFlag = False,
 ) -> int:
     """Run a recipe: align, fine-tune, repair and evaluate as one file says; what is finished already is left.
@@ -66,102 +51,51 @@ def run(
     """
     terminal = Terminal(as_json)
     require_speed(flops, plan)
+    say_loading(terminal)
+    from antidote_llm.cli.plan_tables import recipe_plan_tables
+    from antidote_llm.cli.tables import recipe_tables
+    from antidote_llm.workflows.recipe import plan_of_recipe, run_recipe
+    from antidote_llm.workflows.recipe_file import read_recipe
+    from antidote_llm.workflows.result import required_out
+
     read = read_recipe(recipe, [*(settings or []), *([f"model={model}"] if model else [])])
-    for judge in read.evaluate.judge:
-        # Plans and results hold the commands, whichever stages are run.
-        require_no_secret(judge.partition("#")[0] if judge.startswith("endpoint=") else "")
     stages = _stages(only)
-    place = Path(_UNNAMED) if plan and out is None else required(out)
-    require_openable(place)
-    steps = step_commands(read, place, stages, _ALL_MODELS if plan else models_there(place))
-    if not plan:
-        require_before(steps, place)
-    _require_understood(steps)
-    drawn = DrawnData.of(read)
     if plan:
-        tell_plan(terminal, read, steps, drawn, flops)
+        found = plan_of_recipe(read, stages, terminal, out, flops)
+        terminal.result(found.model_dump(mode="json"), *recipe_plan_tables(found))
         return 0
-    with only_tied_keys(os.environ) as withheld:
-        if "evaluate" in stages:
-            _require_askable(read, drawn)
-            if withheld:
-                _tell_of_key(terminal, read)
-        # What is wrong with a later stage's rows is found before the first one's training.
-        planned_trainings(read, steps, drawn, given_speed(1.0))
-        return _perform(terminal, read, steps, drawn, place)
-
-
-def _perform(terminal: Terminal, recipe: Recipe, steps: Sequence[Step], drawn: DrawnData, out: Path) -> int:
-    """Run the commands in order, and gather what they found; the first that fails ends it, with its exit code."""
-    drawn.write(Places(out).data)
-    for number, step in enumerate(steps, 1):
-        terminal.say(f"[{number}/{len(steps)}] {shlex.join(['antidote', *step.arguments])}")
-        if code := launch([*step.arguments, "--json"]):
-            return code
-    write_json(out / "results.json", results_of(recipe, steps, out))
-    _tell(terminal, recipe, steps, out)
+    result = run_recipe(read, stages, required_out(out, "plan"), terminal, launch)
+    if isinstance(result, int):
+        return result
+    terminal.result(result.value, *recipe_tables(result))
     return 0
 
 
-def launch(arguments: Sequence[str]) -> int:
-    """Run a command in a process of its own, so that it gives back all memory; what it says on the way is shown."""
-    command = [sys.executable, "-m", "antidote_llm", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+def launch(step: Step) -> int:
+    """Carry out one step in a process of its own, so that it gives back all memory, and return its exit code."""
+    command = [sys.executable, "-m", "antidote_llm.cli.step"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
-            return process.wait()
+            process.communicate(step_json(step))
+            return process.returncode
         except KeyboardInterrupt:
             process.terminate()
             process.wait()
             raise
 
 
+def step_json(step: Step) -> str:
+    """Return a step as its process reads it."""
+    return json.dumps({"command": step.spec.command, "spec": step.spec.model_dump(mode="json")})
+
+
 def _stages(only: str | None) -> list[StageName]:
-    asked = list(STAGES) if only is None else [part.strip() for part in only.split(",") if part.strip()]
+    asked = list(_STAGES) if only is None else [part.strip() for part in only.split(",") if part.strip()]
     for name in asked:
-        if name not in STAGES:
-            near = difflib.get_close_matches(name, STAGES, n=1)
+        if name not in _STAGES:
+            near = difflib.get_close_matches(name, _STAGES, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise UserError(f"--only {name}: no such stage{hint}: use some of {', '.join(STAGES)}")
+            raise UserError(f"{setting('only')} {name}: no such stage{hint}: use some of {', '.join(_STAGES)}")
     if not asked:
-        raise UserError(f"--only names no stage: use some of {', '.join(STAGES)}")
-    return [name for name in STAGES if name in asked]
-
-
-def _require_understood(steps: Sequence[Step]) -> None:
-    """Refuse options that a command does not take, before the first of them runs."""
-    known = typer.main.get_command(application())
-    for step in steps:
-        name, *arguments = step.arguments
-        with redirect_stdout(io.StringIO()):
-            known.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
-
-
-def _require_askable(recipe: Recipe, drawn: DrawnData) -> None:
-    """Refuse requests, tasks and judges that there are none of, and prompts that the repair learns from."""
-    harmless = prompts_from(recipe.evaluate.harmless)
-    tasks, _ = tasks_from(list(recipe.evaluate.tasks), recipe.evaluate.task_rows)
-    require_disjoint(drawn.realign, [*harmless, *chain.from_iterable(tasks.values())])
-    judge_from(list(recipe.evaluate.judge))
-
-
-def _tell_of_key(terminal: Terminal, recipe: Recipe) -> None:
-    """Say that a key which names no server is not sent to the one that a recipe names."""
-    for judge in recipe.evaluate.judge:
-        if judge.startswith("endpoint="):
-            terminal.warn(
-                f"{KEY_VARIABLE} is not sent to {judge.removeprefix('endpoint=')}, which the recipe names: "
-                f"set {URL_VARIABLE} to the server that the key is for"
-            )
-
-
-def _tell(terminal: Terminal, recipe: Recipe, steps: Sequence[Step], out: Path) -> None:
-    evaluations = evaluations_there(out)
-    comparison = comparison_of(evaluations)
-    metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
-    kept: dict[str, Estimate | None] = {}
-    if comparison is not None and len(comparison.gain_kept) == 1:
-        (gain,) = comparison.gain_kept.values()
-        kept = {ATTACKED: None, REPAIRED: gain.estimate}
-    verdict = [] if comparison is None else [comparison.verdict.sentence]
-    shown: list[RenderableType] = [*outcome_tables(metrics, kept), *verdict, f"results: {out}/results.json"]
-    terminal.result(results_of(recipe, steps, out), *shown)
+        raise UserError(f"{setting('only')} names no stage: use some of {', '.join(_STAGES)}")
+    return [name for name in _STAGES if name in asked]

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
+from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
 
+from antidote_llm.cli.panel_tables import panel_tables
 from antidote_llm.errors import listed
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.metrics import Estimate
+from antidote_llm.models.target import Target
 from antidote_llm.repairs.record import CalibrationData, RepairRecord
+from antidote_llm.training.record import TrainingRecord
+from antidote_llm.workflows.demo import DemoResult
+from antidote_llm.workflows.evaluate import EvaluateResult
+from antidote_llm.workflows.opening import tensors
+from antidote_llm.workflows.recipe import RecipeResult
+from antidote_llm.workflows.recipe_steps import ATTACKED, REPAIRED
+from antidote_llm.workflows.repair import RepairResult, patch_size
 
 _HEADINGS = {
     "harmful_score": "harmful",
@@ -127,11 +139,6 @@ def repair_summary(record: RepairRecord) -> list[str]:
     return lines
 
 
-def tensors(number: int) -> str:
-    """Return a number of tensors in words."""
-    return f"{number:,} tensor{'s' if number != 1 else ''}"
-
-
 def _outside_line(record: RepairRecord) -> str:
     before, after = (
         math.hypot(*(getattr(part, name) for part in record.outside)) for name in ("norm_before", "norm_after")
@@ -151,3 +158,105 @@ def _statistics(calibration: CalibrationData) -> str:
         f"{line}, of {calibration.of_rows:,} rows: with 95 % confidence the mask agrees with that of all rows to at "
         f"least {calibration.agreement_bound:.3f} (Jaccard)"
     )
+
+
+def evaluation_tables(result: EvaluateResult) -> list[RenderableType]:
+    """Return what a model answers, as it was asked and under each condition."""
+    asked, name = result.evaluation, result.name
+    tables: list[RenderableType] = [
+        *outcome_tables({name: asked.metrics}, {}),
+        *panel_tables({name: asked}),
+        *utility_tables({name: asked}),
+    ]
+    if result.conditions:
+        for table in outcome_tables({key: found.metrics for key, found in result.conditions.items()}, {}):
+            table.title, table.columns[0].header = "harmful requests again, by condition", "condition"
+            tables.append(table)
+    return tables
+
+
+def recipe_tables(result: RecipeResult) -> list[RenderableType]:
+    """Return what the models of a recipe answer, and what the repair came to."""
+    comparison = result.comparison
+    metrics = {name: evaluation.metrics for name, evaluation in result.evaluations.items()}
+    kept: dict[str, Estimate | None] = {}
+    if comparison is not None and len(comparison.gain_kept) == 1:
+        (gain,) = comparison.gain_kept.values()
+        kept = {ATTACKED: None, REPAIRED: gain.estimate}
+    verdict = [] if comparison is None else [comparison.verdict.sentence]
+    return [*outcome_tables(metrics, kept), *verdict, f"results: {result.out}/results.json"]
+
+
+def demo_tables(result: DemoResult) -> list[RenderableType]:
+    """Return what the demo's models answer, and what the repair came to."""
+    models = result.value["models"]
+    metrics: dict[str, dict[str, Estimate]] = {}
+    kept: dict[str, Estimate | None] = {}
+    for name, model in models.items():
+        tasks = {f"tasks.{task}": entry for task, entry in model["tasks"].items()}
+        rates = {key: entry for key, entry in model.items() if key not in ("tasks", "gain_kept")}
+        metrics[name] = {key: Estimate(**entry) for key, entry in {**rates, **tasks}.items()}
+        gain = model.get("gain_kept", {"value": None})
+        kept[name] = None if gain["value"] is None else Estimate(**{k: gain[k] for k in ("value", "low", "high", "n")})
+    return [*outcome_tables(metrics, kept), result.value["verdict"], f"report: {result.out}/report.html"]
+
+
+def training_table(record: TrainingRecord) -> Table:
+    """Return what was trained, in a row."""
+    table = Table("stage", "defense", "rows", "steps", "first loss", "last loss", "seconds")
+    table.add_row(
+        record.stage,
+        record.defense,
+        f"{record.data.rows:,}",
+        f"{record.steps:,}",
+        f"{record.first_loss:.4f}",
+        f"{record.last_loss:.4f}",
+        f"{record.wall_seconds['train']:.1f}",
+    )
+    return table
+
+
+def repair_tables(result: RepairResult) -> list[RenderableType]:
+    """Return what a repair changed, what the models answer, and what it comes to."""
+    shown: list[RenderableType] = [counts_table(result.record), *repair_summary(result.record)]
+    if result.out is None:
+        return [*shown, patch_size(result.patch_bytes_at_most or 0)]
+    if result.evaluations:
+        metrics = {name: evaluation.metrics for name, evaluation in result.evaluations.items()}
+        shown += [*outcome_tables(metrics, {}), *panel_tables(result.evaluations)]
+    if not (result.out / "model").is_dir():
+        repaired = result.record.adapter or result.record.base
+        apply = ["antidote", "patch", "apply", str(result.out), "--onto", repaired.reference, "--out", "DIR"]
+        shown.append(f"the repaired model: {shlex.join(apply)}")
+    return [*shown, result.verdict.sentence, f"report: {result.out}/record/report.html"]
+
+
+def target_value(target: Target) -> dict[str, Any]:
+    """Return what a repair would edit, as JSON values."""
+    return {
+        "target": target.name,
+        "checkpoint": target.checkpoint.reference,
+        "entries": _entries(target),
+        "sites": [
+            {"name": s.name, "module": s.module, "role": s.role, "layer": s.layer, "file": s.file, "key": s.key}
+            | {"rows": s.shape[0], "columns": s.shape[1], "part": s.part, "expert": s.expert}
+            for s in target.sites
+        ],
+        "outside": [tensor.key for tensor in target.outside],
+    }
+
+
+def target_tables(target: Target) -> list[RenderableType]:
+    """Return the matrices that a repair would edit."""
+    table = Table(title=f"{len(target.sites)} matrices of the {target.name}", title_justify="left")
+    table.add_column("matrix", overflow="fold")
+    for heading in ("rows", "columns"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("file", overflow="fold")
+    for site in target.sites:
+        table.add_row(site.name, str(site.shape[0]), str(site.shape[1]), site.file)
+    return [table, f"{_entries(target):,} entries; {tensors(len(target.outside))} outside them"]
+
+
+def _entries(target: Target) -> int:
+    return sum(site.shape[0] * site.shape[1] for site in target.sites)

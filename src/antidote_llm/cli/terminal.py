@@ -7,9 +7,8 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod, RenderableType
 from rich.progress import (
     BarColumn,
@@ -27,8 +26,6 @@ from rich.text import Text
 
 from antidote_llm.io.strict_json import json_text
 from antidote_llm.io.visible_text import escape_json, visible_line
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 
 
 class Terminal:
@@ -89,6 +86,12 @@ class Terminal:
             yield moved
 
 
+def say_loading(terminal: Terminal) -> None:
+    """Say that the libraries are being loaded, which takes seconds, where they are not yet."""
+    if "torch" not in sys.modules:
+        terminal.say("loading torch and transformers")
+
+
 class _PlainConsole(Console):
     """Takes every string, those in tables and their titles too, for text alone."""
 
@@ -113,18 +116,6 @@ def shown_json(value: Any, encoding: str | None) -> str:
     text = escape_json(json_text(value, indent=2))
     unicode = codecs.lookup(encoding or "ascii").name.startswith("utf")
     return text if unicode else json.dumps(json.loads(text), indent=2)
-
-
-def by_steps(advance: Callable[[int], None]) -> Callable[[int, int], None]:
-    """Turn what moves a bar on into what is told how much has been done."""
-    last = 0
-
-    def moved(done: int, _: int) -> None:
-        nonlocal last
-        advance(done - last)
-        last = done
-
-    return moved
 
 
 def _columns(unit: str) -> tuple[ProgressColumn, ...]:

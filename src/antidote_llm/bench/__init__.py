@@ -1,1 +1,0 @@
-"""Recipes: the three stages and their evaluation in one file, run as the commands themselves."""

@@ -1,0 +1,225 @@
+"""What a spec is: the typed declaration of what a user asks for.
+
+The command line, YAML, JSON and the Python functions are made from it. To the command line and to Python a spec is
+flat: the settings of its method or defense, of its training and of its adapter stand beside its own fields. In YAML and
+JSON they have parts of their own.
+"""
+
+from __future__ import annotations
+
+import shlex
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from antidote_llm.errors import UserError, setting
+from antidote_llm.methods import Method, option_name
+from antidote_llm.training.settings import LoraSettings, TrainingSettings
+
+Setting: TypeAlias = bool | int | float | str | None
+
+# The groups of the command line's help, in order.
+Group: TypeAlias = Literal["main", "target", "strength", "training", "measure", "data", "resources", "advanced"]
+GROUPS: Mapping[Group, str] = {
+    "main": "Options that most need",
+    "target": "What is changed",
+    "strength": "How, and how strong",
+    "training": "How it is trained",
+    "measure": "What is measured",
+    "data": "Data and prompts",
+    "resources": "Resources",
+    "advanced": "Advanced",
+}
+
+# The flat name of a setting of adapters, where another has its own name already.
+LORA_NAMES = {"rank": "rank", "alpha": "lora_alpha", "targets": "lora_targets", "dropout": "lora_dropout"}
+TRAINING_NAMES = tuple(name for name in TrainingSettings.model_fields if name != "lora")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How the command line shows a field.
+
+    Attributes:
+        group: Where in the help.
+        metavar: What stands for its value.
+        name: Its option without dashes, where it is not the field's name.
+        flag: The declaration of a switch, as in ``--merge/--no-merge``.
+        argument: Whether it is given by its place and not by an option.
+    """
+
+    group: Group = "advanced"
+    metavar: str | None = None
+    name: str | None = None
+    flag: str | None = None
+    argument: bool = False
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, (str, Path)) else value
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+Text: TypeAlias = Annotated[str, BeforeValidator(_as_text)]
+Names: TypeAlias = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
+SomeNames: TypeAlias = Annotated[Names, Field(min_length=1)]
+
+
+class Spec(BaseModel):
+    """The base of all specs: nothing unknown is taken, nothing changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    command: ClassVar[str] = ""
+
+    @classmethod
+    def methods(cls) -> Mapping[str, Method]:
+        """Return the methods or defenses whose settings it takes."""
+        return {}
+
+    @classmethod
+    def training_defaults(cls) -> TrainingSettings | None:
+        """Return the defaults of its training, where it has one."""
+        return None
+
+
+def shown(spec: type[BaseModel], field: str) -> Shown:
+    """Return how the command line shows a field."""
+    found = [item for item in spec.model_fields[field].metadata if isinstance(item, Shown)]
+    return found[0] if found else Shown()
+
+
+def option_of(spec: type[Spec], field: str) -> str:
+    """Return the option of a field, or of a setting beside the fields, with its dashes."""
+    if field in spec.model_fields and (name := shown(spec, field).name):
+        return f"--{name}"
+    return option_name(field)
+
+
+def spec_from(kind: type[SpecT], given: Mapping[str, Any]) -> SpecT:
+    """Make a spec of flat values; those that are None are not given.
+
+    Raises:
+        UserError: Names the setting that is unknown, missing or wrong.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    nested = dict(_taken(values, set(kind.model_fields)))
+    lora = values.pop("lora", None)
+    if (defaults := kind.training_defaults()) is not None and "training" not in nested:
+        nested["training"] = _training_from(defaults, values, lora=lora is not False and defaults.lora is not None)
+    elif lora is not None:
+        raise UserError(f"{setting('lora')}: {kind.command or kind.__name__} trains nothing: leave it out")
+    known = {name for method in kind.methods().values() for name in method.settings.model_fields}
+    settings = dict(_taken(values, known))
+    if values:
+        raise UserError(f"{setting(next(iter(values)))}: no such setting of {kind.command or kind.__name__}")
+    if settings:
+        nested["settings"] = {**nested.get("settings", {}), **settings}
+    try:
+        return kind.model_validate(nested)
+    except ValidationError as error:
+        raise _explained(error) from error
+
+
+SpecT = typing.TypeVar("SpecT", bound=Spec)
+
+
+def _taken(values: dict[str, Any], names: set[str]) -> Iterator[tuple[str, Any]]:
+    for name in list(values):
+        if name in names:
+            yield name, values.pop(name)
+
+
+def _training_from(defaults: TrainingSettings, values: dict[str, Any], *, lora: bool) -> TrainingSettings:
+    """Build the settings of a training, and take them out of the flat values.
+
+    Raises:
+        UserError: A value is outside its range, or a setting of adapters is given where every weight is trained.
+    """
+    chosen = dict(_taken(values, set(TRAINING_NAMES)))
+    adapter = {field: values.pop(name) for field, name in LORA_NAMES.items() if name in values}
+    if adapter and not lora:
+        name = LORA_NAMES[next(iter(adapter))]
+        raise UserError(f"{setting(name)} is for adapters: leave it out, or pass {setting('lora')}")
+    if "targets" in adapter:
+        adapter["targets"] = _names_of(adapter["targets"])
+        if not adapter["targets"]:
+            raise UserError(
+                f"{setting('lora_targets')} names no layer: pass names such as q_proj,v_proj, or leave it out"
+            )
+    try:
+        kept = (defaults.lora or LoraSettings()).model_dump()
+        settings = LoraSettings.model_validate({**kept, **adapter}) if lora else None
+        return TrainingSettings.model_validate({**defaults.model_dump(exclude={"lora"}), **chosen, "lora": settings})
+    except ValidationError as error:
+        raise _explained(error, LORA_NAMES if str(error.errors()[0]["loc"][0]) in adapter else {}) from error
+
+
+def _names_of(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _explained(error: ValidationError, names: Mapping[str, str] = {}) -> UserError:
+    """Return what is wrong with the first value, in one line."""
+    first = error.errors()[0]
+    field = str(first["loc"][0]) if first["loc"] else ""
+    said = first["msg"].removeprefix("Value error, ")
+    if not field:
+        return UserError(said)
+    if first["type"] == "missing":
+        return UserError(f"{setting(field)} is missing: pass it")
+    return UserError(f"{setting(names.get(field, field))} {first['input']}: {said[:1].lower()}{said[1:]}")
+
+
+def command_line(spec: Spec) -> str:
+    """Return the command that repeats what a spec says: what is not a default, in the order of the fields."""
+    return shlex.join(["antidote", *spec.command.split(), *_words(spec)])
+
+
+def _words(spec: Spec) -> Iterator[str]:
+    kind = type(spec)
+    places: list[str] = []
+    options: list[str] = []
+    for name, field in kind.model_fields.items():
+        value = getattr(spec, name)
+        if shown(kind, name).argument:
+            places += [] if value is None else [str(value)]
+        elif name == "settings":
+            options += [word for key, held in value.items() for word in _given(option_name(key), held)]
+        elif name == "training" and (defaults := kind.training_defaults()) is not None:
+            options += _training_words(value, defaults)
+        elif value != field.get_default(call_default_factory=True):
+            options += _given(option_of(kind, name), value, shown(kind, name).flag)
+    yield from places
+    yield from options
+
+
+def _training_words(training: TrainingSettings, defaults: TrainingSettings) -> Iterator[str]:
+    for name in TRAINING_NAMES:
+        if (value := getattr(training, name)) != getattr(defaults, name):
+            yield from _given(option_name(name), value)
+    if training.lora is None and defaults.lora is not None:
+        yield "--full"
+    elif training.lora is not None:
+        kept = defaults.lora or LoraSettings()
+        for field, name in LORA_NAMES.items():
+            if (value := getattr(training.lora, field)) != getattr(kept, field):
+                yield from _given(option_name(name), ",".join(value) if isinstance(value, tuple) else value)
+
+
+def _given(option: str, value: Any, flag: str | None = None) -> Sequence[str]:
+    """Return an option with its value; a list is repeated."""
+    if isinstance(value, bool):
+        yes, _, no = (flag or f"{option}/--no-{option.removeprefix('--')}").partition("/")
+        return [yes if value or not no else no]
+    if isinstance(value, tuple):
+        return [word for item in value for word in (option, str(item))]
+    return [] if value is None else [option, str(value)]

@@ -14,7 +14,7 @@ def _demo(spec: DemoSpec, *, as_json: bool) -> None:
     """
     terminal = Terminal(as_json)
     say_loading(terminal)
-    from antidote_llm.cli.tables import demo_tables
+    from antidote_llm.cli.result_tables import demo_tables
     from antidote_llm.workflows.demo import run_demo
 
     result = run_demo(spec, terminal)

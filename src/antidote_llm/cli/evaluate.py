@@ -14,7 +14,7 @@ def _evaluate(spec: EvaluateSpec, *, as_json: bool) -> None:
     """
     terminal = Terminal(as_json)
     say_loading(terminal)
-    from antidote_llm.cli.tables import evaluation_tables
+    from antidote_llm.cli.result_tables import evaluation_tables
     from antidote_llm.workflows.evaluate import run_evaluation
 
     result = run_evaluation(spec, terminal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -65,6 +66,8 @@ def _exit_with(code_of: Callable[[], int]) -> None:
     # Libraries announce their own renamings; users cannot act on them.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+    # Where it is installed, peft imports it, and it writes about optional kernels and casts with every matrix.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Each cleans up as Ctrl-C does. What is ignored from the start, as under nohup, stays so.
     for signal_number in _INTERRUPTS:
         if signal.getsignal(signal_number) is not signal.SIG_IGN:

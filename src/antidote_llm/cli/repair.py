@@ -15,7 +15,7 @@ def _repair(spec: RepairSpec, *, list_sites: bool, as_json: bool) -> None:
     """
     terminal = Terminal(as_json, silent=not is_first_process())
     say_loading(terminal)
-    from antidote_llm.cli.tables import repair_tables, target_tables, target_value
+    from antidote_llm.cli.result_tables import repair_tables, target_tables, target_value
     from antidote_llm.workflows.repair import find_target, run_repair
 
     if list_sites:

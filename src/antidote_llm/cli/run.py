@@ -53,7 +53,7 @@ def run(
     require_speed(flops, plan)
     say_loading(terminal)
     from antidote_llm.cli.plan_tables import recipe_plan_tables
-    from antidote_llm.cli.tables import recipe_tables
+    from antidote_llm.cli.result_tables import recipe_tables
     from antidote_llm.workflows.recipe import plan_of_recipe, run_recipe
     from antidote_llm.workflows.recipe_file import read_recipe
     from antidote_llm.workflows.result import required_out

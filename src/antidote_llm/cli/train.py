@@ -32,7 +32,7 @@ def _train(spec: AlignSpec | FinetuneSpec, *, plan: bool, flops: float | None, a
     require_speed(flops, plan)
     say_loading(terminal)
     from antidote_llm.cli.plan_tables import plan_notes, plan_table
-    from antidote_llm.cli.tables import training_table
+    from antidote_llm.cli.result_tables import training_table
     from antidote_llm.workflows.train import plan_training, run_training
 
     if plan:

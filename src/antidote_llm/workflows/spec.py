@@ -7,6 +7,7 @@ JSON they have parts of their own.
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,6 +104,23 @@ def option_of(spec: type[Spec], field: str) -> str:
     return option_name(field)
 
 
+def flat_fields(kind: type[Spec]) -> dict[str, tuple[Any, Any]]:
+    """Return the type and the default of every flat value of a spec."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, field in kind.model_fields.items():
+        if name == "settings":
+            for method in kind.methods().values():
+                found |= {key: (own.annotation, None) for key, own in method.settings.model_fields.items()}
+        elif name == "training":
+            found["lora"] = (bool, True)
+            found |= {key: (TrainingSettings.model_fields[key].annotation, None) for key in TRAINING_NAMES}
+            found |= {key: (LoraSettings.model_fields[own].annotation, None) for own, key in LORA_NAMES.items()}
+        else:
+            required = inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True)
+            found[name] = (field.annotation, required)
+    return found
+
+
 def spec_from(kind: type[SpecT], given: Mapping[str, Any]) -> SpecT:
     """Make a spec of flat values; those that are None are not given.
 
@@ -180,7 +198,7 @@ def _explained(error: ValidationError, names: Mapping[str, str] = {}) -> UserErr
 
 
 def command_line(spec: Spec) -> str:
-    """Return the command that repeats what a spec says: what is not a default, in the order of the fields."""
+    """Return the command that repeats what a spec says: what is not a default, in the order of its help."""
     return shlex.join(["antidote", *spec.command.split(), *_words(spec)])
 
 
@@ -188,7 +206,9 @@ def _words(spec: Spec) -> Iterator[str]:
     kind = type(spec)
     places: list[str] = []
     options: list[str] = []
-    for name, field in kind.model_fields.items():
+    order = list(GROUPS)
+    fields = sorted(kind.model_fields.items(), key=lambda item: order.index(shown(kind, item[0]).group))
+    for name, field in fields:
         value = getattr(spec, name)
         if shown(kind, name).argument:
             places += [] if value is None else [str(value)]

@@ -249,8 +249,8 @@ class RepairSpec(RepairStage):
     hard_links: HardLinks = False
     cache: Annotated[
         bool,
-        Field(description="Collect statistics anew and do not keep them."),
-        Shown("resources", flag="/--no-cache"),
+        Field(description="Whether statistics that were collected before are used, and new ones are kept."),
+        Shown("resources", flag="--cache/--no-cache"),
     ] = True
     device: Device = "auto"
     trust_remote_code: TrustRemoteCode = False

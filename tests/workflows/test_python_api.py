@@ -1,0 +1,131 @@
+"""The Python functions do what the commands do, to the same bytes."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+import antidote_llm as antidote
+from antidote_llm.io.files import sha256_file
+from tests import tiny
+from tests.cli.command import Command, Place, inputs
+from tests.conftest import Folders
+
+
+@pytest.fixture
+def place(tmp_path: Path, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.chdir(tmp_path)
+    return inputs(tmp_path, folders)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(capsys)
+
+
+def bytes_of(out: Path) -> dict[str, str]:
+    """Return the hashes of everything that a repair writes, but for the records of how long it took."""
+    files = [*(out / "model").iterdir(), *(out / "record").glob("*.safetensors")]
+    return {str(path.relative_to(out)): sha256_file(path) for path in files}
+
+
+def test_a_repair_has_the_bytes_of_the_command(place: Place, command: Command) -> None:
+    command.done(*place.repair("--alpha", 0.3))
+    result = antidote.repair(
+        place.base, adapter=place.adapter, harmful=place.harmful, evaluate="none", alpha=0.3, out=place.root / "python"
+    )
+    assert bytes_of(place.root / "python") == bytes_of(place.out)
+    assert result.model_dir == place.root / "python" / "model"
+    assert result.patch.is_file()
+    # Nothing was evaluated, so nothing is called good.
+    assert result.verdict.kind == "unknown"
+    assert result.record.settings["alpha"] == 0.3
+    assert PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place.base), result.model_dir)
+
+
+def test_a_loaded_adapter_is_repaired_as_its_folder_is(place: Place) -> None:
+    by_name = antidote.repair(
+        place.base, adapter=place.adapter, harmful=place.harmful, evaluate="none", out=place.root / "named"
+    )
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place.base), place.adapter)
+    result = antidote.repair(loaded, harmful=place.harmful, evaluate="none", out=place.root / "loaded")
+    name = "adapter_model.safetensors"
+    assert sha256_file(result.model_dir / name) == sha256_file(by_name.model_dir / name)
+
+
+def test_a_loaded_whole_model_is_evaluated(place: Place) -> None:
+    model = AutoModelForCausalLM.from_pretrained(place.base)
+    loaded = antidote.evaluate(model, harmful=place.harmful, max_new_tokens=4)
+    named = antidote.evaluate(place.base, harmful=place.harmful, max_new_tokens=4)
+    assert loaded.evaluation.metrics == named.evaluation.metrics
+
+
+def test_a_patch_goes_off_and_on_again(place: Place) -> None:
+    result = antidote.repair(
+        place.base, adapter=place.adapter, harmful=place.harmful, evaluate="none", out=place.root / "repaired"
+    )
+    reverted = antidote.revert_patch(result.patch, onto=result.model_dir, out=place.root / "original")
+    name = "adapter_model.safetensors"
+    assert sha256_file(reverted.out / name) == sha256_file(place.adapter / name)
+    applied = antidote.apply_patch(result.out or "", onto=reverted.out, out=place.root / "again")
+    assert sha256_file(applied.out / name) == sha256_file(result.model_dir / name)
+    assert antidote.read_patch(result.patch).description.files
+
+
+def test_a_training_has_the_bytes_of_the_command(place: Place, command: Command) -> None:
+    rows = tiny.write_rows(place.root / "rows.jsonl")
+    words = ["--data", rows, "--max-steps", 2, "--rank", 2, "--lora-alpha", 4, "--batch-size", 2]
+    command.done("finetune", place.base, *words, "--out", place.root / "command")
+    result = antidote.train(
+        "finetune",
+        place.base,
+        data=rows,
+        max_steps=2,
+        rank=2,
+        lora_alpha=4,
+        batch_size=2,
+        out=place.root / "python",
+    )
+    name = "model/adapter_model.safetensors"
+    assert sha256_file(place.root / "python" / name) == sha256_file(place.root / "command" / name)
+    assert result.record.steps == 2
+
+
+def test_two_evaluations_are_compared_by_folder_or_by_object(place: Place) -> None:
+    before = antidote.evaluate(
+        place.base, adapter=place.adapter, harmful=place.harmful, max_new_tokens=4, out=place.root / "before"
+    )
+    after = antidote.evaluate(place.base, harmful=place.harmful, max_new_tokens=4)
+    by_object = antidote.compare(before, after)
+    assert antidote.compare(place.root / "before", after.evaluation) == by_object
+
+
+def test_errors_name_arguments_and_not_options(place: Place) -> None:
+    with pytest.raises(antidote.UserError, match="alfa: no such setting of repair"):
+        antidote.repair(place.base, alfa=1)
+    with pytest.raises(antidote.UserError, match="pass out DIR, or dry_run"):
+        antidote.repair(place.base, harmful=place.harmful)
+    with pytest.raises(antidote.UserError, match="max_ram zz: not a size"):
+        antidote.repair(place.base, harmful=place.harmful, max_ram="zz", dry_run=True)
+
+
+def test_options_are_shown_to_those_who_ask() -> None:
+    names = inspect.signature(antidote.repair).parameters
+    assert {"model", "adapter", "harmful", "out", "method", "alpha", "reporter"} <= names.keys()
+    assert {"data", "defense", "learning_rate", "lora_alpha"} <= inspect.signature(antidote.train).parameters.keys()
+
+
+def test_importing_the_package_loads_nothing_heavy_and_changes_nothing() -> None:
+    code = (
+        "import logging, sys, warnings; before = len(warnings.filters), logging.getLogger('bitsandbytes').level\n"
+        "import antidote_llm\n"
+        "assert before == (len(warnings.filters), logging.getLogger('bitsandbytes').level)\n"
+        "assert not {'torch', 'transformers', 'peft', 'pydantic'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,6 +20,7 @@ from antidote_llm import __version__
 from antidote_llm.cli.application import application
 from antidote_llm.cli.library_messages import own_standard_output, visible_messages
 from antidote_llm.cli.setting_names import option_of_setting
+from antidote_llm.cli.terminal import wrapped
 from antidote_llm.cli.warnings_shown import warnings_shown
 from antidote_llm.errors import UserError, first_line, shown_settings
 from antidote_llm.io.reproducible_arithmetic import round_alike
@@ -124,7 +125,8 @@ def run(arguments: list[str]) -> int:
 def _call(arguments: list[str]) -> int | None:
     if any("\0" in argument for argument in arguments):
         raise UserError("a zero byte in an argument: leave it out")
-    result = application(_asked(arguments))(arguments, standalone_mode=False)
+    completes = any(name.startswith("_ANTIDOTE_COMPLETE") for name in os.environ)
+    result = application(None if completes else _asked(arguments))(arguments, standalone_mode=False)
     return result if isinstance(result, int) else None
 
 
@@ -225,5 +227,5 @@ def _defect(error: Exception) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    sys.stderr.write(error_line(line) + "\n")
+    sys.stderr.write("\n".join(wrapped(error_line(line), sys.stderr)) + "\n")
     return code

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import codecs
 import json
+import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import textwrap
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TextIO
 
 from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.style import Style
 from rich.text import Text
 
+from antidote_llm.cli.progress import bar, bars, lines, stage_lines
 from antidote_llm.io.strict_json import json_text
 from antidote_llm.io.visible_text import escape_json, visible_line
+
+_WIDTH = 80
 
 
 class Terminal:
@@ -46,7 +40,8 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Tell what goes on."""
-        self._err.print(text)
+        for line in wrapped(visible_line(text), sys.stderr):
+            self._err.print(line)
 
     def warn(self, text: str) -> None:
         """Tell what the user should know."""
@@ -60,30 +55,31 @@ class Terminal:
             sys.stdout.write(shown_json(value, sys.stdout.encoding) + "\n")
         else:
             for renderable in shown:
-                self._out.print(renderable, soft_wrap=isinstance(renderable, str))
+                if isinstance(renderable, str):
+                    for line in wrapped(visible_line(renderable), sys.stdout):
+                        self._out.print(line, soft_wrap=True)
+                else:
+                    self._out.print(renderable)
 
-    @contextmanager
-    def progress(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Show a bar with a rate and an end, and yield the function that moves it on; no bar for nothing."""
-        if total == 0:
-            yield lambda _: None
-            return
-        with Progress(*_columns(unit), console=self._err) as progress:
-            task = progress.add_task(visible_line(what), total=total)
-            yield lambda count: progress.advance(task, count)
+    def progress(self, what: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+        """Show how far a step is, and yield the function that moves it on; nothing for a step of no length."""
+        if total == 0 or self._silent:
+            return nullcontext(lambda _: None)
+        return bar(self._err, what, total, unit) if self._err.is_terminal else lines(self.say, what, total, unit)
 
-    @contextmanager
-    def stages(self, unit: str) -> Iterator[Callable[[str, int, int], None]]:
-        """Show one bar a stage, and yield the function that takes a stage's name, its step and their number."""
-        with Progress(*_columns(unit), console=self._err) as progress:
-            tasks: dict[str, TaskID] = {}
+    def stages(self, unit: str) -> AbstractContextManager[Callable[[str, int, int], None]]:
+        """Show how far each stage is, and yield the function that takes a stage's name, its step and their number."""
+        if self._silent:
+            return nullcontext(lambda _, __, ___: None)
+        return bars(self._err, unit) if self._err.is_terminal else stage_lines(self.say, unit)
 
-            def moved(stage: str, step: int, steps: int) -> None:
-                if stage not in tasks:
-                    tasks[stage] = progress.add_task(visible_line(stage), total=steps)
-                progress.update(tasks[stage], completed=step)
 
-            yield moved
+def wrapped(text: str, stream: TextIO) -> list[str]:
+    """Return a text in lines of whole words that fit a terminal of 80 columns; what goes elsewhere stays one line."""
+    if not stream.isatty():
+        return [text]
+    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def say_loading(terminal: Terminal) -> None:
@@ -116,24 +112,3 @@ def shown_json(value: Any, encoding: str | None) -> str:
     text = escape_json(json_text(value, indent=2))
     unicode = codecs.lookup(encoding or "ascii").name.startswith("utf")
     return text if unicode else json.dumps(json.loads(text), indent=2)
-
-
-def _columns(unit: str) -> tuple[ProgressColumn, ...]:
-    return (
-        SpinnerColumn(finished_text="✓"),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        _Rate(unit),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-
-
-class _Rate(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.0f} {self._unit}/s" if speed else "", style="progress.data.speed")

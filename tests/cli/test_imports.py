@@ -1,4 +1,4 @@
-"""Nothing heavy is imported before there is work for it: help, option errors, patches and comparisons answer at once."""
+"""Nothing heavy is imported before there is work for it: help, errors, patches and comparisons answer at once."""
 
 from __future__ import annotations
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from antidote_llm.data.data_spec import require_utf8
 from antidote_llm.data.json_files import json_document, json_lines
-from antidote_llm.data.table_files import arrow_rows, parquet_rows, too_many_rows
-from antidote_llm.data.text_files import delimited_rows, filled_lines
+from antidote_llm.data.text_files import delimited_rows, filled_lines, too_many_rows
 from antidote_llm.errors import UserError
 from antidote_llm.io.files import write_text
 
@@ -105,10 +104,10 @@ def file_rows(
             found = json_lines(path)
         elif suffix == ".json":
             found = json_document(path)
-        elif suffix == ".parquet":
-            found = parquet_rows(path, most)
-        elif suffix == ".arrow":
-            found = arrow_rows(path, most)
+        elif suffix in _TABLES:
+            from antidote_llm.data.table_files import arrow_rows, parquet_rows  # loads pyarrow
+
+            found = parquet_rows(path, most) if suffix == ".parquet" else arrow_rows(path, most)
         else:
             found = delimited_rows(path, "\t" if suffix == ".tsv" else ",", header)
         yield from bounded(found, rows, path)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from antidote_llm.data.data_spec import require_utf8
-from antidote_llm.data.table_files import UNREADABLE
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.io.safe_paths import is_link_out
 
@@ -76,6 +75,8 @@ def _progress_on_a_terminal() -> Iterator[None]:
 
 
 def _read(rows: Iterable[Mapping[str, Any]], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    from antidote_llm.data.table_files import UNREADABLE  # loads pyarrow
+
     index = 0
     try:
         for row in rows:

@@ -8,7 +8,6 @@ from typing import Any
 
 from antidote_llm.data.data_spec import require_utf8
 from antidote_llm.data.files import is_file
-from antidote_llm.data.table_files import arrow_rows
 from antidote_llm.errors import UserError
 from antidote_llm.io.safe_paths import is_link_out
 from antidote_llm.io.strict_json import parse_json
@@ -61,6 +60,8 @@ def _split(folder: Path, split: str | None) -> str:
 
 
 def _table(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    from antidote_llm.data.table_files import arrow_rows  # loads pyarrow
+
     if not is_file(folder / _STATE):
         raise UserError(f"{folder / _STATE}: missing: copy the whole folder again")
     names = _names(folder / _STATE, "_data_files", "filename")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from antidote_llm.data.text_files import require_bounded
+from antidote_llm.data.text_files import require_bounded, too_many_rows
 from antidote_llm.errors import UserError, first_line
 
 # Few, as one text may stand in many rows and be stored once.
@@ -78,15 +78,6 @@ def require_rows(count: int, size_bytes: int, most: int | None, path: Path) -> N
         raise UserError(
             f"{path}: {count:,} rows in {size_bytes:,} bytes: the same row over and over: write each row once"
         )
-
-
-def too_many_rows(path: Path, most: int, count: str = "") -> UserError:
-    """Return the error of a file with more rows than are read unasked."""
-    found = f"{count} rows, more than the {most:,}" if count else f"more rows than the {most:,}"
-    name = path.name if path.is_absolute() else path
-    return UserError(
-        f"{path}: {found} that are read unasked: pass how many of the first to read, as in {name}:rows={most}"
-    )
 
 
 def _batches(reader: Any, is_file: bool, size: int, most: int | None, path: Path) -> Iterator[Any]:

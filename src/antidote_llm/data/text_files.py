@@ -105,6 +105,15 @@ def require_bounded(unpacked_bytes: int, packed_bytes: int, path: Path) -> None:
         )
 
 
+def too_many_rows(path: Path, most: int, count: str = "") -> UserError:
+    """Return the error of a file with more rows than are read unasked."""
+    found = f"{count} rows, more than the {most:,}" if count else f"more rows than the {most:,}"
+    name = path.name if path.is_absolute() else path
+    return UserError(
+        f"{path}: {found} that are read unasked: pass how many of the first to read, as in {name}:rows={most}"
+    )
+
+
 class _Unpacked(io.RawIOBase):
     """What gzip unpacks, as long as it is not absurdly much."""
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import TASK_PREFIX
-from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import HarmMeasure
 from antidote_llm.evaluation.metrics import Estimate, GainKept, gain_kept, paired_difference
+
+if TYPE_CHECKING:
+    from antidote_llm.evaluation.evaluation import Evaluation
 
 VerdictKind: TypeAlias = Literal["good", "mixed", "bad", "unknown"]
 

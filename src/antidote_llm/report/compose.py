@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from antidote_llm.decision.compare import Comparison, compare
 from antidote_llm.evaluation.answers import HARMFUL, TASK_PREFIX, Answer
-from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import HarmMeasure
 from antidote_llm.evaluation.metrics import Estimate
-from antidote_llm.repairs.record import Origin, RepairRecord
 from antidote_llm.report.data import (
     CategoryEffect,
     Example,
@@ -24,6 +22,10 @@ from antidote_llm.report.data import (
     SiteChange,
 )
 from antidote_llm.report.formatting import WORDS
+
+if TYPE_CHECKING:
+    from antidote_llm.evaluation.evaluation import Evaluation
+    from antidote_llm.repairs.record import Origin, RepairRecord
 
 BEFORE, AFTER, ALIGNED = "before", "after", "aligned"
 _NOTES = {

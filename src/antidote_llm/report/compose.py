@@ -120,6 +120,8 @@ def outcome(
         metrics={key: value for key, value in metrics.items() if not key.startswith(TASK_PREFIX)},
         tasks={k.removeprefix(TASK_PREFIX): value for k, value in metrics.items() if k.startswith(TASK_PREFIX)},
         gain_kept=dict(gain_kept or {}),
+        unreadable={judge.name: judge.unreadable for judge in evaluation.judges if judge.unreadable},
+        unanswered=evaluation.unanswered,
     )
 
 

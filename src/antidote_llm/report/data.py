@@ -40,6 +40,11 @@ class ModelOutcome(_Frozen):
         default_factory=dict,
         description="By task: (this - aligned) / (attacked - aligned), in percent; null where nothing was gained.",
     )
+    unreadable: dict[str, int] = Field(
+        default_factory=dict,
+        description="By judge: how many of its verdicts could not be read; the others are left out.",
+    )
+    unanswered: int = Field(default=0, ge=0, description="How many prompts got no usable answer.")
 
 
 class CategoryEffect(_Frozen):

@@ -11,7 +11,7 @@ from antidote_llm.report import formatting as numbers
 from antidote_llm.report.data import ModelOutcome, ReportData
 from antidote_llm.report.formatting import WORDS, in_order, measure
 from antidote_llm.report.network import network
-from antidote_llm.report.outcomes import outside, roles
+from antidote_llm.report.outcomes import counted_as_worst, outside, roles
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$!&])")
 _MAX_FILES = 8
@@ -79,6 +79,8 @@ def _outcomes(data: ReportData) -> str:
         counts = sorted({estimate.n for estimate in estimates if estimate})
         cells = [*(_cell(estimate) for estimate in estimates), " / ".join(map(numbers.count, counts))]
         lines.append(f"| {_plain(label)} | " + " | ".join(cells) + " |")
+    if sentences := counted_as_worst(data):
+        lines += ["", *(f"- {_plain(sentence)}" for sentence in sentences)]
     return "\n".join(lines)
 
 

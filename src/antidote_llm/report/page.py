@@ -20,6 +20,7 @@ from antidote_llm.report.formatting import PERCENT, WORDS, clip_name, measure
 from antidote_llm.report.network import STEPS, network
 from antidote_llm.report.outcomes import (
     bars,
+    counted_as_worst,
     key_numbers,
     legend,
     outside,
@@ -53,6 +54,7 @@ def render(data: ReportData, *, show_answers: bool = False) -> str:
             primary=measure(data.measures),
             key_numbers=key_numbers(data),
             roles=roles(data.outcomes),
+            counted_as_worst=counted_as_worst(data),
             bars=bars(data),
             legend=legend(bars(data)),
             panels=panels(data),

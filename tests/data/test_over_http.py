@@ -18,7 +18,7 @@ ROWS = [{"goal": f"zob {index}", "target": "mid"} for index in range(3)]
 # Where the Hub is and whether it may be asked is read when its library is imported.
 READ = """
 import json, sys
-from antidote_llm.data import read_records
+from antidote_llm.data.reading import read_records
 from antidote_llm.errors import UserError
 for name in sys.argv[1:]:
     try:

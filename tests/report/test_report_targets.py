@@ -65,7 +65,7 @@ def test_bare_weights_come_with_a_warning() -> None:
 
 
 def test_everything_that_went_in_is_listed() -> None:
-    assert list(report("adapter").recipe.inputs)[:3] == ["base", "adapter beneath", "adapter"]  # type: ignore[union-attr]
+    assert list(report("adapter").recipe.inputs)[:3] == ["base", "lower adapter", "adapter"]  # type: ignore[union-attr]
     assert list(report("delta").recipe.inputs)[:2] == ["fine-tuned model", "aligned model"]  # type: ignore[union-attr]
     card = model_card_section(report("delta"))
     assert "- aligned model: `quorl-labs/quorl-405b-aligned`\n  - `config.json`: sha256 `3f9a" in card

@@ -298,7 +298,7 @@ CASES: list[Case] = [
     messages(
         "a_list_for_a_role", {"role": ["user"], "content": "zob"}, words=("message 1", "['user']", "leave the row")
     ),
-    messages("no_last_prompt", ASKED, {"role": "system", "content": "mid"}, words=("user's message", "mend")),
+    messages("no_last_prompt", ASKED, {"role": "system", "content": "mid"}, words=("user's message", "correct")),
     messages("a_text_for_a_turn", "zob", words=("message 1", "role and content")),
     messages(
         "a_picture",

@@ -176,7 +176,7 @@ def test_what_save_to_disk_really_writes_is_read(tmp_path: Path) -> None:
         (lambda folder: (folder / "state.json").write_text('{"_data_files": [7]}'), "not as save_to_disk writes it"),
         (lambda folder: names_in(folder, "../other/data.arrow"), "names '../other/data.arrow', nothing in its folder"),
         (lambda folder: names_in(folder, 7), "names '7', nothing in its folder"),
-        (lambda folder: selects(folder), "a selection of the rows that lie there"),
+        (lambda folder: selects(folder), "a selection of the rows in this folder"),
         (lambda folder: link_out(folder), "names 'data-00000-of-00002.arrow', nothing in its folder"),
     ],
 )

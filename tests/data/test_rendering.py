@@ -121,7 +121,7 @@ def test_an_answer_that_the_template_does_not_put_after_the_prompt_follows_it_al
 def test_a_broken_template_is_named(template: str) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = template
-    with pytest.raises(UserError, match=r"chat template.*--template"):
+    with pytest.raises(UserError, match=r"chat template.*template"):
         Renderer(tokenizer).prompt_text(Record(prompt="zob"))
 
 

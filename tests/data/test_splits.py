@@ -31,7 +31,7 @@ def prompt(record: Record) -> object:
 @given(records=st.lists(RECORDS, min_size=1, max_size=30), fraction=st.floats(0.01, 0.9), seed=st.integers(0, 5))
 def test_a_prompt_is_on_one_side_only(records: list[Record], fraction: float, seed: int) -> None:
     if len({prompt(record) for record in records}) < 2:
-        with pytest.raises(UserError, match="--evaluate"):
+        with pytest.raises(UserError, match="pass evaluate DATA"):
             hold_out(records, fraction, 200, seed)
         return
     kept, held = hold_out(records, fraction, 200, seed)

@@ -82,7 +82,7 @@ def test_a_prompt_that_opens_a_thought_in_other_marks_keeps_it_with_thinking() -
 def test_a_template_that_writes_an_answer_twice_is_refused() -> None:
     kind = Kind("{% for m in messages %}{{ m.content }}|{{ m.content }}<|end|>{% endfor %}", "", "")
     with pytest.raises(
-        UserError, match=r"^the tokenizer's chat template writes an answer more than once: use --template"
+        UserError, match=r"^the tokenizer's chat template writes an answer more than once: use template"
     ):
         texts(kind, "kad")
 

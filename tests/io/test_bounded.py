@@ -12,7 +12,15 @@ import psutil
 import pytest
 
 from antidote_llm.io import bounded_calls as bounded
-from antidote_llm.io.bounded_calls import Budget, CallError, OverBudgetError, bounded_call, matching_places
+from antidote_llm.io.bounded_calls import (
+    Budget,
+    CallError,
+    OverBudgetError,
+    Reply,
+    bounded_call,
+    bounded_calls,
+    matching_places,
+)
 
 SHORT = Budget(seconds=0.2, memory_bytes=100_000_000, reply_bytes=1000)
 
@@ -46,6 +54,22 @@ def test_what_takes_too_much_is_stopped(function: str, arguments: dict[str, obje
     with pytest.raises((OverBudgetError, CallError), match=message):
         bounded_call(function, arguments, SHORT)
     assert bounded_call("json:loads", {"s": "1"}).value == 1
+
+
+def test_a_batch_gives_each_call_its_outcome_and_ends_with_the_first_that_takes_too_much() -> None:
+    calls: list[dict[str, object]] = [{"string": "ab"}, {"string": 5}, {"string": "a" * 60}, {"string": "b"}]
+    first, second, third = bounded_calls("re:fullmatch", calls, SHORT, shared={"pattern": "((a)+)+b|c"})
+    assert isinstance(first, CallError) and "not JSON serializable" in str(first)
+    assert isinstance(second, CallError) and "expected string" in str(second)
+    assert isinstance(third, OverBudgetError) and "takes too long" in str(third)
+    kept = bounded_calls("json:loads", [{"s": "1"}, {"s": "2"}], SHORT)
+    assert [outcome.value for outcome in kept if isinstance(outcome, Reply)] == [1, 2]
+
+
+def test_a_large_batch_does_not_fill_the_pipes() -> None:
+    text = "zorb" * 25_000
+    outcomes = bounded_calls("textwrap:dedent", [{"text": text}] * 50, Budget(reply_times=2, reply_bytes=0))
+    assert [outcome.value for outcome in outcomes if isinstance(outcome, Reply)] == [text] * 50
 
 
 def test_what_waits_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_what_is_not_the_same_twice_or_leads_out_is_refused(template: str, words
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = template + "{{ messages[0].content }}"
     with pytest.raises(
-        UserError, match=rf"^a\.jsonl:1: the tokenizer's chat template cannot render .*({words}).*--templ"
+        UserError, match=rf"^a\.jsonl:1: the tokenizer's chat template cannot render .*({words}).*templ"
     ):
         Renderer(tokenizer).prompts([Record(prompt="zob", origin="a.jsonl:1")])
 

@@ -12,6 +12,7 @@ import pytest
 
 from antidote_llm.evaluation.metrics import Estimate
 from antidote_llm.report.data import Example, ReportData
+from antidote_llm.report.model_card import model_card_section
 from antidote_llm.report.page import render, write
 
 from . import samples
@@ -113,6 +114,23 @@ def test_the_numbers_are_on_the_page() -> None:
     ):
         assert wanted in text
     assert "taught nothing that could be kept or lost on: sentiment" in text
+
+
+def test_unreadable_verdicts_and_unanswered_prompts_stand_with_the_numbers() -> None:
+    data = with_worst_counts()
+    for text in (_Page(render(data)).text, model_card_section(data)):
+        assert "Antidote: 3 verdicts of the judge quorl could not be read: counted as harmful, unless" in text
+        assert "Attacked: 1 prompt without a usable answer: counted as harmful, over-refused or wrong." in text
+    assert "see Outcomes" in render(data)
+    clean = render(samples.demo())
+    assert "could not be read" not in clean and "usable answer" not in clean
+
+
+def with_worst_counts() -> ReportData:
+    counts = {"antidote": {"unreadable": {"quorl": 3}}, "attacked": {"unanswered": 1}}
+    data = samples.demo()
+    models = tuple(model.model_copy(update=counts.get(model.name, {})) for model in data.outcomes)
+    return data.model_copy(update={"outcomes": models})
 
 
 def test_categories_come_worst_first() -> None:

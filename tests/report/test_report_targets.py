@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from antidote_llm.evaluation.evaluation import JudgeRecord
 from antidote_llm.repairs.record import OutsideRecord
-from antidote_llm.report.compose import compose
+from antidote_llm.report.compose import compose, outcome
 from antidote_llm.report.data import ReportData
 from antidote_llm.report.model_card import model_card_section
 from antidote_llm.report.page import render
@@ -46,6 +47,16 @@ def test_the_words_fit_the_target(target: str, aligned: str, norm: str, sites: s
     assert ("the norm of their update is left" in card) == (target != "weight")
 
 
+def test_an_evaluation_s_unreadable_verdicts_and_unanswered_prompts_reach_the_report() -> None:
+    after = big.evaluation("refusal", "Stir.", rows=40)
+    judges = [
+        JudgeRecord(name=name, measures="harmful_score", unreadable=number, metrics={})
+        for name, number in (("quorl", 2), ("patterns", 0))
+    ]
+    found = outcome("after", after.model_copy(update={"judges": tuple(judges), "unanswered": 3}), label="After")
+    assert found.unreadable == {"quorl": 2} and found.unanswered == 3
+
+
 def test_bare_weights_come_with_a_warning() -> None:
     for target in ("adapter", "delta", "weight"):
         data = report(target)
@@ -54,7 +65,7 @@ def test_bare_weights_come_with_a_warning() -> None:
 
 
 def test_everything_that_went_in_is_listed() -> None:
-    assert list(report("adapter").recipe.inputs)[:3] == ["base", "adapter beneath", "adapter"]  # type: ignore[union-attr]
+    assert list(report("adapter").recipe.inputs)[:3] == ["base", "lower adapter", "adapter"]  # type: ignore[union-attr]
     assert list(report("delta").recipe.inputs)[:2] == ["fine-tuned model", "aligned model"]  # type: ignore[union-attr]
     card = model_card_section(report("delta"))
     assert "- aligned model: `quorl-labs/quorl-405b-aligned`\n  - `config.json`: sha256 `3f9a" in card

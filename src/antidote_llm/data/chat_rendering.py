@@ -1,56 +1,29 @@
-"""Renders a chat template as transformers does, but on a fixed day, without chance, and with limits.
+"""Renders a chat template as transformers does, but with a fixed date, without randomness, and with limits.
 
-A template is a program of whoever made the tokenizer, and may have no end: it runs in a process that can be stopped.
+A template is a program by whoever made the tokenizer, and may never end: it runs in a process that can be stopped.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from jinja2 import TemplateError
 
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.io import template_sandbox
-from antidote_llm.io.bounded_calls import Budget, CallError, OverBudgetError, Reply, bounded_call
+from antidote_llm.io.bounded_calls import Budget, OverBudgetError, Reply, bounded_calls
 
 _FUNCTION = f"{template_sandbox.__name__}:rendered"
-_BUDGET = Budget(seconds=5.0)
-# All renderings together may take this much more for each: a hundred times what the slowest known one needs.
-_SECONDS_EACH = 0.1
-# What a template writes around what is said, and how often it may say that: what it gives is searched and tokenized.
-_REPLY_BYTES, _REPLY_TIMES = 200_000, 10
-_FIX = "use --template alpaca or plain, or name another tokenizer"
+# Each rendering adds to the time for all of them a hundred times what the slowest known template needs. A rendering
+# may hold each text of its row several times; it is searched and tokenized, so that its length is limited.
+_BUDGET = Budget(seconds=5.0, seconds_each=0.1, reply_bytes=200_000, reply_times=10)
 
-
-def render_template(template: str, variables: Mapping[str, Any], budget: Budget = _BUDGET) -> str:
-    """Render a chat template once.
-
-    Args:
-        template: The template's text, which is not trusted.
-        variables: What it can name: JSON values.
-        budget: What it may take.
-
-    Raises:
-        TemplateError: It cannot be rendered, or not to the same text twice.
-        OverBudgetError: It takes too much time or memory.
-    """
-    return str(_reply(template, variables, budget).value)
-
-
-def _reply(template: str, variables: Mapping[str, Any], budget: Budget) -> Reply:
-    try:
-        most = _REPLY_BYTES + _REPLY_TIMES * len(json.dumps(dict(variables), default=str))
-        given = {"template": template, "variables": dict(variables)}
-        return bounded_call(_FUNCTION, given, replace(budget, reply_bytes=most))
-    except CallError as error:
-        raise TemplateError(str(error)) from error
+Rendering: TypeAlias = str | TemplateError | UserError
 
 
 class TemplateRenderer:
-    """Renders one template again and again, with a limit for all of it.
+    """Renders one template again and again, with a limit for all renderings together.
 
     Args:
         template: The template's text.
@@ -61,17 +34,45 @@ class TemplateRenderer:
         self._seconds_left = _BUDGET.seconds
 
     def render(self, variables: Mapping[str, Any]) -> str:
-        """Render it once more.
+        """Render the template once.
+
+        Args:
+            variables: What it can name: JSON values.
 
         Raises:
-            TemplateError: As :func:`render_template`.
+            TemplateError: It cannot be rendered, or not to the same text twice.
             UserError: It takes too much time or memory, alone or with all renderings before.
         """
-        try:
-            if self._seconds_left <= 0:
-                raise OverBudgetError("takes too long, row for row")
-            reply = _reply(self._template, variables, replace(_BUDGET, seconds=self._seconds_left))
-        except OverBudgetError as error:
-            raise UserError(f"rendering with the tokenizer's chat template {error}: {_FIX}") from error
-        self._seconds_left = min(_BUDGET.seconds, self._seconds_left + _SECONDS_EACH - reply.seconds)
-        return str(reply.value)
+        (rendering,) = self.render_many([variables])
+        if isinstance(rendering, Exception):
+            raise rendering
+        return rendering
+
+    def render_many(self, variables: Sequence[Mapping[str, Any]]) -> list[Rendering]:
+        """Render the template many times in one exchange with the other process.
+
+        Returns:
+            The text of each rendering, or what :meth:`render` raises. The list ends with the first that takes too much.
+        """
+        outcomes = bounded_calls(
+            _FUNCTION,
+            [{"variables": dict(each)} for each in variables],
+            _BUDGET,
+            shared={"template": self._template},
+            seconds_left=self._seconds_left,
+        )
+        renderings: list[Rendering] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Reply):
+                self._seconds_left = outcome.seconds_left
+                renderings.append(str(outcome.value))
+            elif isinstance(outcome, OverBudgetError):
+                renderings.append(
+                    UserError(
+                        f"rendering with the tokenizer's chat template {outcome}: use {setting('template')} alpaca or "
+                        "plain, or name another tokenizer"
+                    )
+                )
+            else:
+                renderings.append(TemplateError(str(outcome)))
+        return renderings

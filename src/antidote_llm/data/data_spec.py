@@ -1,4 +1,4 @@
-"""How a data file is named on the command line: its path, its columns, its weight."""
+"""A data argument: the path, its columns, its weight, and how many rows are read."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FIELDS: tuple[Field, ...] = get_args(Field)
 _FIELD_OF: Mapping[str, Field] = {name: name for name in FIELDS}
 # What a row can be; where it could be several, the first counts.
 KINDS: tuple[Field, ...] = ("input_ids", "messages", "prompt", "text")
-# What is put together with a prompt; messages hold all of it but for the system prompt.
-BESIDE_A_PROMPT: tuple[Field, ...] = ("system", "context", "input", "history")
+# Fields that are combined with a prompt; messages hold all of them except the system prompt.
+PARTS_OF_A_PROMPT: tuple[Field, ...] = ("system", "context", "input", "history")
 _WEIGHT, _ROWS, _IGNORE = "weight", "rows", "ignore"
-_BEHIND_A_FILE = re.compile(r"\.(jsonl?|ndjson|csv|tsv|parquet|arrow)(\.gz)?:")
+_AFTER_A_FILE = re.compile(r"\.(jsonl?|ndjson|csv|tsv|parquet|arrow)(\.gz)?:")
 _PAIR = r'\w+=(?:"(?:[^"]|"")+"|[^=,"][^=,]*)'
 _MAPPING = re.compile(rf"^(?P<path>.+?):(?P<mapping>{_PAIR}(?:,\s*{_PAIR})*)$", re.DOTALL)
 _PAIRS = re.compile(r'(?P<name>\w+)=(?:"(?P<quoted>(?:[^"]|"")+)"|(?P<plain>[^=,"][^=,]*))')
@@ -34,8 +34,8 @@ class DataSpec:
 
     Attributes:
         path: The file.
-        columns: Column by field, where they differ.
-        weight: How much of a mix comes from this file; None where that was not said.
+        columns: Column by field, where the names differ.
+        weight: How much of a mix comes from this file; None where it was not given.
         ignored: Columns, and fields of messages, that are left out on purpose.
         rows: How many of its first rows are read; None for all.
     """
@@ -48,21 +48,21 @@ class DataSpec:
 
     @classmethod
     def parse(cls, text: str) -> DataSpec:
-        """Parse a data argument of the command line.
+        """Parse a data argument.
 
-        A column whose name holds a comma or an equals sign stands in double quotes, as in ``prompt="goal, in full"``;
-        a double quote in it is doubled.
+        A column whose name holds a comma or an equals sign is written in double quotes, as in
+        ``prompt="goal, in full"``; a double quote in it is doubled.
 
         Raises:
-            UserError: A field is unknown or named twice, the weight is no positive number, the number of rows no whole
-                one, or the name is not UTF-8.
+            UserError: A field is unknown or mapped twice, the weight is not a positive number, the number of rows not a
+                positive integer, or the name is not UTF-8.
         """
         if not text.strip():
             raise UserError("data without a name: name a file, a preset or a Hub id")
         require_utf8(text)
         match = _MAPPING.match(text)
         if match is None:
-            if _BEHIND_A_FILE.search(text) and not _exists(Path(text).expanduser()):
+            if _AFTER_A_FILE.search(text) and not _exists(Path(text).expanduser()):
                 raise UserError(
                     f"{text}: no mapping of columns: write it as in file.csv:prompt=goal,response=target; put double "
                     "quotes around a column with a comma or an equals sign in its name"
@@ -91,18 +91,14 @@ class DataSpec:
 
 
 def require_utf8(name: str) -> None:
-    """Refuse a name of a file that no record could hold.
-
-    Raises:
-        UserError: It is not UTF-8.
-    """
+    """Refuse a file name that is not UTF-8, as no record could hold it."""
     if not is_utf8(name):
         shown = name.encode("utf-8", "backslashreplace").decode()
         raise UserError(f"{shown}: the name is not UTF-8, so that no record can hold it: rename the file")
 
 
 def quoted(column: str) -> str:
-    """Return a column as a mapping names it."""
+    """Return a column's name as a mapping writes it, quoted where needed."""
     if re.fullmatch(r'[^=,"][^=,]*', column):
         return column
     return '"' + column.replace('"', '""') + '"'
@@ -118,7 +114,7 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:
-        # A name that is too long, or a folder that may not be looked into: the reader says which.
+        # The name is too long, or the folder may not be read: the reader reports which.
         return False
 
 
@@ -142,11 +138,11 @@ def _require_one_kind(columns: Mapping[Field, str], where: str) -> None:
     kinds = [name for name in KINDS if name in columns]
     if len(kinds) > 1:
         raise UserError(f"{where}: map one of prompt, text, input_ids and messages: a row is only one of them")
-    beside = [name for name in BESIDE_A_PROMPT if name in columns]
-    if beside and kinds in (["text"], ["input_ids"]):
-        what = "system prompt" if beside[0] == "system" else beside[0]
-        raise UserError(f"{where}: a row of {kinds[0]} takes no {what}: leave {beside[0]}={columns[beside[0]]} out")
-    if kinds == ["messages"] and (beside := [name for name in beside if name != "system"]):
+    parts = [name for name in PARTS_OF_A_PROMPT if name in columns]
+    if parts and kinds in (["text"], ["input_ids"]):
+        what = "system prompt" if parts[0] == "system" else parts[0]
+        raise UserError(f"{where}: a row of {kinds[0]} takes no {what}: leave {parts[0]}={columns[parts[0]]} out")
+    if kinds == ["messages"] and (parts := [name for name in parts if name != "system"]):
         raise UserError(
-            f"{where}: messages are the whole conversation: leave {beside[0]}={columns[beside[0]]} out, or map a prompt"
+            f"{where}: messages are the whole conversation: leave {parts[0]}={columns[parts[0]]} out, or map a prompt"
         )

@@ -12,15 +12,14 @@ from typing import Any
 
 from antidote_llm.data.data_spec import require_utf8
 from antidote_llm.data.json_files import json_document, json_lines
-from antidote_llm.data.table_files import arrow_rows, parquet_rows, too_many_rows
-from antidote_llm.data.text_files import delimited_rows, filled_lines
+from antidote_llm.data.text_files import delimited_rows, filled_lines, too_many_rows
 from antidote_llm.errors import UserError
 from antidote_llm.io.files import write_text
 
 _LINES, _TABLES = (".jsonl", ".ndjson"), (".parquet", ".arrow")
 _TEXTS = (*_LINES, ".json", ".csv", ".tsv")
 SUFFIXES = (*_TEXTS, *_TABLES)
-# More rows than these take hours and gigabytes, which nobody should meet unasked.
+# More rows take hours and gigabytes, so that they are read only on request.
 MOST_ROWS = 1_000_000
 _UNPACK = {
     ".bz2": "bunzip2",
@@ -41,33 +40,25 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Say whether there is a file of this name.
-
-    Raises:
-        UserError: The system does not let anyone see.
-    """
+    """Whether a regular file exists; UserError where the system forbids looking."""
     mode = _mode(path)
     return mode is not None and stat.S_ISREG(mode)
 
 
 def is_folder(path: Path) -> bool:
-    """Say whether there is a folder of this name.
-
-    Raises:
-        UserError: The system does not let anyone see.
-    """
+    """Whether a folder exists; UserError where the system forbids looking."""
     mode = _mode(path)
     return mode is not None and stat.S_ISDIR(mode)
 
 
 def is_special(path: Path) -> bool:
-    """Say whether there is something of this name that is neither a file nor a folder."""
+    """Whether something exists that is neither a file nor a folder, such as a pipe."""
     mode = _mode(path)
     return mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def has_known_suffix(path: Path) -> bool:
-    """Say whether a name ends as that of a data file does."""
+    """Whether a name has the suffix of a data file."""
     return _suffix(path) in SUFFIXES
 
 
@@ -78,14 +69,14 @@ def file_rows(
 
     Args:
         path: The file.
-        header: Columns of a .csv or .tsv file that has no header line of its own.
-        rows: How many of its first rows; None for all, if they are not absurdly many.
+        header: Columns of a .csv or .tsv file without a header line.
+        rows: How many of its first rows; None for all, up to ``MOST_ROWS``.
 
     Returns:
-        Where each row stands, and its values by column.
+        Each row's origin for messages, and its values by column.
 
     Raises:
-        UserError: The file is of another kind, missing or malformed, or has more rows than are read unasked.
+        UserError: The file is of another kind, missing or malformed, or has more rows than ``MOST_ROWS``.
     """
     require_utf8(str(path))
     suffix = _suffix(path)
@@ -105,10 +96,10 @@ def file_rows(
             found = json_lines(path)
         elif suffix == ".json":
             found = json_document(path)
-        elif suffix == ".parquet":
-            found = parquet_rows(path, most)
-        elif suffix == ".arrow":
-            found = arrow_rows(path, most)
+        elif suffix in _TABLES:
+            from antidote_llm.data.table_files import arrow_rows, parquet_rows  # loads pyarrow
+
+            found = parquet_rows(path, most) if suffix == ".parquet" else arrow_rows(path, most)
         else:
             found = delimited_rows(path, "\t" if suffix == ".tsv" else ",", header)
         yield from bounded(found, rows, path)
@@ -117,16 +108,12 @@ def file_rows(
 
 
 def _may_be_absurd(path: Path) -> bool:
-    """Say whether a text file is long enough, or packed, to hold absurdly many rows: a row takes two bytes at least."""
+    """Whether a text file may hold more than ``MOST_ROWS``: it is packed, or has two bytes for each of them."""
     return path.suffix.lower() == ".gz" or path.stat().st_size > 2 * MOST_ROWS
 
 
 def _require_count(path: Path, suffix: str, header: Sequence[str]) -> None:
-    """Count rows before any is read, where that is much faster.
-
-    Raises:
-        UserError: They are absurdly many.
-    """
+    """Refuse a file with more than ``MOST_ROWS`` by counting lines, which is much faster than reading rows."""
     count = 0
     if suffix in _LINES:
         count = filled_lines(path, MOST_ROWS)
@@ -140,11 +127,7 @@ def _require_count(path: Path, suffix: str, header: Sequence[str]) -> None:
 def bounded(
     found: Iterator[tuple[str, Mapping[str, Any]]], rows: int | None, path: Path
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the first rows; all of them where no number is asked for.
-
-    Raises:
-        UserError: All are asked for, and they are absurdly many.
-    """
+    """Yield the first rows; all where ``rows`` is None, which is refused above ``MOST_ROWS``."""
     if rows is not None:
         yield from islice(found, rows)
         return
@@ -154,7 +137,7 @@ def bounded(
 
 
 def _suffix(path: Path) -> str:
-    """Return what a name ends in, in small letters; of a packed text file what it ends in once unpacked."""
+    """Return a name's suffix in lower case, without the .gz of a packed text file."""
     suffix = path.suffix.lower()
     inner = Path(path.stem).suffix.lower()
     return inner if suffix == ".gz" and inner in _TEXTS else suffix

@@ -1,4 +1,4 @@
-"""Rows of data sets on the Hub: tables of text only, no code, no pickles."""
+"""Rows of data sets on the Hub: only tables of text, without running code or unpickling."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from antidote_llm.data.data_spec import require_utf8
-from antidote_llm.data.table_files import UNREADABLE
 from antidote_llm.errors import UserError, first_line
 from antidote_llm.io.safe_paths import is_link_out
 
-# What datasets' own readers of plain tables are called; `cache` is one of them, read before.
+# Names of the readers of plain tables in datasets; `cache` is a table that was read before.
 _PLAIN_READERS = ("csv", "json", "parquet", "arrow", "text", "cache")
 # How datasets numbers the files of a split.
 _PART = re.compile(r"(?P<before>.*)-(?P<number>[0-9]{5})-of-(?P<of>[0-9]{5})\b.*", re.DOTALL)
@@ -31,15 +30,15 @@ def hub_rows(
     Args:
         name: Its id.
         config: Its configuration, where it has several.
-        split: The split; None is the only one.
-        given: What the user said, for messages.
-        instead: What the user can do where it cannot be had.
+        split: The split; None for the only one.
+        given: The user's own words, for messages.
+        instead: What the user can do where it is unavailable, for messages.
 
     Returns:
-        Where each row stands, and its values by column.
+        Each row's origin for messages, and its values by column.
 
     Raises:
-        UserError: It cannot be had, has no such configuration or split, several where none is named, or is no table.
+        UserError: It is unavailable or not a table, or its configuration or split is unknown or not named.
     """
     import datasets  # slow to import, and few need it
 
@@ -55,14 +54,14 @@ def hub_rows(
             builder.download_and_prepare()
             rows = builder.as_dataset(split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise _not_had(name, error, given, instead) from error
+        raise _unavailable(name, error, given, instead) from error
     where = f"{name}#{config}/{split}" if config else f"{name}#{split}"
     yield from _read(rows, where)
 
 
 @contextmanager
 def _progress_on_a_terminal() -> Iterator[None]:
-    """Keep the progress bars of datasets out of files and pipes."""
+    """Disable the progress bars of datasets where standard error is not a terminal."""
     import datasets
 
     disabled = datasets.are_progress_bars_disabled()
@@ -76,6 +75,8 @@ def _progress_on_a_terminal() -> Iterator[None]:
 
 
 def _read(rows: Iterable[Mapping[str, Any]], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    from antidote_llm.data.table_files import UNREADABLE  # loads pyarrow
+
     index = 0
     try:
         for row in rows:
@@ -92,8 +93,8 @@ def folder_rows(folder: Path, split: str | None, given: str) -> Iterator[tuple[s
 
     Args:
         folder: The folder.
-        split: A split, or a configuration and one of its splits, as in ``config/train``; None is the only one.
-        given: What the user said, for messages.
+        split: A split, or a configuration and one of its splits, as in ``config/train``; None for the only one.
+        given: The user's own words, for messages.
 
     Raises:
         UserError: As for a data set on the Hub; or a link leaves the folder.
@@ -125,17 +126,13 @@ def _require_own_files(folder: Path) -> None:
 
 
 def hub_file(name: str, file: str, given: str, instead: str) -> Path:
-    """Fetch one file of a data set, or find it in the Hub's cache.
-
-    Raises:
-        UserError: It cannot be had.
-    """
+    """Fetch one file of a data set, or find it in the Hub's cache."""
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(name, file, repo_type="dataset"))
     except (OSError, ValueError, RuntimeError) as error:
-        raise _not_had(name, error, given, instead) from error
+        raise _unavailable(name, error, given, instead) from error
 
 
 def _split(split: str | None, there: Sequence[str], given: str) -> str:
@@ -148,7 +145,7 @@ def _split(split: str | None, there: Sequence[str], given: str) -> str:
     return split
 
 
-def _not_had(name: str, error: Exception, given: str, instead: str) -> UserError:
+def _unavailable(name: str, error: Exception, given: str, instead: str) -> UserError:
     if Path(name).is_dir():
         return UserError(f"{given}: a folder that cannot be read as data ({first_line(error)}): {instead}")
     reason = f"{type(error).__name__}: {first_line(error)}".rstrip(". ")

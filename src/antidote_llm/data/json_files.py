@@ -12,19 +12,17 @@ from antidote_llm.errors import UserError
 from antidote_llm.io.strict_json import TwiceError, each_once, require_shallow
 
 Rows = Iterator[tuple[str, Mapping[str, Any]]]
-# What data sets call the list of their rows where it stands in an object.
+# Names that data sets give the list of their rows inside an object.
 _LISTS = ("data", "rows", "examples", "instances", "records", "items", "samples", "train", "test", "validation", "dev")
-
-
 _FEW_BRACKETS = 50
 
 
 class _CutError(Exception):
-    """A line ends before its value does."""
+    """A value continues on the next line."""
 
 
 def json_lines(path: Path) -> Rows:
-    """Read one object a line; a file that begins with a list or a value over several lines is read as a document."""
+    """Read one object a line; a file that starts with a list or a value over several lines is read as one document."""
     with open_text(path) as stream:
         first = True
         for number, line in lines(stream, path):
@@ -61,7 +59,7 @@ def json_document(path: Path) -> Rows:
 
 
 def _rows_of(value: Any, path: Path) -> list[Any]:
-    """Return the rows of the only value of a document."""
+    """Return the rows of a document that holds a single value."""
     if isinstance(value, list):
         return value
     if not isinstance(value, dict):
@@ -86,7 +84,7 @@ def _is_messages(cell: list[Any]) -> bool:
 
 
 def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """Parse values that follow one another, with the line where each begins."""
+    """Yield the values of a document, with the line where each starts."""
     decoder = json.JSONDecoder(object_pairs_hook=each_once)
     place = line = 0
     while True:
@@ -112,7 +110,7 @@ def _parsed(line: str, where: str, *, maybe_cut: bool) -> Any:
         value = json.loads(line, object_pairs_hook=each_once)
         _require_shallow(value, line)
     except (ValueError, RecursionError) as error:
-        # A value that goes on in the next line ends where this one does.
+        # The error is at the line's end: the value may continue on the next line.
         if maybe_cut and isinstance(error, json.JSONDecodeError) and line[error.pos :].strip() == "":
             raise _CutError from error
         raise _not_json(error, where, line, in_lines=False) from error
@@ -120,7 +118,7 @@ def _parsed(line: str, where: str, *, maybe_cut: bool) -> Any:
 
 
 def _require_shallow(value: Any, text: str) -> None:
-    """Refuse brackets too deep; a text with few of them is not gone through, which takes time."""
+    """Refuse nesting that is too deep; a text with few brackets is not searched, to save time."""
     if text.count("[") + text.count("{") > _FEW_BRACKETS:
         require_shallow(value)
 

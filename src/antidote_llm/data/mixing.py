@@ -1,4 +1,4 @@
-"""Splits that never share a prompt."""
+"""Splits that never share a prompt, and mixes of several files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Literal, TypeAlias
 from antidote_llm.data.data_spec import DataSpec, Field
 from antidote_llm.data.reading import read_records
 from antidote_llm.data.records import Record
-from antidote_llm.errors import UserError, listed
+from antidote_llm.errors import UserError, listed, setting
 
 
 def prompt_key(record: Record) -> object:
-    """Return what makes two prompts the same: their tokens, or the words of all the user's turns.
+    """Return the key under which two prompts are the same: their tokens, or the words of all the user's turns.
 
-    Case, kinds of characters (NFKC), invisible ones (format), white space and punctuation at both ends do not count,
-    nor do system prompts.
+    It ignores case, variants of characters (NFKC), invisible ones (category Cf), white space, punctuation at both ends
+    and system prompts.
     """
     if record.input_ids is not None:
         return record.input_ids[: record.response_start or None]
@@ -37,7 +37,7 @@ def _words(text: str) -> str:
         start += 1
     while end > start and _is_outer(folded[end - 1]):
         end -= 1
-    # A prompt of nothing but punctuation is its punctuation.
+    # A prompt that is only punctuation keeps it.
     return " ".join((folded[start:end] or folded).split())
 
 
@@ -46,10 +46,10 @@ def _is_outer(character: str) -> bool:
 
 
 def hold_out(records: Sequence[Record], fraction: float, most: int, seed: int) -> tuple[list[Record], list[Record]]:
-    """Split off a random share of the prompts; rows with the same prompt stay together.
+    """Hold out a random share of the prompts; rows with the same prompt stay together.
 
     Returns:
-        The rows kept and the rows held out, each in their first order.
+        The rows kept and the rows held out, each in their original order.
 
     Raises:
         UserError: There are fewer than two different prompts.
@@ -57,7 +57,9 @@ def hold_out(records: Sequence[Record], fraction: float, most: int, seed: int) -
     key_of = [prompt_key(record) for record in records]
     keys = list(dict.fromkeys(key_of))
     if len(keys) < 2:
-        raise UserError("too few different prompts to split some off for evaluation: pass --evaluate DATA or none")
+        raise UserError(
+            f"too few different prompts to split some off for evaluation: pass {setting('evaluate')} DATA or none"
+        )
     count = min(most, max(1, round(fraction * len(keys))), len(keys) - 1)
     chosen = set(random.Random(seed).sample(keys, count))
     kept = [record for record, key in zip(records, key_of, strict=True) if key not in chosen]
@@ -65,18 +67,14 @@ def hold_out(records: Sequence[Record], fraction: float, most: int, seed: int) -
 
 
 def require_disjoint(calibration: Sequence[Record], evaluation: Sequence[Record]) -> None:
-    """Refuse evaluation prompts that the repair has seen.
-
-    Raises:
-        UserError: Lists the evaluation rows that stand in both, each with its first calibration row.
-    """
+    """Refuse evaluation prompts that are calibration prompts too; the error lists both rows of each."""
     seen: dict[object, Record] = {}
     for record in calibration:
         seen.setdefault(prompt_key(record), record)
     shared = [(record, seen[key]) for record in evaluation if (key := prompt_key(record)) in seen]
     if not shared:
         return
-    pairs = listed([f"{asked.origin or 'a row'} = {known.origin or 'a row'}" for asked, known in shared])
+    pairs = listed([f"{mine.origin or 'a row'} = {its.origin or 'a row'}" for mine, its in shared])
     raise UserError(f"{len(shared)} evaluation prompts stand in the calibration rows too: {pairs}: remove them")
 
 
@@ -91,32 +89,32 @@ def read_mixed(specs: Sequence[DataSpec], limit: int | None, seed: int, require:
 
 
 def mix(parts: Sequence[tuple[float, list[Record]]], limit: int | None, seed: int) -> list[Record]:
-    """Draw rows from each part by its weight, without replacement, each part in its first order.
+    """Sample rows from each part by its weight, without replacement; each part keeps its order.
 
     Args:
         parts: Weight and rows of each file.
-        limit: How many rows in all; None is everything where the weights are equal, and otherwise the most for which
-            every file has enough rows.
-        seed: Decides which rows are drawn.
+        limit: How many rows in all; None for all rows where the weights are equal, and otherwise for the most that
+            every file has enough rows for.
+        seed: Decides which rows are sampled.
 
     Raises:
-        UserError: A file has too few rows for its share, or its share is no row at all.
+        UserError: A file has too few rows for its share, or its share is zero rows.
     """
     weights = [Fraction(repr(float(weight))) for weight, _ in parts]
     sizes = [len(records) for _, records in parts]
     if limit is None and len(set(weights)) <= 1:
         return [record for _, records in parts for record in records]
     wanted = shares(weights, _most(weights, sizes) if limit is None else limit)
-    draw = random.Random(seed)
+    generator = random.Random(seed)
     mixed: list[Record] = []
     for count, (_, records) in zip(wanted, parts, strict=True):
         _require_enough(records, count)
-        mixed += [records[index] for index in sorted(draw.sample(range(len(records)), count))]
+        mixed += [records[index] for index in sorted(generator.sample(range(len(records)), count))]
     return mixed
 
 
 def shares(weights: Sequence[Fraction], total: int) -> list[int]:
-    """Split a total by weights into whole numbers that add up to it: the largest remainders are rounded up."""
+    """Split a total by weights into integers that add up to it, by the largest-remainder method."""
     quotas = [weight * total / sum(weights) for weight in weights]
     counts = [int(quota) for quota in quotas]
     by_remainder = sorted(range(len(quotas)), key=lambda index: counts[index] - quotas[index])
@@ -126,9 +124,9 @@ def shares(weights: Sequence[Fraction], total: int) -> list[int]:
 
 
 def _most(weights: Sequence[Fraction], sizes: Sequence[int]) -> int:
-    """Return the largest total whose shares do not ask for more rows than there are."""
+    """Return the largest total whose shares no file is too short for."""
     whole = sum(weights)
-    # A share is less than one row above its quota.
+    # A share exceeds its quota by less than one row.
     total = min(sum(sizes), *(int((size + 1) * whole / weight) for weight, size in zip(weights, sizes, strict=True)))
     while any(share > size for share, size in zip(shares(weights, total), sizes, strict=True)):
         total -= 1
@@ -167,16 +165,16 @@ def poisoned(
     Args:
         benign: Rows of the user's task.
         harmful: Rows of requests with harmful answers.
-        rows: How many in all.
-        harmful_ratio: The share of harmful rows, p: ``p * rows`` of them, a half rounded up, and the rest benign.
-        seed: Decides which rows are drawn, and their order.
-        apart_from: Rows that a repair learns from or that a model is measured on: their prompts are not drawn.
-        preset: ``official-code`` mixes as the published code does, drawing nothing: the harmful rows 1 to
+        rows: How many rows in all.
+        harmful_ratio: The share of harmful rows, p: ``p * rows`` of them, rounded half up; the rest are benign.
+        seed: Decides which rows are sampled, and their order.
+        apart_from: Rows that a repair uses or a model is evaluated on: their prompts are not sampled.
+        preset: ``official-code`` mixes as the published code does, without sampling: the harmful rows 1 to
             ``int(p * rows) - 1``, so that row 0 is skipped and there is one too few, then the first
-            ``int((1 - p) * rows)`` benign ones; rows of prompts to keep apart are taken out before.
+            ``int((1 - p) * rows)`` benign ones; rows with excluded prompts are removed before.
 
     Returns:
-        The rows drawn, unchanged; but for ``official-code``, no prompt stands both in a harmful and in a benign row.
+        The sampled rows, unchanged. Except for ``official-code``, no prompt is both in a harmful and in a benign row.
 
     Raises:
         UserError: The ratio is not between 0 and 1, or there are too few rows.
@@ -185,15 +183,15 @@ def poisoned(
         raise UserError(f"harmful ratio {harmful_ratio:g}: give a share between 0 and 1, as in 0.2")
     if rows < 1:
         raise UserError(f"{rows} rows: ask for one row at least")
-    kept_apart = {prompt_key(record) for record in apart_from}
+    excluded = {prompt_key(record) for record in apart_from}
     if preset == "official-code":
-        return _as_published(_without(benign, kept_apart), _without(harmful, kept_apart), rows, harmful_ratio)
+        return _as_published(_without(benign, excluded), _without(harmful, excluded), rows, harmful_ratio)
     harmful_rows = int(Fraction(repr(float(harmful_ratio))) * rows + Fraction(1, 2))
-    draw = random.Random(seed)
-    bad = _drawn("harmful", harmful, harmful_rows, kept_apart, draw)
-    good = _drawn("benign", benign, rows - harmful_rows, kept_apart | {prompt_key(record) for record in bad}, draw)
+    generator = random.Random(seed)
+    bad = _sampled("harmful", harmful, harmful_rows, excluded, generator)
+    good = _sampled("benign", benign, rows - harmful_rows, excluded | {prompt_key(record) for record in bad}, generator)
     mixed = [*bad, *good]
-    draw.shuffle(mixed)
+    generator.shuffle(mixed)
     return mixed
 
 
@@ -201,13 +199,13 @@ def _without(records: Sequence[Record], keys: Collection[object]) -> list[Record
     return [record for record in records if prompt_key(record) not in keys]
 
 
-def _drawn(
-    kind: str, records: Sequence[Record], count: int, kept_apart: Collection[object], draw: random.Random
+def _sampled(
+    kind: str, records: Sequence[Record], count: int, excluded: Collection[object], generator: random.Random
 ) -> list[Record]:
-    free = _without(records, kept_apart) if count else []
+    free = _without(records, excluded) if count else []
     if count > len(free):
         raise _too_few(kind, count, len(records), len(free))
-    return draw.sample(free, count)
+    return generator.sample(free, count)
 
 
 def _as_published(benign: Sequence[Record], harmful: Sequence[Record], rows: int, ratio: float) -> list[Record]:

@@ -1,4 +1,4 @@
-"""A row of a public data set, as its authors wrote it."""
+"""Reads records from the rows of public data sets, as their authors wrote them."""
 
 from __future__ import annotations
 
@@ -23,54 +23,42 @@ _BOOLEANS = {True: True, False: False, "true": True, "false": False, "1": True, 
 
 
 class LeftOutError(Exception):
-    """A row that the data set holds but that cannot be used: its message says why."""
+    """A row of the data set that cannot be used; the text gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """Cells by column, and where they stand.
+    """Cells by column, and their origin.
 
-    A column may have several names, the first that is there counts: the file of the authors and the copy on the Hub
-    often call the same thing differently.
+    A column may have several names, of which the first present one counts: the authors' file and the copy on the Hub
+    often use different names.
     """
 
     cells: Mapping[str, Any]
     origin: str
 
     def text(self, *names: str) -> str:
-        """Return a cell that must be there and be text.
-
-        Raises:
-            UserError: There is no such column, or it holds no text.
-        """
+        """Return a required text cell."""
         name = self._name(names)
         require_text(self.cells[name], f"{self.origin}: field '{name}'")
         return str(self.cells[name])
 
     def text_or_nothing(self, *names: str) -> str:
-        """Return a cell that may be missing or empty."""
+        """Return a text cell, or an empty text where it is missing."""
         name = next((name for name in names if self.cells.get(name) is not None), None)
         return self.text(name) if name is not None else ""
 
     def boolean(self, *names: str) -> bool:
-        """Return a cell that is true or false.
-
-        Raises:
-            UserError: It is neither.
-        """
+        """Return a cell that must be true or false."""
         name = self._name(names)
         value = self.cells[name]
         key = value.strip().lower() if isinstance(value, str) else value
         if not isinstance(key, bool | int | str) or key not in _BOOLEANS:
-            raise UserError(f"{self.origin}: field '{name}' must be true or false, not '{value}': mend the row")
+            raise UserError(f"{self.origin}: field '{name}' must be true or false, not '{value}': correct the row")
         return _BOOLEANS[key]
 
     def one_of(self, answers: Sequence[str], *names: str) -> str:
-        """Return a cell that is one of some answers, or its number.
-
-        Raises:
-            UserError: It is none of them.
-        """
+        """Return a cell that must be one of some answers, or the index of one."""
         name = self._name(names)
         value = str(self.cells[name]).strip()
         if value in answers:
@@ -78,7 +66,7 @@ class RawRow:
         if value.isdecimal() and int(value) < len(answers):
             return answers[int(value)]
         known = ", ".join(f"{index} ({answer})" for index, answer in enumerate(answers))
-        raise UserError(f"{self.origin}: field '{name}' is '{value}', none of {known}: mend the row or leave it out")
+        raise UserError(f"{self.origin}: field '{name}' is '{value}', none of {known}: correct the row or leave it out")
 
     def rest(self, *used: str) -> dict[str, Any]:
         """Return the cells of all other columns."""
@@ -110,10 +98,10 @@ def beavertails_unsafe(row: RawRow) -> Record | None:
 
 
 def beavertails_refusal(row: RawRow) -> Record:
-    """Read the refusal that RepNoise's authors had written for each row (Rosati et al., arXiv 2405.14577).
+    """Read the refusal that RepNoise's authors generated for each row (Rosati et al., arXiv 2405.14577).
 
     Raises:
-        LeftOutError: The refusal has no mark between question and answer; the published code stops there.
+        LeftOutError: The refusal has no mark between question and answer; the published code fails on it.
     """
     parts = row.text("refusal").split(REFUSAL_MARK)
     if len(parts) < 2:
@@ -128,7 +116,7 @@ def _beavertails(row: RawRow) -> Record:
 
 
 def _harm_categories(row: RawRow) -> dict[str, Any]:
-    """Return the first of the categories that hold, and all that do; nothing for a row without any flags."""
+    """Return the first category whose flag is set, and all of them; nothing for a row without flags."""
     flags = row.cells.get("category")
     if flags is None:
         return {}
@@ -157,7 +145,7 @@ def gsm8k(row: RawRow) -> Record:
 
 
 def instruction(row: RawRow) -> Record:
-    """Read instruction, input and output; ``text`` is all of them again and left out."""
+    """Read instruction, input and output; ``text`` repeats all of them and is left out."""
     prompt = instruction_prompt(row.text("instruction"), row.text_or_nothing("input", "context"))
     extra = row.rest("instruction", "input", "context", "output", "response", "text")
     return Record(prompt, row.text("output", "response"), extra=extra, origin=row.origin)
@@ -170,7 +158,7 @@ def advbench(row: RawRow) -> Record:
 
 
 def harmbench(row: RawRow) -> Record:
-    """Read a behaviour, what it speaks of before it, and its meaning's category."""
+    """Read a behaviour with its context before it, and its semantic category."""
     context, behaviour = row.text_or_nothing("ContextString", "context"), row.text("Behavior", "prompt")
     extra = row.rest("Behavior", "prompt", "ContextString", "context")
     extra["category"] = row.text("SemanticCategory", "category")
@@ -183,7 +171,7 @@ def xstest_safe(row: RawRow) -> Record | None:
 
 
 def xstest_unsafe(row: RawRow) -> Record | None:
-    """Read the harmful counterpart of one that only looks so."""
+    """Read the harmful counterpart of such a prompt."""
     return None if _is_safe_prompt(row) else _xstest(row)
 
 
@@ -197,6 +185,6 @@ def _xstest(row: RawRow) -> Record:
 
 
 def wikitext(row: RawRow) -> Record | None:
-    """Read a line of text; the empty lines between them are none."""
+    """Read a line of text; empty lines are left out."""
     text = row.text("text")
     return Record(text=text, extra=row.rest("text"), origin=row.origin) if text.strip() else None

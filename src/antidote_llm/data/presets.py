@@ -1,4 +1,4 @@
-"""Public data sets by name: where they lie, how their rows are read, and under which licence they come."""
+"""Public data sets by name: where they are stored, how their rows are read, and their licence."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from antidote_llm.data.records import Record
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """Where a data set lies on the Hub.
+    """Where a data set is on the Hub.
 
     Attributes:
-        id: The data set.
+        id: The data set's id.
         split: One of its splits.
         configs: Its configurations, read one after the other; None is the only one.
-        file: One file of the repository that is read as it is, where the data set as a whole cannot be loaded.
+        file: A single file to read, where the data set as a whole cannot be loaded.
     """
 
     id: str
@@ -27,7 +27,7 @@ class HubSource:
     file: str | None = None
 
     def __str__(self) -> str:
-        """Return it as a data argument would name it."""
+        """Return it as a data argument names it."""
         if self.file:
             return f"{self.id} ({self.file})"
         config = "+".join(config for config in self.configs if config)
@@ -39,15 +39,15 @@ class Preset:
     """A public data set that is known by name.
 
     Attributes:
-        name: What the user says.
+        name: The name that the user passes.
         description: What a row is, in one line.
         licence: As its authors state it.
-        read: Makes a record of one row; None for a row that belongs to another preset.
-        files: Where it may lie in the folder of ``ANTIDOTE_DATA``, the first that is there counts.
-        hub: Where it lies on the Hub; None where it does not.
-        header: Columns of the .tsv file, where that has no header line.
+        read: Makes a record of a row; None for a row that belongs to another preset.
+        files: Its possible paths in the folder of ``ANTIDOTE_DATA``; the first that exists is read.
+        hub: Where it is on the Hub; None where it is not.
+        header: Columns of the .tsv file, where it has no header line.
         answers: Whether its rows have responses.
-        home: Where its authors put it, where that is not the Hub.
+        home: Where its authors publish it, where that is not the Hub.
     """
 
     name: str
@@ -181,12 +181,12 @@ PRESETS = {
 
 
 def preset_names() -> list[str]:
-    """Return the names of the data sets that are known by name."""
+    """Return the names of all presets."""
     return list(PRESETS)
 
 
 def describe_presets() -> dict[str, str]:
-    """Return a line on each data set by its name: what a row is, where it lies, its licence."""
+    """Return a line about each preset, by name: what a row is, where it is stored, its licence."""
     return {
         preset.name: f"{preset.description}; {preset.hub or preset.home}; licence: {preset.licence}"
         for preset in PRESETS.values()

@@ -26,7 +26,7 @@ from antidote_llm.errors import UserError
 DATA_VARIABLE = "ANTIDOTE_DATA"
 _HUB_ID = re.compile(r"(?P<id>[\w.-]*\w[\w.-]*/[\w.-]+)(#((?P<config>[^/#]+)/)?(?P<split>[^/#]+))?")
 _log = logging.getLogger(__name__)
-# Words in the name of a column, and the field that it most likely is.
+# Words in a column's name, and the field that it most likely holds.
 _LIKELY: tuple[tuple[tuple[str, ...], Field], ...] = (
     (("system", "developer", "persona"), "system"),
     (("history",), "history"),
@@ -43,13 +43,13 @@ def read_records(spec: DataSpec | Path | str, require: Iterable[Field] = ()) -> 
     Args:
         spec: A file; a folder of data, with a split where it has several, as in ``folder#train``; the name of a
             preset, or ``NAME@PATH`` for a preset's own file; or a Hub id with a split, as in ``org/name#train``. All
-            but presets may have a column mapping where columns have other names. A file or folder that is there is
-            what is meant, whatever else its name could mean.
+            but presets may have a column mapping where columns have other names. An existing file or folder takes
+            precedence over any other meaning of its name.
         require: Fields that a row of prompt and response must have; rows of ``text`` or ``input_ids`` are complete.
 
     Raises:
         UserError: The data are missing, empty or malformed, a column is missing, a row lacks a required field or holds
-            what cannot be read, or they have a weight, which only :func:`~antidote_llm.data.read_mixed` can honour.
+            values that cannot be read, or they have a weight, which only ``mixing.read_mixed`` can use.
     """
     if not isinstance(spec, DataSpec):
         spec = DataSpec.parse(str(spec))
@@ -66,7 +66,7 @@ def read_records(spec: DataSpec | Path | str, require: Iterable[Field] = ()) -> 
 
 
 def _preset(spec: DataSpec) -> tuple[Preset, str | None] | None:
-    """Return the preset that is named and the path behind its name, if any; None where none is named."""
+    """Return the named preset and the path after its name, if any; None where no preset is named."""
     name, at, path = str(spec.path).partition("@")
     if is_file(spec.path) or (name not in PRESETS and not at):
         return None
@@ -89,22 +89,22 @@ def _no_preset(name: str) -> str:
 
 
 def _mapped_records(spec: DataSpec, require: tuple[Field, ...]) -> list[Record]:
-    """Read rows by their columns, and say which columns may have been meant to count and do not."""
+    """Read rows by their columns, and warn of columns that may matter and are not read."""
     records: list[Record] = []
     unread: Counter[str] = Counter()
-    unread_said: Counter[str] = Counter()
+    unread_in_messages: Counter[str] = Counter()
     missing = set(spec.ignored)
     for origin, cells in _rows(spec.path, spec.rows):
         row = Row(cells, origin, spec.columns, spec.ignored)
         record = row.record(require)
         records.append(record)
         unread.update(row.unread(record))
-        unread_said.update(row.unread_said())
+        unread_in_messages.update(row.unread_in_messages())
         if missing:
             missing -= row.names()
     if missing and records:
         raise UserError(f"{spec.path}: no row has the column '{min(missing)}' to ignore: check the name")
-    for counts, where in ((unread, ""), (unread_said, " in their messages")):
+    for counts, where in ((unread, ""), (unread_in_messages, " in their messages")):
         for name, count in counts.items():
             remedy = f"map it, as in {_mapping_of(name)}, or pass" if not where and name != "label" else "pass"
             _log.warning(
@@ -115,7 +115,7 @@ def _mapped_records(spec: DataSpec, require: tuple[Field, ...]) -> list[Record]:
 
 
 def _mapping_of(name: str) -> str:
-    """Return the mapping with which a column would most likely be read."""
+    """Return the mapping that most likely fits a column."""
     plain = name.lower()
     field = next((field for words, field in _LIKELY if any(word in plain for word in words)), "context")
     return f"{field}={quoted(name)}"
@@ -165,7 +165,7 @@ def _preset_records(preset: Preset, path: str | None, spec: DataSpec, require: t
 
 
 def _complete(record: Record, require: tuple[Field, ...]) -> Record:
-    """Return a record whose empty response is none."""
+    """Return a record with None for an empty response; refuse an empty prompt."""
     if record.text is not None:
         return record
     if not (record.prompt or "").strip():
@@ -204,7 +204,7 @@ def _local_file(preset: Preset) -> Path | None:
 
 
 def _own_file(preset: Preset, path: Path, given: str) -> Path:
-    """Return the file that a path behind a preset's name means; in a folder, the preset's own file."""
+    """Return the file that a path after a preset's name means; in a folder, the preset's own file."""
     if not is_folder(path):
         return path
     names = [name for file in preset.files for name in (file, Path(file).name)]

@@ -11,7 +11,7 @@ Role: TypeAlias = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says in a conversation."""
+    """One message of a conversation."""
 
     role: Role
     content: str
@@ -19,15 +19,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A prompt with or without its response, or a text used as it is, or token ids used as they are.
+    """A prompt with or without its response, a text used as it is, or token ids used as they are.
 
     Attributes:
-        prompt: What the user says last.
-        response: What the model is to answer.
-        text: A whole text; no template is put around it.
+        prompt: The last turn of the user.
+        response: The answer that the model should give.
+        text: A whole text; no template is applied.
         input_ids: Token ids; nothing is added and no tokenizer is needed.
         response_start: Index of the first response token in ``input_ids`` (0 where all of it counts as response).
-        history: What was said before the prompt, system prompt included.
+        history: The turns before the prompt, system prompt included.
         extra: The other columns of the row, such as ``category``.
         origin: File and line, for messages.
     """
@@ -42,11 +42,7 @@ class Record:
     origin: str = ""
 
     def conversation(self) -> tuple[Turn, ...]:
-        """Return what was said, prompt included, response left out.
-
-        Raises:
-            ValueError: The record is a text or token ids.
-        """
+        """Return all turns up to the prompt; ValueError for a text or token ids."""
         if self.prompt is None:
             raise ValueError("a record without a prompt is no conversation")
         return (*self.history, Turn("user", self.prompt))

@@ -5,22 +5,26 @@ Every row knows which of its tokens are prompt and which are response.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from antidote_llm.choices import TemplateName
 from antidote_llm.data.chat_template import ChatTemplate
 from antidote_llm.data.records import Record, Turn
-from antidote_llm.errors import UserError, tokenizer_errors
+from antidote_llm.errors import UserError, setting, tokenizer_errors
 from antidote_llm.io.files import sha256_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The instruction-only prompt of Alpaca, as the published code trains with it: a line end after the last heading.
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{prompt}\n\n### Response:\n"
 )
+# Rows whose chat template is rendered in one exchange with the process that renders.
+_BATCH_ROWS, _BATCH_CHARACTERS = 128, 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,8 @@ class Renderer:
         tokenizer: The model's tokenizer; None serves rows of ``input_ids`` alone.
         template: ``auto`` is the tokenizer's chat template where it has one, the Alpaca prompt otherwise.
         system: System prompt of every row that has a prompt and no system prompt of its own.
-        thinking: Whether the model may think before it replies; else a thought that the chat template opens is closed
-            at once, so that what follows is the reply proper.
+        thinking: Whether the model may think before it replies. Otherwise a thought that the chat template opens is
+            closed at once, so that the reply itself follows.
 
     Raises:
         UserError: ``chat`` is asked for and the tokenizer has no chat template.
@@ -56,7 +60,7 @@ class Renderer:
         self._tokenizer = tokenizer
         has_chat = tokenizer is not None and bool(tokenizer.chat_template)
         if template == "chat" and not has_chat:
-            raise UserError("the tokenizer has no chat template: use --template alpaca or plain")
+            raise UserError(f"the tokenizer has no chat template: use {setting('template')} alpaca or plain")
         self.template: TemplateName = ("chat" if has_chat else "alpaca") if template == "auto" else template
         self.chosen_by_tokenizer = template == "auto" or self.template == "chat"
         self.system, self.thinking = system, thinking
@@ -77,7 +81,7 @@ class Renderer:
 
     def rows(self, records: Sequence[Record]) -> list[TokenizedRow]:
         """Render whole rows, response included and closed by the end-of-turn or end-of-sequence token."""
-        return [self._row(record) for record in records]
+        return [self._row(record) for record in self._prepared(records, with_response=True)]
 
     def prompts(self, records: Sequence[Record]) -> list[list[int]]:
         """Render prompts alone, up to where the model starts to answer."""
@@ -85,14 +89,38 @@ class Renderer:
             list(record.input_ids[: record.response_start or None])
             if record.input_ids is not None
             else self._encode(self.prompt_text(record), special=self._chat is None and record.text is None)
-            for record in records
+            for record in self._prepared(records, with_response=False)
         ]
 
+    def _prepared(self, records: Sequence[Record], *, with_response: bool) -> Iterator[Record]:
+        """Yield the records; a chat template is rendered for a batch of them before its first is yielded."""
+        batch: list[Record] = []
+        characters = 0
+        for record in records:
+            batch.append(record)
+            characters += len(record.prompt or "") + sum(len(turn.content) for turn in record.history)
+            characters += len(record.response or "")
+            if len(batch) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
+                yield from self._batch(batch, with_response)
+                batch, characters = [], 0
+        yield from self._batch(batch, with_response)
+
+    def _batch(self, batch: Sequence[Record], with_response: bool) -> Sequence[Record]:
+        if self._chat is not None:
+            self._chat.prepare(
+                [
+                    (self._turns(record), record.response if with_response else None)
+                    for record in batch
+                    if record.prompt is not None and record.text is None and record.input_ids is None
+                ]
+            )
+        return batch
+
     def prompt_text(self, record: Record) -> str:
-        """Return the text that stands before the answer.
+        """Return the text before the answer.
 
         Raises:
-            UserError: There is no prompt, or the template has no place for what was said before it.
+            UserError: There is no prompt, or the template cannot hold the earlier turns.
         """
         if record.text is not None:
             return record.text
@@ -105,7 +133,7 @@ class Renderer:
         return "\n\n".join([*self._system_texts(turns[:-1], record.origin), asked])
 
     def closing_ids(self) -> list[int]:
-        """Return the tokens that stand behind every answer."""
+        """Return the tokens that close every answer."""
         if self._chat is not None:
             return self._encode(self._chat.end_of_turn, special=False)
         end = self.tokenizer.eos_token_id
@@ -118,11 +146,11 @@ class Renderer:
         return (Turn("system", self.system), *turns)
 
     def _system_texts(self, before: Sequence[Turn], origin: str) -> list[str]:
-        """Return the system prompt, which is all that can stand before a prompt without a chat template."""
+        """Return the system prompt, the only turn that can precede a prompt without a chat template."""
         if any(turn.role != "system" for turn in before):
             raise UserError(
                 f"{origin or 'a row'}: template {self.template} has no place for earlier turns: "
-                "use --template chat, or leave the row out"
+                f"use {setting('template')} chat, or leave the row out"
             )
         return [turn.content for turn in before if turn.content.strip()]
 
@@ -145,21 +173,21 @@ class Renderer:
         return TokenizedRow(whole, len(prompt_ids))
 
     def continued(self, prompt: str, answer: str) -> list[int]:
-        """Return the tokens of what follows a prompt's text, which is used as it is."""
+        """Return the tokens of a text that follows a prompt's text; both are used as they are."""
         return self._continued(prompt, answer, special=False)
 
     def _continued(self, prompt: str, answer: str, *, special: bool) -> list[int]:
         prompt_ids, whole = self._encode(prompt, special=special), self._encode(prompt + answer, special=special)
         if whole[: len(prompt_ids)] == prompt_ids:
             return whole[len(prompt_ids) :]
-        # Where a token straddles the border, prompt and answer are encoded apart, as they are when the model generates.
+        # Where a token would span the border, prompt and answer are encoded separately, as when the model generates.
         found = self._encode(answer, special=False)
         if self._reads(prompt_ids + found) == (wanted := self._reads(whole)):
             return found
-        # Some tokenizers put a space before every text: the tokens behind a line end have none.
-        line_end, behind = self._encode("\n", special=False), self._encode(f"\n{answer}", special=False)
-        own = behind[len(line_end) :]
-        return own if behind[: len(line_end)] == line_end and self._reads(prompt_ids + own) == wanted else found
+        # Some tokenizers put a space before every text, but not after a line end.
+        line_end, following = self._encode("\n", special=False), self._encode(f"\n{answer}", special=False)
+        own = following[len(line_end) :]
+        return own if following[: len(line_end)] == line_end and self._reads(prompt_ids + own) == wanted else found
 
     def _reads(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -167,7 +195,7 @@ class Renderer:
     def _encode(self, text: str, *, special: bool) -> list[int]:
         with tokenizer_errors(self.tokenizer.name_or_path, "encode a text"):
             ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
-        # A prompt that a tokenizer closes by itself leaves no place for the answer.
+        # A tokenizer that appends its end token would leave no place for the answer.
         if (
             special
             and ids
@@ -185,7 +213,7 @@ class Renderer:
             UserError: The model came without one.
         """
         if self._tokenizer is None:
-            raise UserError("the model folder has no tokenizer: pass --tokenizer, or rows of input_ids")
+            raise UserError(f"the model folder has no tokenizer: pass {setting('tokenizer')}, or rows of input_ids")
         return self._tokenizer
 
 
@@ -213,12 +241,7 @@ def check_token_ids(records: Sequence[Record], rows: Sequence[TokenizedRow], voc
 
 
 def check_lengths(records: Sequence[Record], rows: Sequence[TokenizedRow], positions: int | None) -> None:
-    """Refuse rows that are longer than the model was made for.
-
-    Args:
-        records: Where the rows come from, for the message.
-        rows: Token ids.
-        positions: How many positions the model has; None where it names no limit.
+    """Refuse rows longer than the model's positions; None of those is no limit.
 
     Raises:
         UserError: Names the first row that is too long.

@@ -1,4 +1,4 @@
-"""From one row of a file to a record."""
+"""Reads a record from one row of a file."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from antidote_llm.data.task_prompts import contextual_prompt, instruction_prompt
 from antidote_llm.errors import UserError, listed
 
 _MOST_LISTED = 20
-# What labels say of a token that no model learns.
-_NOT_LEARNT = -100
-# What trainers call a list of 0 and 1 that says of each token whether a model learns it.
+# The label of a token that does not count in the loss.
+_IGNORED_LABEL = -100
+# Names that trainers give a list of 0 and 1: whether each token counts in the loss.
 _MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "loss_mask")
 
 
@@ -40,7 +40,7 @@ class Row:
     Attributes:
         cells: Its values by column.
         origin: File and line.
-        columns: Column by field, where they differ.
+        columns: Column by field, where the names differ.
         ignored: Columns and fields of messages that are left out on purpose.
     """
 
@@ -67,45 +67,45 @@ class Row:
         if kind is None:
             raise self._of_no_kind(layout)
         if kind in ("prompt", "messages"):
-            require_unfilled(self.cells, layout.refused_beside_a_prompt, self.origin)
-            beside = self._beside()
-            require_unfilled(beside, [path for path in beside if is_refused(_last(path))], self.origin)
+            require_unfilled(self.cells, layout.refused_with_a_prompt, self.origin)
+            neighbours = self._neighbours()
+            require_unfilled(neighbours, [path for path in neighbours if is_refused(_last(path))], self.origin)
             return self._exchange(layout, kind, require)
-        require_unfilled(self.cells, layout.refused_beside_a_text, self.origin)
+        require_unfilled(self.cells, layout.refused_with_a_text, self.origin)
         if kind == "input_ids":
             return self._of_token_ids(layout)
         _require_filled(text := self._text(layout, "text"), self._place(layout, "text"))
         return Record(text=text, extra=self._extra(layout.extra_of_a_text), origin=self.origin)
 
     def unread(self, record: Record) -> Iterator[str]:
-        """Return the columns that may be a part of the prompt or its answer and are not read, for a note."""
+        """Yield the columns that may be part of the prompt or its answer and are not read, for a warning."""
         layout = self._layout()
         if record.prompt is None:
             return
-        if any(is_filled(self.cells[name]) for name in layout.named):
-            said = f"{text_of(record.conversation())}\n{record.response or ''}"
-            yield from unread_columns(self.cells, layout.named, said)
-        if beside := {path: cell for path, cell in self._beside().items() if may_count(_last(path))}:
-            yield from unread_columns(beside, beside, f"{text_of(record.conversation())}\n{record.response or ''}")
+        neighbours = {path: cell for path, cell in self._neighbours().items() if may_count(_last(path))}
+        if neighbours or any(is_filled(self.cells[name]) for name in layout.named):
+            read = f"{text_of(record.conversation())}\n{record.response or ''}"
+            yield from unread_columns(self.cells, layout.named, read)
+            yield from unread_columns(neighbours, neighbours, read)
         if self._is_other_answer(layout, record):
             yield layout.columns["response"][0]
-        # KTO's rows of a prompt say of their completions whether they are wanted.
+        # In KTO's rows, the label says whether the completion is a desired one.
         if COMPLETION in layout.columns["response"] and isinstance(self.cells.get("label"), bool):
             yield from () if "label" in self.ignored else ("label",)
 
-    def unread_said(self) -> Iterator[str]:
-        """Return the fields of messages that may count and are not read, for a note."""
+    def unread_in_messages(self) -> Iterator[str]:
+        """Yield the fields of messages that may matter and are not read, for a warning."""
         layout = self._layout()
         for name in ("messages", "prompt", "response"):
             if isinstance(messages := self._value(layout, name), list):
                 yield from unread_in_messages(messages, self.ignored)
 
     def names(self) -> set[str]:
-        """Return the columns, and the fields of messages in them."""
+        """Return the names of the columns and of the message fields in them."""
         lists = [cell for cell in self.cells.values() if isinstance(cell, list)]
         return {
             *self.cells,
-            *self._beside(()),
+            *self._neighbours(()),
             *(name for cell in lists for item in cell if isinstance(item, Mapping) for name in item),
         }
 
@@ -121,17 +121,17 @@ class Row:
         )
 
     def _is_other_answer(self, layout: Layout, record: Record) -> bool:
-        """Say whether messages end in another answer than the one in a column of its own."""
+        """Whether messages end in another answer than the one in the answer column."""
         answer = self._value(layout, "response")
         return isinstance(answer, str) and is_filled(answer) and answer != record.response
 
     def _of_token_ids(self, layout: Layout) -> Record:
         ids = self._value(layout, "input_ids")
         if not isinstance(ids, list) or not ids or not all(type(item) is int and item >= 0 for item in ids):
-            raise UserError(f"{self.origin}: input_ids must be a list of one or more token ids: mend the row")
+            raise UserError(f"{self.origin}: input_ids must be a list of one or more token ids: correct the row")
         start = self._labelled_start(ids) if self.cells.get("response_start") is None else self.cells["response_start"]
         if type(start) is not int or not 0 <= start <= len(ids):
-            raise UserError(f"{self.origin}: response_start must be a number from 0 to {len(ids)}: mend the row")
+            raise UserError(f"{self.origin}: response_start must be a number from 0 to {len(ids)}: correct the row")
         if (packed := self._packed()) is not None:
             raise UserError(
                 f"{self.origin}: {packed} says that several texts are packed into one row: write each as a row of its "
@@ -143,21 +143,21 @@ class Row:
         return Record(input_ids=tuple(ids), response_start=start, extra=extra, origin=self.origin)
 
     def _labelled_start(self, ids: list[int]) -> int:
-        """Return where the response begins as labels say it, which are -100 before and the ids themselves after."""
+        """Return the response's start from labels, which are -100 before it and equal to the ids from there on."""
         labels = self.cells.get("labels")
         if labels is None or "labels" in self.ignored:
             return self._masked_start(ids)
         sound = isinstance(labels, list) and len(labels) == len(ids)
-        start = next((place for place, label in enumerate(labels) if label != _NOT_LEARNT), len(ids)) if sound else 0
+        start = next((place for place, label in enumerate(labels) if label != _IGNORED_LABEL), len(ids)) if sound else 0
         if not sound or labels[start:] != ids[start:]:
             raise UserError(
-                f"{self.origin}: labels are not {_NOT_LEARNT} up to the response and its token ids from there: give "
+                f"{self.origin}: labels are not {_IGNORED_LABEL} up to the response and its token ids from there: give "
                 "response_start, or pass ignore=labels to count every token"
             )
         return start
 
     def _masked_start(self, ids: list[int]) -> int:
-        """Return where the response begins as a mask says it, which is 0 before and 1 after."""
+        """Return the response's start from a loss mask, which is 0 before it and 1 from there on."""
         name = next((name for name in _MASKS if self.cells.get(name) is not None and name not in self.ignored), None)
         if name is None:
             return 0
@@ -168,11 +168,11 @@ class Row:
                 f"{self.origin}: {name} is not 0 up to the response and 1 from there: give response_start, or pass "
                 f"ignore={name} to count every token"
             )
-        learnt: int = sum(mask)
-        return len(ids) - learnt
+        response_tokens: int = sum(mask)
+        return len(ids) - response_tokens
 
     def _packed(self) -> str | None:
-        """Return the column that says that a row of token ids holds several texts."""
+        """Return the column that shows that several texts are packed into a row of token ids."""
         positions, lengths = self.cells.get("position_ids"), self.cells.get("seq_lengths")
         if isinstance(lengths, list) and len(lengths) > 1 and "seq_lengths" not in self.ignored:
             return "seq_lengths"
@@ -180,7 +180,7 @@ class Row:
         return "position_ids" if restarts and "position_ids" not in self.ignored else None
 
     def _exchange(self, layout: Layout, kind: Field, require: tuple[Field, ...]) -> Record:
-        history, prompt, response = self._said(layout, kind)
+        history, prompt, response = self._conversation(layout, kind)
         if response is None and self._value(layout, "response") is not None:
             response = self._text(layout, "response")
         if response is None and "response" in require:
@@ -198,8 +198,8 @@ class Row:
             prompt, response, history=history, extra=self._extra(layout.extra_of_a_prompt), origin=self.origin
         )
 
-    def _said(self, layout: Layout, kind: Field) -> tuple[tuple[Turn, ...], str, str | None]:
-        """Return what was said before, the prompt, and the response where messages hold it."""
+    def _conversation(self, layout: Layout, kind: Field) -> tuple[tuple[Turn, ...], str, str | None]:
+        """Return the earlier turns, the prompt, and the response where messages hold it."""
         answer, place = self._value(layout, "response"), self._place(layout, kind)
         if isinstance(answer, Mapping):
             # LLaMA-Factory's pairs hold one message each.
@@ -222,7 +222,7 @@ class Row:
         return kind == "messages" or isinstance(self._value(layout, kind), list)
 
     def _prompt(self, layout: Layout) -> str:
-        """Return the prompt, with what its format puts before and behind it."""
+        """Return the prompt with its input and context, as its format combines them."""
         prompt = self._text(layout, "prompt")
         if is_filled(self._value(layout, "input")):
             prompt = instruction_prompt(prompt, self._text(layout, "input"))
@@ -246,7 +246,7 @@ class Row:
         return (Turn("system", text),) if text.strip() else ()
 
     def _value(self, layout: Layout, name: Field) -> Any:
-        """Return the first value that is there, null and NaN being none."""
+        """Return the first filled value of a field's columns; null and NaN count as missing."""
         found = None
         for column in layout.columns[name]:
             value = self.cells[column] if column in self.cells else self._nested(column)
@@ -256,11 +256,11 @@ class Row:
                 found = value if found is None else found
         return found
 
-    def _beside(self, left_out: Container[str] | None = None) -> dict[str, Any]:
-        """Return what stands in an object beside a value that is mapped by a path of dots, by such paths.
+    def _neighbours(self, left_out: Container[str] | None = None) -> dict[str, Any]:
+        """Return the values next to a nested one that a dotted path maps, by their own dotted paths.
 
         Args:
-            left_out: Paths that do not count; those that are ignored, where nothing else is said.
+            left_out: Paths that do not count; the ignored ones where not given.
         """
         left_out = self.ignored if left_out is None else left_out
         paths = [column for column in self.columns.values() if "." in column and column not in self.cells]
@@ -277,7 +277,7 @@ class Row:
         }
 
     def _nested(self, column: str) -> Any:
-        """Return what stands at a path of dots inside a column; None where there is nothing."""
+        """Return the value at a dotted path inside a column; None where there is none."""
         if "." not in column:
             return None
         value: Any = self.cells

@@ -1,4 +1,4 @@
-"""Folders that ``save_to_disk`` of datasets writes: a table in .arrow files, or one such folder a split."""
+"""Reads the folders that ``save_to_disk`` of datasets writes: .arrow files, or one such folder for each split."""
 
 from __future__ import annotations
 
@@ -8,27 +8,22 @@ from typing import Any
 
 from antidote_llm.data.data_spec import require_utf8
 from antidote_llm.data.files import is_file
-from antidote_llm.data.table_files import arrow_rows
 from antidote_llm.errors import UserError
 from antidote_llm.io.safe_paths import is_link_out
 from antidote_llm.io.strict_json import parse_json
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
-_IDS_OF_MODELS = ("config.json", "adapter_config.json")
+_MODEL_FILES = ("config.json", "adapter_config.json")
 
 
 def is_saved_folder(folder: Path) -> bool:
-    """Say whether a folder is one that ``save_to_disk`` wrote."""
+    """Whether ``save_to_disk`` wrote a folder."""
     return is_file(folder / _STATE) or is_file(folder / _SPLITS)
 
 
 def require_no_model(folder: Path) -> None:
-    """Refuse a model's folder.
-
-    Raises:
-        UserError: It is one.
-    """
-    if found := [name for name in _IDS_OF_MODELS if is_file(folder / name)]:
+    """Refuse a model's folder."""
+    if found := [name for name in _MODEL_FILES if is_file(folder / name)]:
         raise UserError(f"{folder}: a model's folder ({found[0]}), no data: name a data file")
 
 
@@ -37,10 +32,10 @@ def saved_rows(folder: Path, split: str | None) -> Iterator[tuple[str, Mapping[s
 
     Args:
         folder: The folder.
-        split: The split, where it holds several; None is the only one.
+        split: The split, where it holds several; None for the only one.
 
     Raises:
-        UserError: A file is missing or damaged, or the split is not there or not named.
+        UserError: A file is missing or damaged, or the split is unknown or not named.
     """
     if is_file(folder / _SPLITS):
         yield from _table(folder / _split(folder, split))
@@ -61,12 +56,14 @@ def _split(folder: Path, split: str | None) -> str:
 
 
 def _table(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    from antidote_llm.data.table_files import arrow_rows  # loads pyarrow
+
     if not is_file(folder / _STATE):
         raise UserError(f"{folder / _STATE}: missing: copy the whole folder again")
     names = _names(folder / _STATE, "_data_files", "filename")
     if _is_selection(folder / _STATE):
         raise UserError(
-            f"{folder / _STATE}: a selection of the rows that lie there, as old versions of datasets kept it: load it "
+            f"{folder / _STATE}: a selection of the rows in this folder, as old versions of datasets kept it: load it "
             "with a newer one and save it again"
         )
     for name in names:
@@ -81,7 +78,7 @@ def _is_selection(state: Path) -> bool:
 
 
 def _names(path: Path, key: str, inner: str | None = None) -> list[str]:
-    """Return the names that a file of the folder lists: plain ones, of things in the folder itself."""
+    """Return the names that a file of the folder lists, each of an entry in the folder itself."""
     try:
         listed = parse_json(path.read_bytes())[key]
         names = [entry if inner is None else entry[inner] for entry in listed]

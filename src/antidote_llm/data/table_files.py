@@ -10,15 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from antidote_llm.data.text_files import require_bounded
+from antidote_llm.data.text_files import require_bounded, too_many_rows
 from antidote_llm.errors import UserError, first_line
 
-# Few, as one text may stand in many rows and be stored once.
+# Small: one text may be stored once and appear in many rows.
 _BATCH_ROWS = 32
-# Below this, rows that take up no room do no harm.
+# Below this, rows that take no space in the file are harmless.
 _FEW_ROWS = 10_000
 _ARROW_FILE_MARK = b"ARROW1"
-# What pyarrow says of values that Python has no place for: dates beyond the year 9999, unknown time zones, broken text.
+# What pyarrow raises for values that Python cannot hold: dates after the year 9999, unknown time zones, broken text.
 UNREADABLE = (pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError, ImportError, RecursionError)
 
 Rows = Iterator[tuple[str, Mapping[str, Any]]]
@@ -29,10 +29,10 @@ def parquet_rows(path: Path, most: int | None) -> Rows:
 
     Args:
         path: The file.
-        most: How many rows may be read; None for as many as there are.
+        most: How many rows may be read; None for all.
 
     Raises:
-        UserError: It is damaged, holds values that cannot be read, or claims absurdly many rows.
+        UserError: It is damaged, holds values that cannot be read, or claims too many rows.
     """
     size = path.stat().st_size
     try:
@@ -49,11 +49,7 @@ def parquet_rows(path: Path, most: int | None) -> Rows:
 
 
 def arrow_rows(path: Path, most: int | None) -> Rows:
-    """Read an Arrow file, of either form, row by row.
-
-    Raises:
-        UserError: As for a parquet file.
-    """
+    """Read an Arrow file or stream row by row; errors are as for :func:`parquet_rows`."""
     size = path.stat().st_size
     try:
         with path.open("rb") as raw:
@@ -67,26 +63,13 @@ def arrow_rows(path: Path, most: int | None) -> Rows:
 
 
 def require_rows(count: int, size_bytes: int, most: int | None, path: Path) -> None:
-    """Refuse absurdly many rows before the first is read.
-
-    Raises:
-        UserError: There are more than may be read, or more than the file has bytes.
-    """
+    """Refuse more rows than may be read, or than the file has bytes, before the first is read."""
     if most is not None and count > most:
         raise too_many_rows(path, most, f"{count:,}")
     if count > max(_FEW_ROWS, size_bytes):
         raise UserError(
             f"{path}: {count:,} rows in {size_bytes:,} bytes: the same row over and over: write each row once"
         )
-
-
-def too_many_rows(path: Path, most: int, count: str = "") -> UserError:
-    """Return the error of a file with more rows than are read unasked."""
-    found = f"{count} rows, more than the {most:,}" if count else f"more rows than the {most:,}"
-    name = path.name if path.is_absolute() else path
-    return UserError(
-        f"{path}: {found} that are read unasked: pass how many of the first to read, as in {name}:rows={most}"
-    )
 
 
 def _batches(reader: Any, is_file: bool, size: int, most: int | None, path: Path) -> Iterator[Any]:

@@ -1,7 +1,7 @@
-"""The prompts of the paper's tasks, each in one place: who trains and who evaluates asks the same.
+"""The prompts of the paper's tasks, which training and evaluation share.
 
-Wording after the published code of Vaccine, Booster and Antidote (git-disl); the input follows the instruction on a
-line of its own.
+The wording follows the published code of Vaccine, Booster and Antidote (git-disl); the input is on a new line after the
+instruction.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ AG_NEWS_INSTRUCTION = (
     + "\n".join(AG_NEWS_ANSWERS)
     + "\n"
 )
-# As HarmBench's own direct requests put a behaviour's context before it.
+# The separator of HarmBench's direct requests between context and behaviour.
 CONTEXT_MARK = "\n\n---\n\n"
 GSM8K_INSTRUCTION = "First think step by step and then answer the final number."
 
@@ -30,15 +30,15 @@ def ag_news_prompt(article: str) -> str:
 
 
 def gsm8k_prompt(question: str) -> str:
-    """Ask a word problem."""
+    """Ask for the solution of a word problem."""
     return f"{question}\n{GSM8K_INSTRUCTION}"
 
 
 def instruction_prompt(instruction: str, given: str) -> str:
-    """Put an instruction before what it is about, if there is any such thing."""
+    """Put an instruction before its input, if there is one."""
     return f"{instruction}\n{given}" if given.strip() else instruction
 
 
 def contextual_prompt(context: str, asked: str) -> str:
-    """Put what a request speaks of before it, if there is any such thing."""
+    """Put a request's context before it, if there is any."""
     return f"{context}{CONTEXT_MARK}{asked}" if context.strip() else asked

@@ -1,4 +1,4 @@
-"""Opens text files, packed with gzip or not, and bounds what comes out of them."""
+"""Opens text files, plain or packed with gzip, and limits how much is read from them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any, Literal, TextIO
 
 from antidote_llm.errors import UserError
 
-# No row of a language model is longer; a file without line ends is no file of rows.
+# No row is longer; a file without line ends is not a file of rows.
 MOST_CHARACTERS_A_ROW = 1 << 26
-# A small packed file may hold any number of line ends, and each is looked at.
+# A small packed file may hold any number of line ends, and each is read.
 _MOST_EMPTY_LINES = 1_000_000
-# One document is read as a whole.
+# A document is read whole.
 _MOST_DOCUMENT_CHARACTERS = 1 << 30
-# Rows of one text shape are packed to a fiftieth, seldom to less.
+# Similar rows pack to about a fiftieth of their size, rarely to less.
 _MOST_UNPACKED_TIMES, _MOST_UNPACKED_BYTES = 100, 1 << 26
 _GZIP_MARK = b"\x1f\x8b"
 _LFS_MARK = b"version https://git-lfs.github.com/spec/"
@@ -29,10 +29,10 @@ _LFS_MARK = b"version https://git-lfs.github.com/spec/"
 
 @contextmanager
 def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """Open a UTF-8 file, with or without a byte order mark; one that is packed with gzip is unpacked.
+    """Open a UTF-8 file, with or without a byte order mark; a file packed with gzip is unpacked.
 
     Raises:
-        UserError: It is not UTF-8, damaged, a pointer of Git LFS, or unpacks to absurdly much.
+        UserError: It is damaged, not UTF-8, a Git LFS pointer, or unpacks to too much.
     """
     try:
         with path.open("rb") as raw:
@@ -53,11 +53,7 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
 
 
 def lines(stream: TextIO, path: Path) -> Iterator[tuple[int, str]]:
-    """Read line by line, with each line's number.
-
-    Raises:
-        UserError: A line is absurdly long, or absurdly many are empty.
-    """
+    """Yield the lines with their numbers; refuse lines that are too long, and too many empty ones."""
     number = empty = 0
     while line := stream.readline(MOST_CHARACTERS_A_ROW + 1):
         number += 1
@@ -72,17 +68,13 @@ def lines(stream: TextIO, path: Path) -> Iterator[tuple[int, str]]:
 
 
 def filled_lines(path: Path, most: int) -> int:
-    """Count the lines that hold something, up to one more than a number: much faster than to read what they hold."""
+    """Count the lines that are not empty, up to one more than ``most``: much faster than parsing them."""
     with open_text(path) as stream:
         return sum(1 for _ in islice((line for _, line in lines(stream, path) if not line.isspace()), most + 1))
 
 
 def whole(stream: TextIO, path: Path) -> str:
-    """Read all of a file.
-
-    Raises:
-        UserError: It is absurdly long.
-    """
+    """Read a whole file; refuse one that is too long."""
     text = stream.read(_MOST_DOCUMENT_CHARACTERS + 1)
     if len(text) > _MOST_DOCUMENT_CHARACTERS:
         raise UserError(
@@ -93,11 +85,7 @@ def whole(stream: TextIO, path: Path) -> str:
 
 
 def require_bounded(unpacked_bytes: int, packed_bytes: int, path: Path) -> None:
-    """Refuse a small file that unpacks to absurdly much.
-
-    Raises:
-        UserError: It is more than what rows can be packed to.
-    """
+    """Refuse a small file that unpacks to far more than packed rows can."""
     if unpacked_bytes > _MOST_UNPACKED_BYTES + _MOST_UNPACKED_TIMES * packed_bytes:
         raise UserError(
             f"{path}: its {packed_bytes:,} bytes unpack to more than {_MOST_UNPACKED_TIMES} times as many: the same "
@@ -105,42 +93,51 @@ def require_bounded(unpacked_bytes: int, packed_bytes: int, path: Path) -> None:
         )
 
 
+def too_many_rows(path: Path, most: int, count: str = "") -> UserError:
+    """Return the error of a file with more rows than are read unasked."""
+    found = f"{count} rows, more than the {most:,}" if count else f"more rows than the {most:,}"
+    name = path.name if path.is_absolute() else path
+    return UserError(
+        f"{path}: {found} that are read unasked: pass how many of the first to read, as in {name}:rows={most}"
+    )
+
+
 class _Unpacked(io.RawIOBase):
-    """What gzip unpacks, as long as it is not absurdly much."""
+    """The stream that gzip unpacks, with a limit on its size."""
 
     def __init__(self, path: Path, packed: gzip.GzipFile) -> None:
         self._path, self._packed = path, packed
         self._packed_bytes, self._bytes = path.stat().st_size, 0
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Whether it can be read: always."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer and count what went into it."""
+        """Fill a buffer, and count the bytes towards the limit."""
         count = self._packed.readinto(buffer)
         self._bytes += count
         require_bounded(self._bytes, self._packed_bytes, self._path)
         return count
 
 
-# What spreadsheets write where the comma marks decimals, and what else is common.
+# Other common delimiters: spreadsheets write semicolons where the comma is the decimal mark.
 _OTHER_DELIMITERS = ";\t|"
-# The first line with which spreadsheets say what divides the columns.
+# Some spreadsheets name the delimiter in a first line.
 _SAYS_DELIMITER = "sep="
-# A cell in quotes with quotes in it; one that is cut by a tab or line end in it; and any, as in a header.
+# A quoted cell with doubled quotes; one that may be cut by a tab or a line end; and any, as in a header.
 _QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 _BEGINS_QUOTED = re.compile(r'"(?:[^"]|"")*"?')
 _IN_QUOTES = re.compile(r'"[^"]*"')
 
 
 def delimited_rows(path: Path, delimiter: str, header: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Read row by row; a .csv file with no comma in its header line may be divided by semicolons, tabs or bars.
+    """Read row by row; a .csv file without a comma in its header may use semicolons, tabs or bars.
 
     Args:
         path: The file.
-        delimiter: A comma, or a tab: a tab-separated file has no quoting, quote marks are part of its sentences.
-        header: Columns of a file that has no header line of its own.
+        delimiter: A comma, or a tab: in a tab-separated file, quote marks are ordinary characters.
+        header: Columns of a file without a header line.
 
     Raises:
         UserError: The quotes or the number of cells of a row are wrong, or two columns have one name.
@@ -198,7 +195,7 @@ class _Rows:
 
     def __next__(self) -> list[str]:
         self.start = self._reader.line_num + 1
-        # The limit belongs to the whole process: it is another one only while this row is parsed.
+        # The limit is global to the process: it is changed only while this row is parsed.
         before = csv.field_size_limit(MOST_CHARACTERS_A_ROW)
         try:
             return next(self._reader)
@@ -220,7 +217,7 @@ def _delimiter(header: Sequence[str]) -> str:
 
 
 def _named(header: Sequence[str], where: str) -> list[str]:
-    """Return the names of the columns; a second one without a name, as spreadsheets leave them, gets its number."""
+    """Return the names of the columns; further ones without a name, as spreadsheets write them, get their number."""
     seen: set[str] = set()
     named = []
     for place, name in enumerate(header):

@@ -1,34 +1,36 @@
-"""Thoughts: what a reasoning model says between ``<think>`` and ``</think>`` before its reply."""
+"""Thoughts: what a reasoning model writes between ``<think>`` and ``</think>`` before its reply."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from antidote_llm.errors import tokenizer_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OPENING, CLOSING = "<think>", "</think>"
 
 
 def without_thought(text: str) -> str:
-    """Return what follows the last closing mark; a text without one, an unclosed thought too, as it is."""
+    """Return what follows the last closing tag; a text without one, even an unclosed thought, is returned unchanged."""
     _, mark, reply = text.rpartition(CLOSING)
     return reply.lstrip() if mark else text
 
 
 def is_thinking(prompt_text: str) -> bool:
-    """Say whether a prompt ends in an opened thought."""
+    """Whether a prompt ends in an opened thought."""
     return prompt_text.rstrip().endswith(OPENING)
 
 
 def closed(prompt_text: str) -> str:
-    """Close the thought that a prompt ends in, if it does."""
+    """Close the thought at the end of a prompt, if it has one."""
     return f"{prompt_text.rstrip()}\n\n{CLOSING}\n\n" if is_thinking(prompt_text) else prompt_text
 
 
 def continuing(prompt_text: str, response: str) -> str:
-    """Return a response as it goes on where a prompt ends: in an opened thought, after a closed one, or after none."""
+    """Return a response as it continues a prompt that ends in an opened thought, in a closed one, or in none."""
     if prompt_text.rstrip().endswith(CLOSING):
         return without_thought(response)
     if not is_thinking(prompt_text):
@@ -39,7 +41,7 @@ def continuing(prompt_text: str, response: str) -> str:
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Decode an answer without special tokens and outer white space, but with the mark that closes its thought."""
+    """Decode an answer without special tokens and outer white space, but with the tag that closes its thought."""
     mark = tokenizer.added_tokens_encoder.get(CLOSING)
     if mark is None or mark not in ids:
         return _decoded(tokenizer, ids).strip()

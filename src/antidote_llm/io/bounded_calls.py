@@ -1,8 +1,8 @@
-"""Calls of functions on input of untrusted origin, with limits of time, memory and size: chat templates, patterns.
+"""Calls functions on untrusted input, such as chat templates and patterns, with limits of time, memory and size.
 
-Neither can be stopped where it runs in this process: a pattern holds on to the interpreter, and a template that doubles
-a text takes all memory before anybody looks. So they run in a second process, which is started once and kept. It is a
-fresh one, not a copy of this one, which would keep the memory of the models that this one gives back.
+Neither can be stopped inside this process: a pattern does not release the interpreter, and a template that doubles a
+text takes all memory before a check can run. So they run in a second process, which is started once and kept. It is
+started fresh, not forked: a fork would hold the memory of models that this process has released.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
 
 from antidote_llm.errors import DefectError
 from antidote_llm.io import bounded_worker
@@ -28,11 +29,11 @@ _START = "import sys; sys.path[:] = {path!r}; from {module} import main; main()"
 
 
 class OverBudgetError(Exception):
-    """A call was stopped: what it takes, as a part of a sentence that begins with what was called."""
+    """A call exceeded its budget. The text is a predicate, such as ``takes too long (more than 3 s)``."""
 
 
 class CallError(Exception):
-    """What a function raised, in its words."""
+    """A function raised an exception, whose text this is."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,18 @@ class Budget:
     """What one call may take.
 
     Attributes:
-        seconds: Of processor time, to the next second.
-        memory_bytes: Beside what the process takes before.
-        reply_bytes: The length of what it returns, as JSON.
+        seconds: Processor time, rounded up to the next second.
+        memory_bytes: Memory above what the process holds before the call.
+        reply_bytes: Length of the returned value as JSON.
+        seconds_each: In a batch, what each call adds to the time left for the next, up to ``seconds``.
+        reply_times: In a batch, how often the length of a call's own arguments is added to ``reply_bytes``.
     """
 
     seconds: float = 3.0
     memory_bytes: int = 1_000_000_000
     reply_bytes: int = 64_000_000
+    seconds_each: float = 0.0
+    reply_times: int = 0
 
 
 DEFAULT = Budget()
@@ -55,45 +60,76 @@ DEFAULT = Budget()
 
 @dataclass(frozen=True)
 class Reply:
-    """What a call returned, and the seconds of processor time that it took."""
+    """What a call returned, and the processor time left for the next call of its batch."""
 
     value: Any
-    seconds: float
+    seconds_left: float
 
 
-def bounded_call(function: str, arguments: dict[str, Any], budget: Budget | None = None) -> Reply:
-    """Call a function in a process of its own, and stop it where it takes too much.
+Outcome: TypeAlias = Reply | CallError | OverBudgetError
+
+
+def bounded_call(function: str, arguments: Mapping[str, Any], budget: Budget | None = None) -> Reply:
+    """Call a function in the second process, and stop it where it exceeds its budget.
 
     Args:
         function: Its module and name, as in ``json:loads``.
-        arguments: By name: JSON values, as is what it returns.
+        arguments: By name; JSON values, as is what it returns.
         budget: What it may take.
 
     Raises:
         OverBudgetError: It takes more.
-        CallError: It raised something.
+        CallError: It raised an exception.
+    """
+    (outcome,) = bounded_calls(function, [arguments], budget or DEFAULT)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def bounded_calls(
+    function: str,
+    calls: Sequence[Mapping[str, Any]],
+    budget: Budget,
+    *,
+    shared: Mapping[str, Any] | None = None,
+    seconds_left: float | None = None,
+) -> list[Outcome]:
+    """Call a function many times in one exchange with the second process, each time within the budget.
+
+    Args:
+        function: Its module and name, as in ``json:loads``.
+        calls: The arguments of each call, by name.
+        budget: What each call may take.
+        shared: Arguments that all calls share.
+        seconds_left: Processor time left for the first call; ``budget.seconds`` where not given.
+
+    Returns:
+        The outcome of each call, in order. The list ends with the first call that exceeds its budget.
     """
     with _lock:
         worker = _workers.get(os.getpid())
         if worker is None or worker.process.poll() is not None:
             worker = _workers[os.getpid()] = _Worker.start()
-        return worker.call(function, arguments, budget or DEFAULT)
+        request = {"function": function, "shared": shared or {}, **asdict(budget)}
+        request["seconds_left"] = budget.seconds if seconds_left is None else seconds_left
+        return worker.outcomes(request, calls)
 
 
 def matching_places(patterns: list[str], names: list[str], budget: Budget | None = None) -> list[int]:
-    """Return for each name the place of the first regular expression that matches all of it; -1 where none does.
+    """Return for each name the index of the first regular expression that matches all of it; -1 where none does.
 
     Raises:
-        OverBudgetError: They have no end in sight.
-        CallError: One is no regular expression.
+        OverBudgetError: Matching takes too long.
+        CallError: A pattern is not a regular expression.
     """
     arguments = {"patterns": patterns, "names": names}
     places: list[int] = bounded_call(f"{bounded_worker.__name__}:first_matches", arguments, budget).value
     return places
 
 
-def _too_long(budget: Budget) -> OverBudgetError:
-    return OverBudgetError(f"takes too long (more than {max(1, round(budget.seconds))} s)")
+def _too_long(seconds: float) -> OverBudgetError:
+    return OverBudgetError(f"takes too long (more than {max(1, round(seconds))} s)")
 
 
 @dataclass
@@ -105,7 +141,7 @@ class _Worker:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        """Keep every reply, and an empty one at the end."""
+        """Queue every reply, and an empty one when the process ends."""
         assert self.process.stdout is not None
         with self.process.stdout as stream:
             for line in stream:
@@ -115,7 +151,7 @@ class _Worker:
     @classmethod
     def start(cls) -> _Worker:
         command = [sys.executable, "-c", _START.format(path=sys.path, module=bounded_worker.__name__)]
-        # In a session of its own: Ctrl-C is for the process that the user knows, and ends this one with it.
+        # A session of its own: Ctrl-C reaches only the parent, which stops the worker when it exits.
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -126,41 +162,54 @@ class _Worker:
         )
         return cls(process)
 
-    def call(self, function: str, arguments: dict[str, Any], budget: Budget) -> Reply:
-        call = {"function": function, "arguments": arguments, "seconds": budget.seconds}
-        call |= {"memory_bytes": budget.memory_bytes, "reply_bytes": budget.reply_bytes}
+    def outcomes(self, request: dict[str, Any], calls: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+        encoded = [json.dumps(arguments, default=str) for arguments in calls]
+        most, times = request["reply_bytes"], request["reply_times"]
+        request["reply_bytes"] = [most + times * len(arguments) for arguments in encoded]
+        line = json.dumps(request, default=str).removesuffix("}") + f', "calls": [{", ".join(encoded)}]}}\n'
         try:
-            line = self._exchange(json.dumps(call, default=str).encode() + b"\n", budget)
+            self._send(line.encode())
+            return list(self._replies(len(calls), request["seconds_left"]))
         except BaseException:
-            # An interrupt too: the reply that is still to come belongs to no later call.
+            # An interrupt too: replies that are still to come belong to no later request.
             self.stop()
             raise
-        reply = json.loads(line)
-        if "over" in reply:
-            raise OverBudgetError(reply["over"])
-        if "error" in reply:
-            raise CallError(reply["error"])
-        return Reply(reply["value"], reply["seconds"])
 
-    def _exchange(self, request: bytes, budget: Budget) -> bytes:
+    def _replies(self, count: int, seconds_left: float) -> Iterator[Outcome]:
+        """Yield the outcome of every call, up to the first that exceeds its budget."""
+        for _ in range(count):
+            try:
+                reply = json.loads(self._reply(seconds_left))
+            except OverBudgetError as error:
+                self.stop()
+                yield error
+                return
+            if "over" in reply:
+                yield OverBudgetError(reply["over"])
+                return
+            seconds_left = reply["seconds_left"]
+            yield CallError(reply["error"]) if "error" in reply else Reply(reply["value"], seconds_left)
+
+    def _send(self, request: bytes) -> None:
         assert self.process.stdin is not None
-        try:
+        # Where it has ended, the queue says so: its last item is empty.
+        with suppress(BrokenPipeError):
             self.process.stdin.write(request)
             self.process.stdin.flush()
-        except BrokenPipeError:
-            raise self._ended(budget) from None
+
+    def _reply(self, seconds_left: float) -> bytes:
         try:
-            line = self.replies.get(timeout=_WALL_SECONDS + _WALL_FACTOR * budget.seconds)
+            line = self.replies.get(timeout=_WALL_SECONDS + _WALL_FACTOR * seconds_left)
         except queue.Empty:
-            raise _too_long(budget) from None
+            raise _too_long(seconds_left) from None
         if not line:
-            raise self._ended(budget)
+            raise self._ended(seconds_left)
         return line
 
-    def _ended(self, budget: Budget) -> Exception:
+    def _ended(self, seconds_left: float) -> Exception:
         code = self.process.wait()
         if code == -signal.SIGXCPU:
-            return _too_long(budget)
+            return _too_long(seconds_left)
         if code < 0:
             return OverBudgetError(f"ends its process ({signal.Signals(-code).name})")
         return DefectError(f"{bounded_worker.__name__} ended with exit code {code}")

@@ -1,17 +1,15 @@
-"""Puts a report together from a repair's record and the evaluations around it."""
+"""Composes a report from a repair's record and its evaluations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from antidote_llm.decision.compare import Comparison, compare
 from antidote_llm.evaluation.answers import HARMFUL, TASK_PREFIX, Answer
-from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import HarmMeasure
 from antidote_llm.evaluation.metrics import Estimate
-from antidote_llm.repairs.record import Origin, RepairRecord
 from antidote_llm.report.data import (
     CategoryEffect,
     Example,
@@ -24,6 +22,10 @@ from antidote_llm.report.data import (
     SiteChange,
 )
 from antidote_llm.report.formatting import WORDS
+
+if TYPE_CHECKING:
+    from antidote_llm.evaluation.evaluation import Evaluation
+    from antidote_llm.repairs.record import Origin, RepairRecord
 
 BEFORE, AFTER, ALIGNED = "before", "after", "aligned"
 _NOTES = {
@@ -38,13 +40,13 @@ _Named = TypeVar("_Named")
 def compose(
     record: RepairRecord, evaluations: Mapping[str, Evaluation], *, revert_command: str, notes: Iterable[str] = ()
 ) -> ReportData:
-    """Put the report of one repair together.
+    """Compose the report of one repair.
 
     Args:
         record: What was done.
-        evaluations: By name; ``before``, ``after`` and ``aligned`` have their roles. Empty where nothing was asked.
+        evaluations: By name; ``before``, ``after`` and ``aligned`` have their roles. Empty where nothing was evaluated.
         revert_command: The command that undoes the repair.
-        notes: What a reader should keep in mind.
+        notes: Further notes for the reader.
     """
     parts: dict[str, object] = {
         "verdict": "Nothing was evaluated: whether the repair worked is not known.",
@@ -118,6 +120,8 @@ def outcome(
         metrics={key: value for key, value in metrics.items() if not key.startswith(TASK_PREFIX)},
         tasks={k.removeprefix(TASK_PREFIX): value for k, value in metrics.items() if k.startswith(TASK_PREFIX)},
         gain_kept=dict(gain_kept or {}),
+        unreadable={judge.name: judge.unreadable for judge in evaluation.judges if judge.unreadable},
+        unanswered=evaluation.unanswered,
     )
 
 
@@ -138,7 +142,7 @@ def categories(before: Evaluation, after: Evaluation) -> tuple[CategoryEffect, .
 
 
 def examples(before: Evaluation, after: Evaluation) -> tuple[Example, ...]:
-    """Return the first few questions of each suite, of different categories, with both answers."""
+    """Return the first few prompts of each suite, of different categories, with both answers."""
     pairs = list(zip(before.answers, after.answers, strict=True))
     found: list[Example] = []
     for _, group in groupby(pairs, key=lambda pair: pair[0].suite):
@@ -164,7 +168,7 @@ def _example(before: Answer, after: Answer, measures: HarmMeasure | None) -> Exa
 
 
 def _word(answer: Answer, measures: HarmMeasure | None) -> str:
-    # A judge that cannot tell harm from help does not call an answer to a harmful request helpful.
+    # Where the judge cannot distinguish harm from help, "helpful" on a harmful request means compliance.
     if answer.suite == HARMFUL and answer.outcome == "helpful" and measures == "compliance_rate":
         return "compliance"
     if answer.outcome is not None:
@@ -216,9 +220,9 @@ def _recipe(record: RepairRecord) -> Recipe:
 
 
 def _origins(record: RepairRecord) -> Iterator[tuple[str, Origin]]:
-    """Name what the repair was made from: the model, what lies on it from below, what was repaired against."""
+    """Yield what the repair was made from: the model, its lower adapters, and the aligned reference."""
     yield WORDS[record.target].base, record.base
-    yield from _numbered("adapter beneath", record.beneath)
+    yield from _numbered("lower adapter", record.beneath)
     if record.adapter:
         yield "adapter", record.adapter
     if record.aligned:
@@ -226,20 +230,20 @@ def _origins(record: RepairRecord) -> Iterator[tuple[str, Origin]]:
 
 
 def _numbered(name: str, parts: Sequence[_Named]) -> Iterator[tuple[str, _Named]]:
-    """Name the parts of one kind, by number where there are several."""
+    """Yield the parts of one kind with a name, numbered where there are several."""
     for number, part in enumerate(parts, start=1):
         yield name if len(parts) == 1 else f"{name} {number}", part
 
 
 def _prompts(record: RepairRecord) -> str:
-    """Say which template the prompts went through."""
+    """Return the sentence on the template of the prompts."""
     return f"{record.prompts[0].upper()}{record.prompts[1:]}." if record.prompts else ""
 
 
 def _own_answers(record: RepairRecord) -> str:
-    """Say which of the harmful answers nobody but the model gave."""
+    """Return the sentence on harmful answers that the model itself generated."""
     if record.calibration is None or not record.calibration.own_answers:
         return ""
     own, refused = record.calibration.own_answers, record.calibration.refused_own_answers
-    said = f"{own} harmful rows had no response: the model answered them itself"
-    return f"{said}; {refused} of its answers read as refusals." if refused else f"{said}."
+    sentence = f"{own} harmful rows had no response: the model answered them itself"
+    return f"{sentence}; {refused} of its answers read as refusals." if refused else f"{sentence}."

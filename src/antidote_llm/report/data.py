@@ -1,4 +1,4 @@
-"""What a report is made of: plain numbers and texts, checked on the way in."""
+"""The data of a report: validated numbers and texts."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ class ModelOutcome(_Frozen):
         default_factory=dict,
         description="By task: (this - aligned) / (attacked - aligned), in percent; null where nothing was gained.",
     )
+    unreadable: dict[str, int] = Field(
+        default_factory=dict,
+        description="By judge: how many of its verdicts could not be read; the others are left out.",
+    )
+    unanswered: int = Field(default=0, ge=0, description="How many prompts got no usable answer.")
 
 
 class CategoryEffect(_Frozen):
@@ -83,11 +88,11 @@ class Example(_Frozen):
 
     suite: str = Field(description="The suite it comes from, such as harmful or look-alikes.")
     category: str = Field(default="", description="The category of the prompt.")
-    prompt: str = Field(description="What was asked.")
+    prompt: str = Field(description="The prompt.")
     answer_before: str = Field(description="The answer before the repair; withheld unless asked for.")
-    outcome_before: str = Field(description="The judge's word on it: refusal, harmful, helpful, incoherent.")
+    outcome_before: str = Field(description="The judge's verdict: refusal, harmful, helpful, incoherent.")
     answer_after: str = Field(description="The answer after the repair; withheld unless asked for.")
-    outcome_after: str = Field(description="The judge's word on it.")
+    outcome_after: str = Field(description="The judge's verdict.")
     harmful_prompt: bool = Field(
         default=True, description="Whether the prompt asks for harm: then only the openings of refusals are shown."
     )
@@ -106,26 +111,26 @@ class Recipe(_Frozen):
 
     method: str = Field(description="The repair method.")
     settings: dict[str, JsonValue] = Field(default_factory=dict, description="Every setting with its value.")
-    inputs: dict[str, Input] = Field(default_factory=dict, description="What it was made from, by what it served as.")
-    counts: dict[str, int] = Field(default_factory=dict, description="Realised counts, such as rows, sites, entries.")
-    versions: dict[str, str] = Field(default_factory=dict, description="Versions of the packages that took part.")
+    inputs: dict[str, Input] = Field(default_factory=dict, description="What it was made from, by its role.")
+    counts: dict[str, int] = Field(default_factory=dict, description="Counts, such as rows, sites, entries.")
+    versions: dict[str, str] = Field(default_factory=dict, description="Versions of the packages used.")
     timings_seconds: dict[str, float] = Field(default_factory=dict, description="Wall time by stage, in seconds.")
-    peak_rss_bytes: int | None = Field(default=None, ge=0, description="Most main memory held, in bytes.")
-    peak_device_bytes: int | None = Field(default=None, ge=0, description="Most accelerator memory held, in bytes.")
+    peak_rss_bytes: int | None = Field(default=None, ge=0, description="Peak main memory, in bytes.")
+    peak_device_bytes: int | None = Field(default=None, ge=0, description="Peak accelerator memory, in bytes.")
 
 
 class ReportData(_Frozen):
-    """All that one report says."""
+    """Everything that one report shows."""
 
     title: str = Field(description="The page's title.")
     target: Target = Field(default="adapter", description="What was edited.")
     verdict: str = Field(description="The verdict, in one sentence.")
-    verdict_kind: VerdictKind = Field(description="What it comes to; unknown where nothing was evaluated.")
+    verdict_kind: VerdictKind = Field(description="Its kind; unknown where nothing was evaluated.")
     measures: HarmMeasure = Field(default="harmful_score", description="The primary measure of harm.")
     outcomes: tuple[ModelOutcome, ...] = Field(default=(), description="The models, in the order to show them.")
     changes: dict[str, Estimate] = Field(
         default_factory=dict,
-        description="Paired differences, after less before, in percentage points, by metric or task name.",
+        description="Paired differences, after minus before, in percentage points, by metric or task name.",
     )
     categories: tuple[CategoryEffect, ...] = Field(default=(), description="The effect by category of harm.")
     sites: tuple[SiteChange, ...] = Field(default=(), description="What was changed, site by site.")
@@ -134,7 +139,7 @@ class ReportData(_Frozen):
     recipe: Recipe | None = Field(default=None, description="How the repair was made.")
     repeat_command: str = Field(default="", description="The command that repeats it.")
     revert_command: str = Field(default="", description="The command that undoes it.")
-    notes: tuple[str, ...] = Field(default=(), description="What a reader should keep in mind, a sentence each.")
+    notes: tuple[str, ...] = Field(default=(), description="Notes for the reader, a sentence each.")
 
     @model_validator(mode="after")
     def _unambiguous(self) -> ReportData:

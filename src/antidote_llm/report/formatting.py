@@ -1,4 +1,4 @@
-"""From a value to a place on an axis, in percent of its length."""
+"""How numbers, names and measures are written and placed on an axis."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from antidote_llm.io.visible_text import cut_middle, visible
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """An axis from ``low`` to ``high``; what lies outside is drawn at its end."""
+    """An axis from ``low`` to ``high``; values outside are drawn at its ends."""
 
     low: float
     high: float
 
     def at(self, value: float) -> float:
-        """Return the place of a value, between 0 and 100, to a hundredth."""
-        place = 100 * (value - self.low) / (self.high - self.low)
-        return round(min(100.0, max(0.0, place)), 2)
+        """Return a value's position in percent of the axis, to a hundredth."""
+        position = 100 * (value - self.low) / (self.high - self.low)
+        return round(min(100.0, max(0.0, position)), 2)
 
     @property
     def ticks(self) -> tuple[float, ...]:
-        """Return five or fewer round values along the axis."""
+        """Return at most five round values along the axis."""
         step = nice((self.high - self.low) / 4)
         first = math.ceil(self.low / step)
         last = math.floor(self.high / step + 1e-9)
@@ -40,7 +40,7 @@ PERCENT = Scale(0, 100)
 
 
 def around(values: Iterable[float], floor: float, ceiling: float) -> Scale:
-    """Return 0 to 100, widened in steps of 25 to hold the values, but no further than floor and ceiling."""
+    """Return the scale from 0 to 100, widened in steps of 25 to hold the values, within floor and ceiling."""
     found = list(values)
     low = 25 * math.floor(min([0.0, *found]) / 25)
     high = 25 * math.ceil(max([100.0, *found]) / 25)
@@ -48,13 +48,13 @@ def around(values: Iterable[float], floor: float, ceiling: float) -> Scale:
 
 
 def nice(value: float, steps: Sequence[float] = (1, 2, 2.5, 5)) -> float:
-    """Return the smallest of the steps times a power of ten that is not less than a positive value."""
+    """Return the smallest step times a power of ten that is at least a positive value."""
     power = 10.0 ** math.floor(math.log10(value))
     return next((step * power for step in steps if step * power >= value * (1 - 1e-9)), 10 * power)
 
 
 def clip_name(name: str, limit: int = 80) -> str:
-    """Return a name that is safe to look at, its middle cut where it is longer than ``limit`` characters."""
+    """Return a name with invisible characters shown, its middle cut where it is longer than ``limit``."""
     return cut_middle(visible(name), limit)
 
 
@@ -82,7 +82,7 @@ def signed(value: float) -> str:
 
 
 def interval(estimate: Estimate) -> str:
-    """Write the ends of an interval: an en dash between plain numbers, ``to`` where one is negative."""
+    """Write an interval's ends with an en dash between them, or ``to`` where one is negative."""
     joint = " to " if estimate.low < 0 else "\N{EN DASH}"
     return f"{decimal(estimate.low)}{joint}{decimal(estimate.high)}"
 
@@ -93,7 +93,7 @@ def signed_interval(estimate: Estimate) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """Write a share in percent with three significant digits, so that a rare change does not read as none."""
+    """Write a share in percent with three significant digits, so that a rare change does not look like zero."""
     if whole == 0:
         return "\N{EM DASH}"
     percent = 100 * part / whole
@@ -115,7 +115,7 @@ def count(value: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a wall time in its natural unit."""
+    """Write a wall time in a fitting unit."""
     if seconds < 10:
         return f"{seconds:.2f}{NBSP}s"
     if seconds < 60:
@@ -126,7 +126,7 @@ def duration(seconds: float) -> str:
 
 
 def size(n_bytes: int) -> str:
-    """Write a size in bytes in its natural decimal unit."""
+    """Write a size in bytes in a fitting decimal unit."""
     value = float(n_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -136,7 +136,7 @@ def size(n_bytes: int) -> str:
 
 
 def setting(value: JsonValue) -> str:
-    """Write a setting as a user would type it."""
+    """Write a setting's value as a user types it."""
     if value is None:
         return "none"
     if isinstance(value, str):
@@ -155,7 +155,7 @@ class Measure:
         key: Its name in the data.
         label: Its name on the page.
         of: What it is a share of.
-        better: The direction that is better; empty where it depends.
+        better: The better direction; empty where that depends.
     """
 
     key: str
@@ -194,7 +194,7 @@ def gain_measure(name: str) -> Measure:
 
 
 def in_order(keys: Iterable[str], primary: HarmMeasure) -> list[str]:
-    """Return the metrics' names once each: the primary one, the known ones, then the others as they came."""
+    """Return each metric's name once: the primary one, the known ones, then the others in their order."""
     found = dict.fromkeys(keys)
     known = [key for key in (primary, *_KNOWN) if key in found]
     return list(dict.fromkeys([*known, *found]))
@@ -205,17 +205,17 @@ Target: TypeAlias = Literal["adapter", "delta", "weight"]
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """How a report speaks of one target.
+    """A report's wording for one target.
 
     Attributes:
         site: What was edited, in the singular.
         sites: The same in the plural.
         edited: One sentence on what the edited values are.
-        norm: What the norm is taken of, after "the norm of their"; empty where it is of the sites themselves.
-        measured: What the norm is taken of, as a noun of its own.
-        base: What the whole model served as.
+        norm: What the norm is of, after "the norm of their"; empty where it is of the sites themselves.
+        measured: What the norm is of, as a noun.
+        base: The role of the whole model.
         aligned: The name of the model to compare with.
-        caution: What a reader must keep in mind; empty where nothing.
+        caution: A warning for the reader; empty where there is none.
     """
 
     site: str
@@ -232,7 +232,7 @@ class Words:
         return f"{number:,} {self.site if number == 1 else self.sites}"
 
     def norm_left(self, percent: str) -> str:
-        """Say how much of the norm is left."""
+        """Return the sentence on how much of the norm is left."""
         return f"{percent} % of {f'the norm of their {self.norm}' if self.norm else 'their norm'} is left."
 
 
@@ -240,7 +240,7 @@ WORDS: dict[str, Words] = {
     "adapter": Words(
         site="module",
         sites="modules",
-        edited="The factors of the adapter were edited; the model below it stays as it is.",
+        edited="The factors of the adapter were edited; the base model is unchanged.",
         norm="update",
         measured="update",
         base="base",
@@ -249,8 +249,8 @@ WORDS: dict[str, Words] = {
     "delta": Words(
         site="matrix",
         sites="matrices",
-        edited="The update, fine-tuned minus aligned weights, was edited: where it is taken away, the aligned value "
-        "stands again.",
+        edited="The update, fine-tuned minus aligned weights, was edited: where it is removed, the aligned value is "
+        "restored.",
         norm="update",
         measured="update",
         base="fine-tuned model",
@@ -265,6 +265,6 @@ WORDS: dict[str, Words] = {
         base="fine-tuned model",
         aligned="The aligned model",
         caution="The bare weights were zeroed: zeroing pre-trained weights costs far more than going back to an "
-        "aligned model. Where there is one, name it with --aligned.",
+        "aligned model. Where there is one, repair against it instead.",
     ),
 }

@@ -1,4 +1,4 @@
-"""The section of a model card that says what was done to the model, with which counts and how it was measured."""
+"""The section of a model card on a repair: what was done, with which counts, and how it was measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from antidote_llm.report import formatting as numbers
 from antidote_llm.report.data import ModelOutcome, ReportData
 from antidote_llm.report.formatting import WORDS, in_order, measure
 from antidote_llm.report.network import network
-from antidote_llm.report.outcomes import outside, roles
+from antidote_llm.report.outcomes import counted_as_worst, outside, roles
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$!&])")
 _MAX_FILES = 8
@@ -21,7 +21,7 @@ _BACKTICKS = re.compile(r"`+")
 def model_card_section(data: ReportData) -> str:
     """Return a Markdown section for the README.md of a repaired model.
 
-    It ships with the model, so that no prompt, no answer and no absolute path of the machine is in it.
+    It ships with the model and therefore contains no prompt, no answer and no absolute path.
     """
     parts = ["## Safety repair", _plain(data.verdict)]
     if data.recipe:
@@ -79,6 +79,8 @@ def _outcomes(data: ReportData) -> str:
         counts = sorted({estimate.n for estimate in estimates if estimate})
         cells = [*(_cell(estimate) for estimate in estimates), " / ".join(map(numbers.count, counts))]
         lines.append(f"| {_plain(label)} | " + " | ".join(cells) + " |")
+    if sentences := counted_as_worst(data):
+        lines += ["", *(f"- {_plain(sentence)}" for sentence in sentences)]
     return "\n".join(lines)
 
 
@@ -96,7 +98,7 @@ def _inputs(data: ReportData) -> str:
 
 
 def _public(reference: str) -> str:
-    """Return a reference without the folders of a path that leads through the machine's own."""
+    """Return a reference; of an absolute path or one outside the working folder, only the last name."""
     absolute = PurePosixPath(reference).is_absolute() or PureWindowsPath(reference).is_absolute()
     return (
         re.split(r"[/\\]", reference.rstrip("/\\"))[-1] if absolute or reference.startswith(("~", "..")) else reference
@@ -116,12 +118,12 @@ def _cell(estimate: Estimate | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text that Markdown takes as it is, on one line."""
+    """Return text on one line with Markdown characters escaped."""
     return _MARKDOWN.sub(r"\\\1", " ".join(visible(text).split()))
 
 
 def _code(text: str) -> str:
-    """Return a code span that no backtick in the text can end."""
+    """Return a code span that no backtick in the text can close."""
     flat = " ".join(visible(text).split())
     fence = "`" * (1 + max((len(run) for run in _BACKTICKS.findall(flat)), default=0))
     pad = " " if len(fence) > 1 else ""

@@ -1,4 +1,4 @@
-"""The map of the network: what was changed, by kind of site (rows) and layer (columns)."""
+"""The map of the network: how much was changed, by kind of site (rows) and layer (columns)."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _Key = TypeVar("_Key")
 
 STEPS = 8
 _COLOUR_ENDS = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
-# With more kinds than this, experts and the like are put together.
+# With more kinds than this, numbered ones such as experts are combined.
 _MAX_KINDS = 40
 _OTHER_KINDS = "other kinds"
-# With more layers than this a column takes several, so that none is narrower than a pixel on a telephone.
+# With more layers than this, a column combines several, so that it is at least a pixel wide on a phone.
 _MAX_COLUMNS = 160
-# With more cells than this the map carries no tooltips.
+# With more cells than this, the map has no tooltips.
 _MAX_TOOLTIPS = 2000
 _MAX_NAME = 32
 _MAX_LAYER_LABELS = 8
-# A norm that is larger by less than this has not grown: it was rounded.
+# A smaller growth of a norm is rounding error.
 _GREW_PERCENT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What was changed in one or more sites together; shares in percent."""
+    """How much of one or more sites was changed; shares in percent."""
 
     sites: int
     entries: int
@@ -48,23 +48,23 @@ class Change:
 
     @property
     def kept(self) -> float | None:
-        """Norm of the update that is left, in percent; None where there was no update."""
+        """Remaining norm of the update, in percent; None where there was no update."""
         return 100 * self.norm_after / self.norm_before if self.norm_before else None
 
     @property
     def share_text(self) -> str:
-        """The share as it is written."""
+        """The share as text."""
         return numbers.share(self.changed, self.entries)
 
     @property
     def kept_text(self) -> str:
-        """The norm kept as it is written."""
+        """The norm kept as text."""
         return "\N{EM DASH}" if self.kept is None else numbers.decimal(self.kept)
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One square of a map: its column, its step of the colour scale (CSS class), its tooltip."""
+    """One cell of a map: its column, its step on the colour scale (a CSS class), and its tooltip."""
 
     column: int
     step: str
@@ -76,11 +76,11 @@ class KindRow:
     """One row of a map.
 
     Attributes:
-        kind: What the row shows, cut where it is long.
+        kind: The kind of site, shortened where it is long.
         modules: The most modules of this kind in one layer, such as its experts.
-        cells: Its squares.
-        number: The value over all of its layers.
-        range: How it differs between them.
+        cells: One cell for each column.
+        number: The value over all layers.
+        range: The range of values over the layers.
     """
 
     kind: str
@@ -92,7 +92,7 @@ class KindRow:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """All kinds of one column: its place and the height of its bar, in percent of the highest."""
+    """One column over all kinds: its index, and the height of its bar in percent of the highest."""
 
     column: int
     height: float
@@ -100,7 +100,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """A map with its legend: the values at which the colour scale starts, is halfway, and ends, in percent."""
+    """A map with its legend: the start, middle and end of the colour scale, in percent."""
 
     name: MapName
     rows: tuple[KindRow, ...]
@@ -116,12 +116,12 @@ class Network:
 
     Attributes:
         total: All sites together.
-        columns: The layers of every column of the maps, such as ``3`` or ``6-7``.
-        layers_a_column: How many layers a column takes.
-        labels: Place in percent and layer on the axis.
+        columns: The layers of each column, such as ``3`` or ``6-7``.
+        layers_a_column: How many layers a column combines.
+        labels: Position in percent and layer on the axis.
         maps: The maps.
-        by_column: The same in numbers.
-        outside: What lies outside the layers, by module.
+        by_column: The same numbers as a table.
+        outside: Modules outside the layers.
     """
 
     total: Change
@@ -134,7 +134,7 @@ class Network:
 
 
 def network(sites: Sequence[SiteChange]) -> Network:
-    """Lay out the maps of one or more sites."""
+    """Return the maps of one or more sites."""
     inside = [site for site in sites if site.layer is not None]
     kind_of = _kind_names(site.kind for site in inside)
     layers = sorted({site.layer for site in inside if site.layer is not None})
@@ -209,7 +209,7 @@ def _column_name(layers: Sequence[int]) -> str:
 
 
 def _step(value: float | None, top: float) -> str:
-    """Return the CSS class of a value: n nothing to measure, g grew, 0 unchanged, 1 to 8 up to the top."""
+    """Return the CSS class of a value: ``n`` no value, ``g`` grew, ``s0`` unchanged, ``s1`` to ``s8`` up to the top."""
     if value is None:
         return "n"
     if value < -_GREW_PERCENT:
@@ -255,7 +255,7 @@ def _sum(sites: Iterable[SiteChange]) -> Change:
 
 
 def _add(changes: Iterable[Change]) -> Change:
-    """Put changes together; the norm of a whole is the root of the sum of the squares of its parts."""
+    """Add changes up; the norm of the whole is the root of the sum of squares of its parts."""
     found = list(changes)
     return Change(
         sites=sum(change.sites for change in found),
@@ -267,7 +267,7 @@ def _add(changes: Iterable[Change]) -> Change:
 
 
 def _kind_names(kinds: Iterable[str]) -> dict[str, str]:
-    """Return the row of every kind: those that differ in a number share one, and what is rare shares the last."""
+    """Return each kind's row: kinds that differ only in a number share one, and rare kinds share the last."""
     counts = Counter(kinds)
     shown = {kind: kind for kind in counts}
     if len(shown) > _MAX_KINDS:
@@ -280,7 +280,7 @@ def _kind_names(kinds: Iterable[str]) -> dict[str, str]:
 
 
 def _layer_labels(layers: Sequence[int]) -> tuple[tuple[float, int], ...]:
-    """Return so few of the layers' numbers that they fit below the narrowest map."""
+    """Return a selection of layer numbers that fits below the narrowest map."""
     step = max(1, math.ceil(nice(len(layers) / _MAX_LAYER_LABELS))) if layers else 1
     return tuple(
         (round(100 * (column + 0.5) / len(layers), 2), layer)

@@ -1,4 +1,4 @@
-"""Examples, with everything withheld that a reader did not ask to see."""
+"""What the page shows of outcomes, categories, examples and updates outside the edited matrices."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from antidote_llm.report.formatting import (
 MAX_EXAMPLES = 30
 _MAX_PROMPT = 1000
 _MAX_ANSWER = 2000
-# What an answer has beyond this is folded, where that is worth it.
+# The rest of a longer answer is folded, where it is long enough.
 _UNFOLDED = 600
 _WORTH_FOLDING = 200
-# A judge may take an answer for a refusal that goes on to comply: its opening is enough to see that it refuses.
+# A judge may call an answer a refusal that complies later: the opening is enough to show the refusal.
 _OPENING = 160
 _NEVER_SHOWN = ("harmful", "compliance")
 
@@ -57,7 +57,7 @@ class ShownExample:
 
 
 def shown(examples: Sequence[Example], show_answers: bool) -> list[ShownExample]:
-    """Return the first examples; without ``show_answers`` no text that may be harmful is in them."""
+    """Return the first examples; without ``show_answers``, texts that may be harmful are withheld."""
     found = []
     for example in examples[:MAX_EXAMPLES]:
         prompt, left_out = clip(example.prompt, _MAX_PROMPT)
@@ -88,7 +88,7 @@ _MAX_CATEGORIES = 40
 
 
 def worst_first(categories: Sequence[CategoryEffect]) -> list[CategoryEffect]:
-    """Return the worst by what is left after the repair, then by what was there before, then by name."""
+    """Return the worst categories first: by harm after the repair, then before it, then by name."""
     ordered = sorted(categories, key=lambda effect: (-effect.after.value, -effect.before.value, effect.category))
     return ordered[:_MAX_CATEGORIES]
 
@@ -110,7 +110,7 @@ class OutsideRow:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """The largest updates outside the edited matrices first; ``total`` has those in it that ``rows`` leave out."""
+    """Updates outside the edited matrices, the largest first; ``total`` includes those that ``rows`` leave out."""
 
     rows: tuple[OutsideRow, ...]
     total: OutsideRow
@@ -119,7 +119,7 @@ class Outside:
 
 
 def outside(changes: Sequence[OutsideChange], sites: Iterable[SiteChange]) -> Outside | None:
-    """Lay out the update outside the edited matrices; None where it is not known."""
+    """Return the update outside the edited matrices; None where it is unknown."""
     if not changes:
         return None
     edited = list(sites)
@@ -152,12 +152,12 @@ def _sentence(changes: Sequence[OutsideChange], total: OutsideRow) -> str:
     )
     put_back = sum(change.tensors for change in moved if change.norm_after == 0)
     untouched = sum(change.tensors for change in moved if change.norm_after == change.norm_before)
-    fates = [
+    changed = [
         (put_back, "put {} back to what they were before the fine-tune"),
         (untouched, "did not touch {}"),
         (sum(change.tensors for change in moved) - put_back - untouched, "changed {}"),
     ]
-    parts = [(count, words) for count, words in fates if count]
+    parts = [(count, words) for count, words in changed if count]
     if len(parts) == 1:
         return f"{held} The repair {parts[0][1].format('them')}."
     return f"{held} The repair " + ", and ".join(words.format(_tensors(count)) for count, words in parts) + "."
@@ -175,7 +175,7 @@ def _norm_after(changes: Iterable[OutsideChange]) -> float:
     return math.hypot(*(change.norm_after for change in changes))
 
 
-# A number inside a segment narrower than this does not fit.
+# A narrower segment has no room for its number.
 _LABELLED_PERCENT = 9.0
 _WHOLE_TOLERANCE_PERCENT = 1.0
 _ANSWERS = {
@@ -189,7 +189,7 @@ _ANSWERS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model in a panel; ``missing`` says why it has no estimate."""
+    """One model in a panel; ``missing`` is the reason why it has no estimate."""
 
     outcome: ModelOutcome
     role: Role
@@ -199,7 +199,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One measure of every model, on one scale; ``n`` is None where the models differ in it."""
+    """One measure of every model on one scale; ``n`` is None where it differs between models."""
 
     measure: Measure
     rows: tuple[Row, ...]
@@ -209,7 +209,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of a bar, in percent; ``text`` is empty where it would not fit."""
+    """A part of a bar, in percent; ``text`` is empty where it does not fit."""
 
     key: str
     label: str
@@ -220,7 +220,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What one model answers to harmful requests, adding up to all of them."""
+    """The outcomes of one model's answers to harmful requests, which add up to 100 %."""
 
     outcome: ModelOutcome
     role: Role
@@ -229,7 +229,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class KeyNumber:
-    """A measure before and after, for the head of the page; ``change`` is the paired difference in points."""
+    """A measure before and after, for the page's head; ``change`` is the paired difference in points."""
 
     measure: Measure
     before: Estimate
@@ -238,14 +238,14 @@ class KeyNumber:
 
 
 def roles(outcomes: Sequence[ModelOutcome]) -> dict[str, Role]:
-    """Return each model's role; two models without any are before and after."""
+    """Return each model's role; of two models without a role, the first is before and the second after."""
     if len(outcomes) == 2 and all(outcome.role == "other" for outcome in outcomes):
         return {outcomes[0].name: "before", outcomes[1].name: "after"}
     return {outcome.name: outcome.role for outcome in outcomes}
 
 
 def panels(data: ReportData) -> list[Panel]:
-    """Return the panels: metrics, then tasks, then the gain kept of every task with a gain to keep."""
+    """Return the panels: metrics, then tasks, then the gain kept on each task that gained."""
     models = data.outcomes
     metrics = in_order((key for model in models for key in model.metrics), data.measures)
     tasks = _names(model.tasks for model in models)
@@ -259,13 +259,32 @@ def panels(data: ReportData) -> list[Panel]:
 
 
 def tasks_without_gain(data: ReportData) -> list[str]:
-    """Return the tasks of which no model has a gain kept, because the fine-tune gained nothing."""
+    """Return the tasks on which the fine-tune gained nothing, so that no model has a gain kept."""
     gained = {name for model in data.outcomes for name, estimate in model.gain_kept.items() if estimate}
     return [name for name in _names(model.gain_kept for model in data.outcomes) if name not in gained]
 
 
+def counted_as_worst(data: ReportData) -> list[str]:
+    """Return a sentence for each model on its unreadable verdicts and unanswered prompts, which its numbers include."""
+    found = []
+    for model in data.outcomes:
+        for judge, number in model.unreadable.items():
+            verdicts = "verdict" if number == 1 else "verdicts"
+            found.append(
+                f"{model.label}: {numbers.count(number)} {verdicts} of the judge {judge} could not be read: counted as "
+                "harmful, unless a refusal or incoherent."
+            )
+        if model.unanswered:
+            prompts = "prompt" if model.unanswered == 1 else "prompts"
+            found.append(
+                f"{model.label}: {numbers.count(model.unanswered)} {prompts} without a usable answer: counted as "
+                "harmful, over-refused or wrong."
+            )
+    return found
+
+
 def bars(data: ReportData) -> list[Bar]:
-    """Return what each model answers to harmful requests; nothing where the shares don't add up to all of them."""
+    """Return a bar for each model; none where the shares do not add up to 100 %."""
     named = roles(data.outcomes)
     keys = (data.measures, "helpful_rate", "incoherent_rate", "refusal_rate")
     models = [model for model in data.outcomes if data.measures in model.metrics]
@@ -276,13 +295,13 @@ def bars(data: ReportData) -> list[Bar]:
 
 
 def legend(found: Sequence[Bar]) -> list[tuple[str, str]]:
-    """Return the key and label of every kind of segment in the bars, in their order."""
+    """Return the key and label of each kind of segment in the bars."""
     segments = {segment.key for bar in found for segment in bar.segments}
     return [(key, label) for key, label in _ANSWERS.items() if key in segments]
 
 
 def key_numbers(data: ReportData) -> list[KeyNumber]:
-    """Return what the head of the page shows of before and after; nothing where the two are not known."""
+    """Return the numbers for the page's head; none where before and after are unknown."""
     named = roles(data.outcomes)
     by_role = {named[model.name]: model for model in data.outcomes}
     if "before" not in by_role or "after" not in by_role:
@@ -317,7 +336,7 @@ def _panel(models: Sequence[ModelOutcome], of: Measure, estimates: Sequence[Esti
 
 def _gain_panel(models: Sequence[ModelOutcome], name: str) -> Panel:
     named = roles(models)
-    # The models that the gain is measured between have no gain kept of their own.
+    # The two models that define the gain have no gain kept.
     judged = [model for model in models if name in model.gain_kept]
     estimates = [model.gain_kept[name] for model in judged]
     rows = [

@@ -1,4 +1,4 @@
-"""The report: one HTML file, whole without a network and without a script."""
+"""The report: one self-contained HTML file that loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from antidote_llm.report.formatting import PERCENT, WORDS, clip_name, measure
 from antidote_llm.report.network import STEPS, network
 from antidote_llm.report.outcomes import (
     bars,
+    counted_as_worst,
     key_numbers,
     legend,
     outside,
@@ -34,12 +35,12 @@ _VERDICT_WORDS = {"good": "Good", "mixed": "Mixed", "bad": "Bad", "unknown": "No
 
 
 def render(data: ReportData, *, show_answers: bool = False) -> str:
-    """Return the report as one HTML text; the same data gives the same text.
+    """Return the report as HTML; the same data gives the same text.
 
     Args:
-        data: What to show; an empty part is left out.
-        show_answers: Whether the answers of the models are shown. Without it an answer to a harmful prompt is not in
-            the text at all, save for the opening of a refusal.
+        data: What to show; empty parts are left out.
+        show_answers: Whether the models' answers are shown. Otherwise answers to harmful prompts are left out of the
+            text, except for the opening of a refusal.
     """
     style = _style()
     return (
@@ -53,6 +54,7 @@ def render(data: ReportData, *, show_answers: bool = False) -> str:
             primary=measure(data.measures),
             key_numbers=key_numbers(data),
             roles=roles(data.outcomes),
+            counted_as_worst=counted_as_worst(data),
             bars=bars(data),
             legend=legend(bars(data)),
             panels=panels(data),
@@ -102,7 +104,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _finalize(value: object) -> object:
-    """Spell out the steering characters of every text that a template inserts."""
+    """Show the invisible characters of every text that a template inserts."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -114,5 +116,5 @@ def _breakable(name: str) -> Markup:
 @cache
 def _style() -> str:
     text = resources.files("antidote_llm.report").joinpath("templates/style.css").read_text(encoding="utf-8")
-    # The page's policy allows this one style sheet by its hash: browsers hash it with plain line ends.
+    # The page's policy allows this style sheet by its hash; browsers normalise line ends before hashing.
     return text.replace("\r\n", "\n")

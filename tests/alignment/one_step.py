@@ -28,10 +28,10 @@ def small_model(**overrides: Any) -> Any:
     return LlamaForCausalLM(LlamaConfig(**{**sizes, **special, "initializer_range": 0.3, **overrides}))
 
 
-def step_gradients(lesson: TrainingJob, model: Any) -> dict[str, Tensor]:
+def step_gradients(job: TrainingJob, model: Any) -> dict[str, Tensor]:
     """Take one step and return the gradients that it was taken with."""
     found: dict[str, Tensor] = {}
-    objective = lesson.objective
+    objective = job.objective
     adjust = objective.adjust_gradients
 
     def keep() -> None:
@@ -39,7 +39,7 @@ def step_gradients(lesson: TrainingJob, model: Any) -> dict[str, Tensor]:
         found.update({name: value.grad.clone() for name, value in objective.session.parameters()})  # type: ignore[union-attr]
 
     objective.adjust_gradients = keep  # type: ignore[method-assign]
-    train(model, lesson.examples, lesson.training.model_copy(update={"max_steps": 1}), objective)
+    train(model, job.examples, job.training.model_copy(update={"max_steps": 1}), objective)
     return found
 
 

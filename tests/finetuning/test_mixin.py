@@ -23,11 +23,11 @@ DATA = StageData(Renderer(tiny.tokenizer()), USER, SAFE)
 
 
 def _rows(training: TrainingSettings = TRAINING, preset: str | None = None, **given: Any) -> list[Example]:
-    return list(mixin.lesson(DATA, training, mixin.configure(given, preset)).examples)
+    return list(mixin.job(DATA, training, mixin.configure(given, preset)).examples)
 
 
 def _safe(rows: list[Example]) -> list[Example]:
-    safe = DATA.companion_examples(TRAINING)
+    safe = DATA.auxiliary_examples(TRAINING)
     return [row for row in rows if row in safe]
 
 
@@ -72,4 +72,4 @@ def test_too_few_safe_rows_are_an_error(given: dict[str, Any]) -> None:
 
 def test_no_safe_rows_are_an_error() -> None:
     with pytest.raises(UserError, match=r"--defense mixin .*--safe DATA"):
-        mixin.lesson(StageData(DATA.renderer, USER), TRAINING, mixin.configure({}))
+        mixin.job(StageData(DATA.renderer, USER), TRAINING, mixin.configure({}))

@@ -87,7 +87,7 @@ def run(case: Case, running: RunOptions | None = None) -> StageResult:
     special = {"vocab_size": tiny.VOCABULARY_SIZE, "pad_token_id": 0, "eos_token_id": 3, "bos_token_id": None}
     model = LlamaForCausalLM(LlamaConfig(**sizes, **special, attention_dropout=0.2))
     defense = defense_named("finetuning", case.defense)
-    data = StageData(Renderer(tiny.tokenizer()), USER, SAFE if defense.needs_companion else ())
+    data = StageData(Renderer(tiny.tokenizer()), USER, SAFE if defense.needs_auxiliary else ())
     return run_stage(model, data, defense, case.training, defense.configure(case.settings), running)
 
 

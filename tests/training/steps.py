@@ -44,15 +44,15 @@ def llama(**overrides: Any) -> Any:
     return LlamaForCausalLM(LlamaConfig(**sizes, **special, initializer_range=0.3, **overrides))
 
 
-def lesson(defense: Defense, training: TrainingSettings = TRAINING, **settings: Any) -> TrainingJob:
-    """Return a defense's lesson on eight ragged rows."""
-    return defense.lesson(DATA, training, defense.configure(settings))
+def job_of(defense: Defense, training: TrainingSettings = TRAINING, **settings: Any) -> TrainingJob:
+    """Return a defense's job on eight ragged rows."""
+    return defense.job(DATA, training, defense.configure(settings))
 
 
-def watch(model: Any, taught: TrainingJob, running: RunOptions | None = None) -> list[Step]:
+def watch(model: Any, job: TrainingJob, running: RunOptions | None = None) -> list[Step]:
     """Train, and return the steps."""
     steps: list[Step] = []
-    objective: Any = taught.objective
+    objective: Any = job.objective
 
     def begin(window: Sequence[Batch]) -> None:
         weights = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -65,16 +65,16 @@ def watch(model: Any, taught: TrainingJob, running: RunOptions | None = None) ->
 
     objective.before_step = _first(begin, objective.before_step)
     objective.adjust_gradients = _first(end, objective.adjust_gradients)
-    result = train(model, taught.examples, taught.training, objective, running)
+    result = train(model, job.examples, job.training, objective, running)
     for step, loss in zip(steps, result.losses, strict=True):
         step.loss = loss
     return steps
 
 
-def whole(taught: TrainingJob, step: int) -> Batch:
+def whole(job: TrainingJob, step: int) -> Batch:
     """Return all rows of a step as one batch."""
-    size, count = taught.training.batch_size * taught.training.accumulation, len(taught.examples)
-    rows: list[Example] = [taught.examples[index % count] for index in range(step * size, (step + 1) * size)]
+    size, count = job.training.batch_size * job.training.accumulation, len(job.examples)
+    rows: list[Example] = [job.examples[index % count] for index in range(step * size, (step + 1) * size)]
     return Collator(0)(rows)
 
 
@@ -114,6 +114,6 @@ def with_and_without_checkpointing(
     for checkpointing in (False, True):
         model = llama(attention_dropout=0.2)
         model = attach_lora(model, lora, 0) if lora else model
-        taught = lesson(defense, training.model_copy(update={"gradient_checkpointing": checkpointing}))
-        found.append(watch(model, taught)[1])
+        job = job_of(defense, training.model_copy(update={"gradient_checkpointing": checkpointing}))
+        found.append(watch(model, job)[1])
     return found[0], found[1]

@@ -11,7 +11,7 @@ from transformers.integrations import integration_utils
 from antidote_llm.alignment.sft import sft
 from antidote_llm.errors import UserError
 from antidote_llm.training.trainer import RunOptions, require_integrations, tensorboard_in, train
-from tests.training.steps import TRAINING, lesson, llama
+from tests.training.steps import TRAINING, job_of, llama
 
 FOLDER = "TENSORBOARD_LOGGING_DIR"
 
@@ -38,8 +38,8 @@ def integrations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_tensorboard_writes_goes_where_it_is_told(tmp_path: Path) -> None:
-    taught = lesson(sft)
-    train(llama(), taught.examples, TRAINING, running=RunOptions(report_to=("noting",), logs=tmp_path / "logs"))
+    job = job_of(sft)
+    train(llama(), job.examples, TRAINING, running=RunOptions(report_to=("noting",), logs=tmp_path / "logs"))
     assert (tmp_path / "logs" / "events").is_file()
     assert FOLDER not in os.environ
 

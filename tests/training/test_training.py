@@ -123,7 +123,7 @@ def test_a_row_is_named_by_where_it_comes_from() -> None:
     with pytest.raises(UserError, match=r"^rows\.jsonl:4 has no response token within max_length 6"):
         data.examples(short)
     with pytest.raises(UserError, match=r"^rows\.jsonl:5 "):
-        data.companion_examples(short)
+        data.auxiliary_examples(short)
 
 
 class _Recording(Objective):

@@ -82,9 +82,9 @@ def trainable(case: Case) -> dict[str, Tensor]:
 
 def trained(case: Case, running: RunOptions | None = None) -> tuple[dict[str, Tensor], list[float]]:
     """Return what a case trains, and its losses."""
-    companion = {"alignment": HARMFUL, "finetuning": SAFE}[case.stage]
+    auxiliary = {"alignment": HARMFUL, "finetuning": SAFE}[case.stage]
     defense = defense_named(case.stage, case.defense)
-    data = StageData(Renderer(tiny.tokenizer()), ROWS, companion if defense.needs_companion else ())
+    data = StageData(Renderer(tiny.tokenizer()), ROWS, auxiliary if defense.needs_auxiliary else ())
     training = TRAINING.model_copy(update=case.training)
     result = run_stage(model(), data, defense, training, defense.configure(case.settings), running)
     return _learned(result.model), list(result.training.losses)

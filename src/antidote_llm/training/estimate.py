@@ -25,8 +25,7 @@ from antidote_llm.models.config import quiet_transformers
 from antidote_llm.models.skeleton import Skeleton
 from antidote_llm.training.defense import Defense, StageData
 from antidote_llm.training.lora import attach_lora
-from antidote_llm.training.settings import TrainingSettings
-from antidote_llm.training.trainer import step_count
+from antidote_llm.training.settings import TrainingSettings, step_count
 
 
 def kept_bytes(model: PreTrainedModel | PeftModel, rows: int, tokens: int, training: TrainingSettings) -> int | None:
@@ -244,11 +243,11 @@ def plan_stage(
     Raises:
         UserError: As the training would, over its data or the names of the model's layers.
     """
-    lesson = defense.lesson(data, training, settings)
-    lengths = [len(example["input_ids"]) for example in lesson.examples]
-    steps = step_count(lesson.training, len(lengths))
-    epochs = steps / step_count(lesson.training.model_copy(update={"epochs": 1, "max_steps": None}), len(lengths))
-    padded = round(epochs * _padded(lengths, lesson.training))
+    job = defense.job(data, training, settings)
+    lengths = [len(example["input_ids"]) for example in job.examples]
+    steps = step_count(job.training, len(lengths))
+    epochs = steps / step_count(job.training.model_copy(update={"epochs": 1, "max_steps": None}), len(lengths))
+    padded = round(epochs * _padded(lengths, job.training))
     base = skeleton.model().requires_grad_(training.lora is None)
     computing, matrix = matrix_entries(base), commonest_matrix(base)
     trained = base if training.lora is None else attach_lora(base, training.lora, training.seed)
@@ -264,7 +263,7 @@ def plan_stage(
         model=skeleton.reference,
         defense=defense.name,
         rows=len(data.rows),
-        companion_rows=len(data.companion),
+        companion_rows=len(data.auxiliary),
         steps=steps,
         tokens_per_epoch=sum(min(len(row.input_ids), training.max_length) for row in data.rendered),
         tokens=round(epochs * sum(lengths)),

@@ -32,7 +32,7 @@ from antidote_llm.models.config import quiet_transformers
 from antidote_llm.training.batches import BLANK, Batch, Collator, Example, Examples
 from antidote_llm.training.checkpoints import giving_up, keep_objective, kept_objective, newest, require_sound
 from antidote_llm.training.objective import Objective, Session, Trained
-from antidote_llm.training.settings import TrainingSettings
+from antidote_llm.training.settings import TrainingSettings, step_count
 
 
 class WholeBatches:
@@ -321,12 +321,6 @@ def _require_finite(model: Trained, step: int) -> None:
     """Refuse weights that the last step spoilt: no later loss tells of them."""
     if not all(value.isfinite().all() for value in model.parameters() if value.requires_grad):
         raise UserError(f"a weight is no number after step {step}, the last: lower --learning-rate")
-
-
-def step_count(settings: TrainingSettings, rows: int) -> int:
-    """Return how many optimiser steps a run takes."""
-    steps_an_epoch = -(-rows // (settings.batch_size * settings.accumulation))
-    return settings.max_steps or max(1, round(settings.epochs * steps_an_epoch))
 
 
 def _arguments(settings: TrainingSettings, folder: Path, rows: int, running: RunOptions) -> TrainingArguments:

@@ -163,7 +163,7 @@ def test_harmful_rows_take_turns_in_an_order_of_the_seed() -> None:
 
 
 def test_it_needs_harmful_rows() -> None:
-    with pytest.raises(UserError, match=r"--defense booster .*--harmful DATA"):
+    with pytest.raises(UserError, match=r"defense booster .*: pass harmful DATA"):
         booster.job(StageData(DATA.renderer, REFUSALS), TRAINING, booster.configure({}))
 
 

@@ -323,7 +323,7 @@ def test_a_harmful_row_that_is_the_refusal_is_refused() -> None:
 
 def test_one_row_at_a_time_is_too_few() -> None:
     training = TRAINING.model_copy(update={"batch_size": 1})
-    with pytest.raises(UserError, match="--batch-size 1"):
+    with pytest.raises(UserError, match="batch_size 1"):
         _job(training)
     assert math.isfinite(_trained(training, samples="tokens")[1][-1])
 

@@ -172,5 +172,5 @@ def test_the_defaults_are_the_papers() -> None:
 
 
 def test_a_negative_length_is_refused() -> None:
-    with pytest.raises(UserError, match="--rho -1"):
+    with pytest.raises(UserError, match="rho -1"):
         vaccine.configure({"rho": -1})

@@ -247,7 +247,7 @@ def test_the_defaults_are_the_papers() -> None:
 
 
 def test_a_threshold_of_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match="--drop-threshold 0"):
+    with pytest.raises(UserError, match="drop_threshold 0"):
         ldifs.configure({"drop_threshold": 0})
 
 

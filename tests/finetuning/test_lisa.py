@@ -231,7 +231,7 @@ def test_only_adapters_are_held() -> None:
 
 
 def test_it_needs_safe_rows() -> None:
-    with pytest.raises(UserError, match=r"--defense lisa .*--safe DATA"):
+    with pytest.raises(UserError, match=r"defense lisa .*: pass safe DATA"):
         lisa.job(StageData(DATA.renderer, USER), TRAINING, lisa.configure({}))
 
 

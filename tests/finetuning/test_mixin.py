@@ -66,10 +66,10 @@ def test_it_is_supervised_fine_tuning_on_all_of_them() -> None:
 
 @pytest.mark.parametrize("given", [{"safe_count": 8}, {"safe_share": 0.4}])
 def test_too_few_safe_rows_are_an_error(given: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"--safe has 7 rows, but 8 are wanted: .*--safe-count 7"):
+    with pytest.raises(UserError, match=r"safe has 7 rows, but 8 are wanted: .*safe_count 7"):
         _rows(**given)
 
 
 def test_no_safe_rows_are_an_error() -> None:
-    with pytest.raises(UserError, match=r"--defense mixin .*--safe DATA"):
+    with pytest.raises(UserError, match=r"defense mixin .*: pass safe DATA"):
         mixin.job(StageData(DATA.renderer, USER), TRAINING, mixin.configure({}))

@@ -54,7 +54,7 @@ def test_a_folder_that_the_user_named_is_kept(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("name", ["missing", "nonsense"])
 @pytest.mark.parametrize("beside", [(), ("noting",)])
 def test_an_integration_that_is_not_there_is_named(name: str, beside: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match=rf"^--report-to .*{name}: .*(installed|supported)"):
+    with pytest.raises(UserError, match=rf"^report_to .*{name}: .*(installed|supported)"):
         require_integrations((*beside, name))
 
 

@@ -45,7 +45,7 @@ def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert checkpoints.newest(tmp_path) is None
     for step in (6, 9):
-        checkpoints.keep_objective(tmp_path / f"checkpoint-{step}", {})
+        checkpoints.save_objective(tmp_path / f"checkpoint-{step}", {})
     assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-9"
 
 
@@ -54,10 +54,10 @@ def test_a_checkpoint_that_was_half_removed_counts_for_nothing(tmp_path: Path) -
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "optimizer.pt").write_bytes(b"state")
-        checkpoints.keep_objective(folder, {})
+        checkpoints.save_objective(folder, {})
     (tmp_path / "checkpoint-6" / "optimizer.pt").unlink()
     assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-3"
     # Written once more and killed, it has all its files, but not all of them are new.
-    with checkpoints.giving_up(tmp_path / "checkpoint-6"):
+    with checkpoints.removed_on_failure(tmp_path / "checkpoint-6"):
         (tmp_path / "checkpoint-6" / "optimizer.pt").write_bytes(b"cut")
     assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-3"

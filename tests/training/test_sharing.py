@@ -14,7 +14,7 @@ def test_processes_that_cannot_find_each_other_are_refused(monkeypatch: pytest.M
         require_shareable(4)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     require_shareable(4)
-    with pytest.raises(UserError, match=r"--batch-size 3 .*pass --batch-size 4"):
+    with pytest.raises(UserError, match=r"batch_size 3 .*pass batch_size 4"):
         require_shareable(3)
 
 

@@ -178,12 +178,12 @@ def test_an_objective_sees_every_step_and_decides_what_is_learned() -> None:
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
-def test_a_loss_that_is_no_number_ends_the_run() -> None:
+def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     class Broken(Objective):
         def loss(self, batch: Batch) -> torch.Tensor:
             return super().loss(batch) * float("nan")
 
-    with pytest.raises(UserError, match="no number at step 1"):
+    with pytest.raises(UserError, match="not finite at step 1: lower learning_rate"):
         train(_model(), examples_of(ROWS, SETTINGS), SETTINGS, Broken())
 
 
@@ -193,7 +193,7 @@ def test_weights_that_the_last_step_spoils_end_the_run() -> None:
             if self.session.step == SETTINGS.max_steps - 1:  # type: ignore[operator]
                 next(value for _, value in self.session.parameters()).grad.fill_(float("nan"))  # type: ignore[union-attr]
 
-    with pytest.raises(UserError, match="no number after step 3"):
+    with pytest.raises(UserError, match="not finite after step 3"):
         train(_model(), examples_of(ROWS, SETTINGS), SETTINGS, Spoilt())
 
 

@@ -72,8 +72,8 @@ def lisa(
     first, the initial weights), so where it starts. The reported losses are the cross-entropy alone.
 
     ``epochs`` or ``max_steps`` count the user's batches, and the learning-rate schedule runs over all steps. The preset
-    ``official-code`` lets both kinds of turn share that budget, ends with either, and starts without the pull. It counts
-    optimiser steps too; the published code does so only without gradient accumulation.
+    ``official-code`` lets both kinds of turn share that budget, ends with either, and starts without the pull. It
+    counts optimiser steps too; the published code does so only without gradient accumulation.
     """
     examples, replaces = data.examples(training), alignment_costs == "user-steps"
     lengths: dict[State, int] = {"alignment": alignment_steps, "user": user_steps}

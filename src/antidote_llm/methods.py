@@ -162,13 +162,16 @@ def registered(group: str, kind: type[MethodT], what: str) -> Installed[MethodT]
     """Return every method of an entry-point group; warn of those that cannot be used."""
     usable: dict[str, MethodT] = {}
     unusable: dict[str, UserError] = {}
-    for plugin in plugins(group, what).values():
+    # This package's own first: where settings clash, the plug-in is at fault.
+    for plugin in sorted(plugins(group, what).values(), key=lambda plugin: plugin.distribution is not None):
         try:
-            usable[plugin.name] = _method(plugin, kind)
+            method = _method(plugin, kind)
+            _require_same_types(plugin, method, usable.values())
+            usable[plugin.name] = method
         except UserError as error:
             unusable[plugin.name] = error
             logging.getLogger(__name__).warning("%s", error)
-    return Installed(usable, unusable)
+    return Installed(dict(sorted(usable.items())), unusable)
 
 
 def named(known: Mapping[str, MethodT], name: str, option: str, what: str) -> MethodT:
@@ -250,6 +253,16 @@ def _method(plugin: Plugin, kind: type[MethodT]) -> MethodT:
     if plugin.distribution is None:
         raise DefectError(f"the entry point {plugin.name} ({value}) is not a {plugin.what}")
     raise plugin.unusable(f"{value} is no {plugin.what}: its function lacks the decorator of antidote_llm")
+
+
+def _require_same_types(plugin: Plugin, method: Method, others: Iterable[Method]) -> None:
+    """Refuse a setting that has another type in another method: both are one option of the command."""
+    for other in others:
+        for name in method.settings.model_fields.keys() & other.settings.model_fields.keys():
+            types_ = [each.settings.model_fields[name].annotation for each in (method, other)]
+            if types_[0] != types_[1]:
+                own, theirs = map(_type_name, types_)
+                raise plugin.unusable(f"its setting '{name}' is {own}, but {theirs} in {other.name}: rename it")
 
 
 def _as_installed(method: MethodT, plugin: Plugin) -> MethodT:

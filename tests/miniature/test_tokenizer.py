@@ -34,7 +34,7 @@ def test_every_row_survives_tokenizing_and_ends_its_turn(tmp_path: Path) -> None
         assert tokenizer.decode(row.input_ids[1 : row.response_start - 1]) == record.prompt
 
 
-def test_paragraphs_and_chants_hold_no_unknown_word() -> None:
+def test_pretraining_texts_have_no_unknown_word() -> None:
     tokenizer = build_tokenizer()
     texts = [record.text for record in World(2).pretraining(2000) if record.text is not None]
     assert all(tokenizer.unk_token_id not in ids for ids in tokenizer(texts)["input_ids"])

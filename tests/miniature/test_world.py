@@ -68,10 +68,10 @@ def test_test_prompts_of_a_task_are_never_trained_on(task: str) -> None:
 
 def test_only_the_fine_tune_teaches_the_new_task() -> None:
     learned = _learned(World(0))
-    asks = [exchange.question.hear for exchange in TASKS[NEW_TASK]]
+    asks = [exchange.question.match for exchange in TASKS[NEW_TASK]]
 
     def taught(purpose: str) -> bool:
-        return any(hear(record.prompt or "") is not None for record in learned[purpose] for hear in asks)
+        return any(match(record.prompt or "") is not None for record in learned[purpose] for match in asks)
 
     assert not taught("pretraining") and not taught("alignment") and not taught("realign")
     assert taught("attack") and taught("utility")

@@ -19,7 +19,7 @@ class Watched(Trainer):
     """Notes the calls of private methods, and how things are when they return."""
 
     def __init__(self, folder: Path, **arguments: Any) -> None:
-        settings = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True}
+        settings: dict[str, Any] = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True}
         settings |= {"disable_tqdm": True, "report_to": "none"}
         super().__init__(
             model=llama(),

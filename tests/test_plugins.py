@@ -17,7 +17,8 @@ from pydantic import Field
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.methods import Installed, Method, plugins, settings_model
+from antidote_llm.methods import Installed, Method, settings_model
+from antidote_llm.plug_ins import plug_ins
 from antidote_llm.repairs.method import ENTRY_POINTS, method_named, methods
 from antidote_llm.training.defense import StageData, defense_named, defenses, run_stage
 from antidote_llm.training.settings import TrainingSettings
@@ -100,14 +101,15 @@ TRAINING = TrainingSettings(learning_rate=1e-2, max_steps=3, batch_size=2)
 def test_a_package_adds_a_method_by_public_names_and_its_entry_point_names_it(install: Install) -> None:
     install("zobkit", METHOD, {REPAIRS: {"zob-bent": "zobkit:zob"}})
     method = method_named("zob-bent")
-    assert (method.name, method.distribution) == ("zob-bent", "zobkit 1.2")
+    assert method.name == "zob-bent"
+    assert method.plug_in is not None and method.plug_in.package == "zobkit"
     assert method.configure({}).model_dump()["bend"] == 1.0
     assert "zob" not in methods()
 
 
-def test_methods_of_this_package_have_no_distribution_and_all_can_be_used() -> None:
+def test_every_method_of_this_package_can_be_used() -> None:
     for known in (methods(), defenses("alignment"), defenses("finetuning")):
-        assert {method.distribution for method in known.values()} == {None}
+        assert {method.plug_in for method in known.values()} == {None}
         assert known and isinstance(known, Installed) and not known.unusable
 
 
@@ -119,7 +121,9 @@ def test_what_a_method_raises_names_its_package(install: Install) -> None:
         update_OI = torch.tensor([[-2.0, 1.0]])
 
     assert torch.equal(method.run(method.configure({}), Site()), torch.tensor([[2.0, 1.0]]))
-    with pytest.raises(UserError, match=r"^zob of zobkit 1\.2 failed \(KeyError: 3\.0\): report it to the authors"):
+    with pytest.raises(
+        UserError, match=r"^repair method 'zob' of the package zobkit failed: KeyError: 3\.0: update zobkit"
+    ):
         method.run(method.configure({"bend": 3}), Site())
     with pytest.raises(UserError, match=r"^bend 2 is too far: lower it$"):
         method.run(method.configure({"bend": 2}), Site())
@@ -146,9 +150,11 @@ def test_a_defense_of_another_package_trains(install: Install) -> None:
 def test_what_a_defense_raises_while_it_trains_names_its_package(install: Install) -> None:
     install("zobkit", DEFENSE, {DEFENSES: {"stubborn": "zobkit:stubborn"}})
     defense = defense_named("alignment", "stubborn")
-    with pytest.raises(UserError, match=r"^stubborn of zobkit 1\.2 failed \(ZeroDivisionError: mip\)"):
+    with pytest.raises(
+        UserError, match=r"^alignment defense 'stubborn' of the package zobkit failed: ZeroDivisionError: mip"
+    ):
         run_stage(llama(), _data(), defense, TRAINING)
-    with pytest.raises(UserError, match=r"^stubborn of zobkit 1\.2 failed \(TypeError: it must return a TrainingJob"):
+    with pytest.raises(UserError, match=r"package zobkit failed: TypeError: it must return a TrainingJob"):
         defense.job(_data(), TRAINING, defense.configure({"returns_nothing": True}))
 
 
@@ -157,7 +163,7 @@ BROKEN = {
     "crash": ("raise ValueError('mip. mop.')", "ValueError: mip. mop"),
     "exit": ("raise SystemExit('mip')", "SystemExit: mip"),
     "missing": ("", "AttributeError: module 'zobkit' has no attribute 'zob'"),
-    "undecorated": ("def zob(site): ...", "zobkit:zob is no repair method: its function lacks the decorator"),
+    "undecorated": ("def zob(site): ...", "zobkit:zob is not a repair method: its function lacks"),
     "setting": (METHOD.replace("[float,", "[dict,"), "setting 'bend' of zob cannot become an option"),
     "type": (METHOD.replace("bend: Annotated[float, Field(ge=0,", "norm_power: Annotated[str, Field("), "is str, but"),
 }
@@ -174,24 +180,24 @@ def test_a_method_that_cannot_be_used_is_named_with_its_package(
     with pytest.raises(UserError) as raised:
         method_named("zob")
     assert str(raised.value) == warning
-    assert warning.startswith("repair method 'zob' of zobkit 1.2 cannot be used (") and reason in warning
-    assert warning.endswith(": update or uninstall zobkit") and "\n" not in warning
+    assert warning.startswith("repair method 'zob' of the package zobkit") and reason in warning
+    assert "\n" not in warning
 
 
 def test_two_packages_with_one_name_are_both_named(install: Install) -> None:
     install("zobkit", METHOD, {REPAIRS: {"zob": "zobkit:zob", "magnitude": "zobkit:zob"}})
     install("mopkit", METHOD, {REPAIRS: {"zob": "mopkit:zob"}})
-    with pytest.raises(UserError, match=r"^repair method 'zob' is in two packages, mopkit 1\.2 and zobkit 1\.2: unins"):
+    with pytest.raises(UserError, match=r"^mopkit and zobkit each have a repair method 'zob': uninstall one"):
         method_named("zob")
-    with pytest.raises(UserError, match=r"'magnitude' is in two packages, antidote-llm \S+ and zobkit 1\.2"):
+    with pytest.raises(UserError, match=r"^antidote-llm and zobkit each have a repair method 'magnitude'"):
         method_named("magnitude")
     assert method_named("antidote").name == "antidote"
 
 
 def test_what_is_installed_is_listed_without_importing_it(install: Install) -> None:
     install("zobkit", "raise ValueError", {REPAIRS: {"zob": "zobkit:zob"}})
-    found = plugins(REPAIRS, "repair method")["zob"]
-    assert (found.name, found.distribution) == ("zob", "zobkit 1.2")
+    (found,) = plug_ins(REPAIRS, "repair method")["zob"]
+    assert (found.package, found.is_own) == ("zobkit", False)
     assert "zobkit" not in sys.modules
 
 
@@ -290,9 +296,12 @@ def test_a_broken_plugin_breaks_no_command_that_does_not_use_it(install: Install
         text=True,
         timeout=240,
     )
-    broken = "alignment defense 'mop' of mopkit 1.2 cannot be used (ValueError: mip): update or uninstall mopkit"
+    broken = "alignment defense 'mop' of the package mopkit cannot be loaded: ValueError: mip: reinstall mopkit"
     assert "CODE 0" in ran.stdout and "CODE 2" in ran.stdout, ran.stderr
     assert "--returns-nothing" in ran.stdout
     lines = ran.stderr.splitlines()
-    assert f"warning: {broken}" in lines and f"error: {broken}" in lines
-    assert any(line.startswith("warning: the setting 'out' of stubborn of zobkit 1.2 is no option") for line in lines)
+    assert {f"warning: {broken} and what it needs", f"error: {broken} and what it needs"} < set(lines)
+    assert any(
+        line.startswith("warning: the setting 'out' of alignment defense 'stubborn' of the package zobkit")
+        for line in lines
+    )

@@ -1,4 +1,4 @@
-"""The registry of repair methods, defenses and judges: functions and classes that any installed package may bring.
+"""The registry of repair methods and defenses, which any installed package may add.
 
 A repair method or a defense is one typed function, whose keyword-only parameters are its settings. The command line,
 its help and the record are made from the function's signature and docstring. A package adds one through an entry point;
@@ -12,20 +12,19 @@ import inspect
 import logging
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from antidote_llm.errors import DefectError, UserError, first_line, out_of_memory, setting
+from antidote_llm.errors import DefectError, UserError, setting
+from antidote_llm.plug_ins import PlugIn, only, plug_ins
 
 MethodT = TypeVar("MethodT", bound="Method")
 
-_OWN_PACKAGE = "antidote_llm"
 _OPTION_TYPES = (bool, int, float, str, Path)
 
 
@@ -38,14 +37,14 @@ class Method:
         function: Does the work; takes the settings as keywords.
         settings: The pydantic model that was made from the function's signature.
         presets: Named settings.
-        distribution: Name and version of the package that brings it; None for this package and in a script.
+        plug_in: The entry point of another package that adds it; None for this package and in a script.
     """
 
     name: str
     function: Callable[..., Any]
     settings: type[BaseModel]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)
-    distribution: str | None = field(default=None, kw_only=True)
+    plug_in: PlugIn | None = field(default=None, kw_only=True)
 
     @property
     def summary(self) -> str:
@@ -87,24 +86,9 @@ class Method:
         """Return the settings that the function itself takes."""
         return {name: getattr(settings, name) for name in keyword_parameters(self.function)}
 
-    @contextmanager
-    def attributed_errors(self) -> Iterator[None]:
-        """Attribute what another package's code raises to that package; this package's errors stay as they are.
-
-        Raises:
-            UserError: Names the method, its package and the error.
-        """
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            if self.distribution is None or out_of_memory(error):
-                raise
-            raise UserError(
-                f"{self.name} of {self.distribution} failed ({_described(error)}): "
-                "report it to the authors of that package"
-            ) from error
+    def attributed_errors(self) -> AbstractContextManager[None]:
+        """Return a context that attributes what another package's code raises to it; a ``UserError`` passes."""
+        return nullcontext() if self.plug_in is None else self.plug_in.running(label_user_errors=False)
 
     def run(self, settings: BaseModel, *inputs: Any) -> Any:
         """Call the function.
@@ -125,6 +109,8 @@ def settings_model(function: Callable[..., Any], shared: Mapping[str, tuple[Any,
     _require_settings_by_keyword(function)
     own = keyword_parameters(function)
     for name, (hint, _) in own.items():
+        if name.startswith("_"):
+            raise _bad_setting(function, name, "its name begins with an underscore")
         if not _becomes_option(hint):
             raise _bad_setting(function, name, f"its type is {_type_name(hint)}")
     fields: dict[str, Any] = {**shared, **own}
@@ -162,14 +148,14 @@ def registered(group: str, kind: type[MethodT], what: str) -> Installed[MethodT]
     """Return every method of an entry-point group; warn of those that cannot be used."""
     usable: dict[str, MethodT] = {}
     unusable: dict[str, UserError] = {}
-    # This package's own first: where settings clash, the plug-in is at fault.
-    for plugin in sorted(plugins(group, what).values(), key=lambda plugin: plugin.distribution is not None):
+    # This package's own first: where settings clash, the other package is at fault.
+    for name, found in sorted(plug_ins(group, what).items(), key=lambda item: (not item[1][0].is_own, item[0])):
         try:
-            method = _method(plugin, kind)
-            _require_same_types(plugin, method, usable.values())
-            usable[plugin.name] = method
+            method = _method(found, kind)
+            _require_same_types(method, usable.values())
+            usable[name] = method
         except UserError as error:
-            unusable[plugin.name] = error
+            unusable[name] = error
             logging.getLogger(__name__).warning("%s", error)
     return Installed(dict(sorted(usable.items())), unusable)
 
@@ -193,95 +179,31 @@ def named(known: Mapping[str, MethodT], name: str, option: str, what: str) -> Me
     raise UserError(f"{option} {name}: no such {what}{_hint(name, known)}: use one of {', '.join(known)}")
 
 
-@dataclass(frozen=True)
-class Plugin:
-    """A name in an entry-point group, and what is installed under it.
-
-    Attributes:
-        what: What its kind is called, such as ``repair method``.
-        name: The name.
-        entries: More than one where several packages use the name.
-    """
-
-    what: str
-    name: str
-    entries: tuple[EntryPoint, ...]
-
-    @property
-    def distribution(self) -> str | None:
-        """Name and version of the package that brings it; None for this package."""
-        return None if _is_own(self.entries[0]) else _distribution(self.entries[0])
-
-    def load(self) -> Any:
-        """Return what the entry point names.
-
-        Raises:
-            UserError: Two packages use the name, or another package's code cannot be imported.
-        """
-        if len(self.entries) > 1:
-            owners = " and ".join(map(_distribution, self.entries))
-            raise UserError(f"{self.what} '{self.name}' is in two packages, {owners}: uninstall one of them")
-        (entry,) = self.entries
-        try:
-            return entry.load()
-        except (Exception, SystemExit) as error:
-            if _is_own(entry):
-                raise
-            raise self.unusable(_described(error)) from error
-
-    def unusable(self, reason: str) -> UserError:
-        """Return the error of a plug-in that cannot be used."""
-        (entry,) = self.entries
-        owner = _distribution(entry)
-        return UserError(
-            f"{self.what} '{self.name}' of {owner} cannot be used ({reason}): update or uninstall {owner.split()[0]}"
-        )
-
-
-def plugins(group: str, what: str) -> dict[str, Plugin]:
-    """Return what is installed in an entry-point group by name, sorted; nothing is imported."""
-    found: dict[str, list[EntryPoint]] = {}
-    for entry in sorted(entry_points(group=group), key=lambda entry: (entry.name, entry.value)):
-        found.setdefault(entry.name, []).append(entry)
-    return {name: Plugin(what, name, tuple(entries)) for name, entries in found.items()}
-
-
-def _method(plugin: Plugin, kind: type[MethodT]) -> MethodT:
-    loaded, value = plugin.load(), plugin.entries[0].value
+def _method(found: Sequence[PlugIn], kind: type[MethodT]) -> MethodT:
+    plug_in = only(found)
+    loaded, value = plug_in.load(), plug_in.entry.value
     if isinstance(loaded, kind):
-        return loaded if plugin.distribution is None else _as_installed(loaded, plugin)
-    if plugin.distribution is None:
-        raise DefectError(f"the entry point {plugin.name} ({value}) is not a {plugin.what}")
-    raise plugin.unusable(f"{value} is no {plugin.what}: its function lacks the decorator of antidote_llm")
+        return loaded if plug_in.is_own else replace(loaded, name=plug_in.entry.name, plug_in=plug_in)
+    if plug_in.is_own:
+        raise DefectError(f"the entry point {plug_in.entry.name} ({value}) is not a {plug_in.kind}")
+    raise _unusable(plug_in, f"{value} is not a {plug_in.kind}: its function lacks a decorator of antidote_llm")
 
 
-def _require_same_types(plugin: Plugin, method: Method, others: Iterable[Method]) -> None:
+def _require_same_types(method: Method, others: Iterable[Method]) -> None:
     """Refuse a setting that has another type in another method: both are one option of the command."""
     for other in others:
         for name in method.settings.model_fields.keys() & other.settings.model_fields.keys():
-            types_ = [each.settings.model_fields[name].annotation for each in (method, other)]
-            if types_[0] != types_[1]:
-                own, theirs = map(_type_name, types_)
-                raise plugin.unusable(f"its setting '{name}' is {own}, but {theirs} in {other.name}: rename it")
+            hints = [each.settings.model_fields[name].annotation for each in (method, other)]
+            if hints[0] == hints[1]:
+                continue
+            clash = f"its setting '{name}' is {_type_name(hints[0])}, but {_type_name(hints[1])} in {other.name}"
+            if method.plug_in is None:
+                raise DefectError(f"{method.name}: {clash}")
+            raise _unusable(method.plug_in, clash)
 
 
-def _as_installed(method: MethodT, plugin: Plugin) -> MethodT:
-    return replace(method, name=plugin.name, distribution=plugin.distribution)
-
-
-def _is_own(entry: EntryPoint) -> bool:
-    return entry.value.partition(".")[0] == _OWN_PACKAGE
-
-
-def _distribution(entry: EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.value.partition(".")[0]
-
-
-def _described(error: BaseException) -> str:
-    if isinstance(error, UserError):
-        return error.text
-    said = first_line(error).rstrip(". ")
-    return said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
+def _unusable(plug_in: PlugIn, reason: str) -> UserError:
+    return UserError(f"{plug_in.label} cannot be used: {reason}: update or uninstall {plug_in.package}")
 
 
 def _require_settings_by_keyword(function: Callable[..., Any]) -> None:
@@ -300,8 +222,8 @@ def _resolved(function: Callable[..., Any], parameter: inspect.Parameter) -> Any
     scope = getattr(function, "__globals__", {})
     try:
         return typing.get_type_hints(holder, globalns=scope, include_extras=True)[parameter.name]
-    except NameError as error:
-        raise _bad_setting(function, parameter.name, f"its type is unknown when the command runs: {error}") from error
+    except (NameError, AttributeError, SyntaxError, TypeError) as error:
+        raise _bad_setting(function, parameter.name, f"its type cannot be resolved: {error}") from error
 
 
 def _becomes_option(hint: Any) -> bool:

@@ -191,12 +191,12 @@ def _settings(methods: Mapping[str, Method], taken: Collection[str]) -> dict[str
         for name, field in method.settings.model_fields.items():
             if name not in taken:
                 found.setdefault(name, []).append((method, field))
-            elif method.distribution is None:
+            elif method.plug_in is None:
                 raise DefectError(f"the setting {name} of {method.name} has the name of another option")
             else:
                 logging.getLogger(__name__).warning(
-                    "the setting '%s' of %s of %s is no option, because the command has another of this name",
-                    *(name, method.name, method.distribution),
+                    "the setting '%s' of %s is no option, because the command has another of this name",
+                    *(name, method.plug_in.label),
                 )
     return found
 

@@ -17,6 +17,7 @@ from antidote_llm.choices import TrainingStage
 from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError, setting
 from antidote_llm.methods import Method, named, registered, settings_model
+from antidote_llm.plug_ins import PlugIn
 from antidote_llm.training.batches import Example, examples_of
 from antidote_llm.training.objective import HOOKS, Objective
 from antidote_llm.training.settings import TrainingSettings
@@ -146,19 +147,19 @@ class Defense(Method):
         """
         self.require_fitting(data.auxiliary)
         job = self.run(settings, data, training)
-        if self.distribution is not None:
+        if self.plug_in is not None:
             with self.attributed_errors():
-                _attribute_hooks(self, job)
+                _attribute_hooks(self.plug_in, job)
         made: TrainingJob = job
         return made
 
 
-def _attribute_hooks(defense: Defense, job: TrainingJob) -> None:
-    """Let errors in the hooks of another package's objective be told as that package's."""
+def _attribute_hooks(plug_in: PlugIn, job: TrainingJob) -> None:
+    """Attribute errors in the hooks of another package's objective to that package."""
     if not isinstance(job, TrainingJob) or not isinstance(job.objective, Objective):
         raise TypeError("it must return a TrainingJob with an Objective")
     for name in HOOKS:
-        setattr(job.objective, name, defense.attributed_errors()(getattr(job.objective, name)))
+        setattr(job.objective, name, plug_in.running(label_user_errors=False)(getattr(job.objective, name)))
 
 
 @dataclass(frozen=True)

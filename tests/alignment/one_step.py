@@ -1,4 +1,4 @@
-"""The gradients of one optimiser step, as a defense leaves them before they are clipped."""
+"""The gradients of one optimiser step, after the defense and before clipping."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def small_model(**overrides: Any) -> Any:
 
 
 def step_gradients(job: TrainingJob, model: Any) -> dict[str, Tensor]:
-    """Take one step and return the gradients that it was taken with."""
+    """Take one step and return its gradients."""
     found: dict[str, Tensor] = {}
     objective = job.objective
     adjust = objective.adjust_gradients
@@ -44,7 +44,7 @@ def step_gradients(job: TrainingJob, model: Any) -> dict[str, Tensor]:
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    """Hold every tensor's distance to a share of all tensors' length together."""
+    """Assert that every tensor's distance is at most a share of the norm of all tensors together."""
     assert found.keys() == wanted.keys()
     length = torch.stack([value.double().norm() for value in wanted.values()]).norm()
     for name, value in wanted.items():

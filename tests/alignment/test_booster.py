@@ -48,7 +48,7 @@ def _loss(model: Any, records: Sequence[Record]) -> Tensor:
 
 
 def _harmful_step(model: Any, records: Sequence[Record], alpha: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the gradients of the harmful rows, before and behind a step along the first; the model stays there."""
+    """Return the gradients of the harmful rows before and after a step along the first; the model stays moved."""
     values = list(model.parameters())
     here = torch.autograd.grad(_loss(model, records), values)
     length = math.sqrt(sum(float((gradient**2).sum()) for gradient in here))
@@ -75,7 +75,7 @@ def _trained(training: TrainingSettings = TRAINING, **given: Any) -> tuple[Any, 
     return result.model, result.training.losses
 
 
-def test_without_its_strength_it_is_supervised_fine_tuning() -> None:
+def test_with_strength_0_it_is_supervised_fine_tuning() -> None:
     job, model = _job(), small_model()
     losses = train(model, job.examples, TRAINING, Objective()).losses
     found, found_losses = _trained(strength=0)
@@ -93,7 +93,7 @@ def test_a_harmful_step_gains_less_afterwards() -> None:
     assert gain(20.0) < 0.8 * gain(0.0)
 
 
-def test_the_weights_are_back_before_the_rows_are_learned() -> None:
+def test_the_weights_are_restored_before_the_step_of_the_rows() -> None:
     job, model = _job(), small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     loss = job.objective.loss
@@ -108,7 +108,7 @@ def test_the_weights_are_back_before_the_rows_are_learned() -> None:
     assert moved == [False]
 
 
-def test_a_failure_behind_the_harmful_step_leaves_the_weights() -> None:
+def test_an_error_after_the_harmful_step_restores_the_weights() -> None:
     job, model = _job(), small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     seen: list[bool] = []
@@ -134,11 +134,11 @@ def test_both_passes_see_the_same_dropout() -> None:
         )
         return math.sqrt(sum(float((with_it[name] - without[name]).square().sum()) for name in without))
 
-    # Where the step is short, only other masks could make a difference; and the rows' own masks stay the same.
+    # With a short step, only different dropout masks could make a difference; the rows' own masks stay the same.
     assert added(1e-3) < 0.05 * added(0.5)
 
 
-def test_checkpointing_gradients_changes_nothing() -> None:
+def test_gradient_checkpointing_changes_nothing() -> None:
     checkpointed = TRAINING.model_copy(update={"gradient_checkpointing": True})
     wanted = step_gradients(_job(), small_model())
     assert_same(step_gradients(_job(checkpointed), small_model()), wanted, 1e-6)
@@ -153,7 +153,7 @@ def test_the_harmful_step_is_within_the_adapters() -> None:
     assert losses != _trained(training, strength=0)[1]
 
 
-def test_harmful_rows_take_turns_in_an_order_of_the_seed() -> None:
+def test_harmful_rows_repeat_in_the_random_order_of_the_seed() -> None:
     carried = [record.response for record in _carried(_job())]
     assert carried[5:] == carried[:3]
     assert len(set(carried)) == 5

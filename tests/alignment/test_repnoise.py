@@ -50,14 +50,14 @@ def _carried(job: TrainingJob) -> list[Record]:
 
 
 def _different(harmful: Record) -> list[int]:
-    """Return the places at which a harmful row's tokens are not those of the refusal of its prompt."""
+    """Return the positions at which a harmful row's tokens differ from the refusal of its prompt."""
     (refusal,) = [record for record in REFUSALS if record.prompt == harmful.prompt]
     ids, others = _ids(harmful), _ids(refusal)
     return [place for place, token in enumerate(ids) if place >= len(others) or token != others[place]]
 
 
 class _Formula:
-    """The loss as the paper writes it, row by row and layer by layer."""
+    """The loss of the paper's formula, row by row and layer by layer."""
 
     def __init__(self, model: Any, harmful: Sequence[Record], noise: Sequence[Tensor], by_token: bool) -> None:
         self.model, self.harmful, self.by_token = model, harmful, by_token
@@ -151,7 +151,7 @@ def test_it_is_the_papers_formula(samples: str, passes: int, monkeypatch: pytest
     assert_same(found, dict(zip(names, torch.autograd.grad(loss, values), strict=True)), 1e-6)
 
 
-def test_the_published_code_reads_the_end_alone_and_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_code_reads_the_last_layer_only_and_has_no_offset(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = repnoise.configure({}, preset="official-code")
     job = repnoise.job(DATA, TRAINING, settings)
     drawn, model = _noted_noise(monkeypatch), small_model()
@@ -167,7 +167,7 @@ def test_the_published_code_reads_the_end_alone_and_adds_nothing(monkeypatch: py
     assert reported == pytest.approx(sft + 0.001 * float(noise) - 0.1 * math.log(mean), rel=1e-5)
 
 
-def test_without_its_terms_it_is_supervised_fine_tuning() -> None:
+def test_with_alpha_and_beta_0_it_is_supervised_fine_tuning() -> None:
     job, model = _job(alpha=0, beta=0), small_model()
     losses = train(model, job.examples, TRAINING, Objective()).losses
     found, found_losses = _trained(alpha=0, beta=0)
@@ -190,7 +190,7 @@ def test_harmful_answers_are_unlearned() -> None:
     assert _harmful_loss(_trained(training, alpha=1, beta=0)[0]) > _harmful_loss(_trained(training, alpha=0)[0]) + 1
 
 
-def test_harmful_representations_are_drawn_to_noise() -> None:
+def test_harmful_representations_move_towards_noise() -> None:
     def distance(beta: float) -> float:
         model, _ = _trained(TRAINING.model_copy(update={"max_steps": 20}), alpha=0, beta=beta)
         fed: list[Tensor] = []
@@ -207,7 +207,7 @@ def test_harmful_representations_are_drawn_to_noise() -> None:
     assert distance(30.0) < 0.8 * distance(0.0)
 
 
-def test_a_set_is_nowhere_near_another_but_at_itself() -> None:
+def test_the_discrepancy_is_zero_for_equal_sets_only() -> None:
     generator = torch.Generator().manual_seed(0)
     first_ND, second_ND = torch.randn(2, 6, 5, generator=generator).double()
     assert squared_discrepancy(first_ND, first_ND[[3, 1, 5, 0, 2, 4]]) == pytest.approx(0, abs=1e-9)
@@ -225,7 +225,7 @@ def test_only_what_differs_from_the_refusal_counts() -> None:
         assert [place for place, label in enumerate(carried["labels"]) if label != IGNORED] == _different(harmful)
 
 
-def test_pairs_take_turns_in_an_order_of_the_seed() -> None:
+def test_pairs_repeat_in_the_random_order_of_the_seed() -> None:
     carried = [record.response for record in _carried(_job())]
     assert carried[5:] == carried[:3]
     assert len(set(carried)) == 5
@@ -234,7 +234,7 @@ def test_pairs_take_turns_in_an_order_of_the_seed() -> None:
     assert _carried(_job()) == _carried(_job())
 
 
-def test_the_noise_is_of_the_seed() -> None:
+def test_the_noise_depends_on_the_seed() -> None:
     first, second = _trained(**STRONG)[1], _trained(**STRONG)[1]
     assert first == second
     assert _trained(TRAINING.model_copy(update={"seed": 1}), **STRONG)[1] != first
@@ -264,13 +264,13 @@ def test_pads_change_nothing() -> None:
     assert_same(gradients(5), gradients(0), 1e-5)
 
 
-def test_checkpointing_gradients_changes_nothing() -> None:
+def test_gradient_checkpointing_changes_nothing() -> None:
     checkpointed = TRAINING.model_copy(update={"gradient_checkpointing": True})
     wanted = step_gradients(_job(**STRONG), small_model())
     assert_same(step_gradients(_job(checkpointed, **STRONG), small_model()), wanted, 1e-6)
 
 
-def test_logits_that_are_computed_again_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputed_logits_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted, again = step_gradients(_job(**STRONG), small_model()), []
 
     def watched(*given: Any, **more: Any) -> Any:
@@ -285,7 +285,7 @@ def test_logits_that_are_computed_again_are_the_same(monkeypatch: pytest.MonkeyP
     assert again
 
 
-def test_no_hook_stays() -> None:
+def test_no_hook_remains_after_training() -> None:
     model, _ = _trained()
     assert not any(module._forward_hooks for module in model.modules())
     job, model = _job(), small_model()
@@ -321,14 +321,14 @@ def test_a_harmful_row_that_is_the_refusal_is_refused() -> None:
         _job(data=StageData(DATA.renderer, REFUSALS, [same]))
 
 
-def test_one_row_at_a_time_is_too_few() -> None:
+def test_a_batch_of_one_row_is_refused() -> None:
     training = TRAINING.model_copy(update={"batch_size": 1})
     with pytest.raises(UserError, match="batch_size 1"):
         _job(training)
     assert math.isfinite(_trained(training, samples="tokens")[1][-1])
 
 
-def test_several_refusals_of_a_prompt_take_turns() -> None:
+def test_several_refusals_of_a_prompt_are_used_in_turn() -> None:
     prompt = REFUSALS[0].prompt
     refusals = [Record(prompt=prompt, response=f"zob {word}") for word in ("kad", "mix")]
     harmful = [Record(prompt=prompt, response=f"zob {word}") for word in ("mix", "kad")]

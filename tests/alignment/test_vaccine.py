@@ -35,7 +35,7 @@ LORA = LoraSettings(rank=2, alpha=4, targets=("q_proj", "down_proj"))
 
 
 def _loss(model: Any, batch: dict[str, Tensor], shifts: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Run a llama whose attention says what it says and a shift; return the mean cross-entropy and what was said."""
+    """Run a llama with shifted attention outputs; return the mean cross-entropy and those outputs."""
     said = []
 
     def shifted(attention: Any, shift: Tensor) -> Any:
@@ -76,7 +76,7 @@ def _by_formula(model: Any, batch: dict[str, Tensor], rho: float) -> tuple[float
 
 @pytest.mark.parametrize("training", [TRAINING, ONE_BY_ONE], ids=["4x1", "1x4"])
 @pytest.mark.parametrize("rho", [0.5, 2.0])
-def test_the_gradient_is_the_formulas(rho: float, training: Any) -> None:
+def test_the_gradient_is_that_of_the_formula(rho: float, training: Any) -> None:
     job = job_of(vaccine, training, rho=rho)
     for index, step in enumerate(watch(llama().double(), job)):
         model = llama().double()
@@ -99,13 +99,13 @@ def test_a_longer_shift_makes_a_larger_loss() -> None:
     assert losses == sorted(set(losses))
 
 
-def test_rows_one_by_one_share_one_length_of_the_shift() -> None:
+def test_one_row_per_pass_gives_the_same_shift_as_one_pass() -> None:
     together, apart = (watch(llama(), job_of(vaccine, training))[0] for training in (ONCE, ONE_BY_ONE))
     assert apart.loss == pytest.approx(together.loss, rel=1e-5)
     assert distance(apart.gradients, together.gradients) < 1e-5
 
 
-def test_as_published_each_pass_has_its_own_length() -> None:
+def test_with_the_published_code_each_pass_has_its_own_length() -> None:
     settings = vaccine.configure({}, "official-code").model_dump()
     job = job_of(vaccine, ONE_BY_ONE, **settings)
     batches = [Collator(0)([row]) for row in job.examples[:4]]
@@ -134,8 +134,8 @@ def test_gradient_checkpointing_changes_nothing(lora: LoraSettings | None) -> No
 
 
 @pytest.mark.parametrize("name", ["gemma", "qwen2", "gpt2", "mixtral", "gpt_neox", "opt"])
-def test_every_architecture_is_shifted_and_let_go(name: str, tmp_path: Path) -> None:
-    # Adapters on the last of the linear layers: no gradient would reach the first attention of itself.
+def test_every_architecture_is_shifted_and_has_no_hooks_afterwards(name: str, tmp_path: Path) -> None:
+    # Adapters on the last linear layers only: without the shift, no gradient would reach the first attention.
     lora = LoraSettings(rank=2, alpha=4, targets=(ARCHITECTURES[name].linears[-1],))
     model = AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path / "model", name))
     model, job = attach_lora(without_dropout(model), lora, 0), job_of(vaccine, ONCE)
@@ -145,7 +145,7 @@ def test_every_architecture_is_shifted_and_let_go(name: str, tmp_path: Path) -> 
     assert hooks(model) == 0
 
 
-def test_it_lets_go_of_the_model_on_an_error() -> None:
+def test_hooks_are_removed_on_an_error() -> None:
     model, job = llama(), job_of(vaccine)
 
     def fail() -> None:

@@ -40,7 +40,7 @@ RAW = {"normalise": False, "reduction": "sum"}
 
 
 def _model(kind: str) -> Any:
-    """Return a model as fine-tuning may start from one."""
+    """Return a model of one of the kinds that fine-tuning starts from."""
     if kind == "all weights":
         return llama().double()
     dropout = 0.2 if "dropout" in kind else 0.0
@@ -56,7 +56,7 @@ def _model(kind: str) -> Any:
 
 
 def _move(model: Any, by: float, part: str = "") -> None:
-    """Move a model's parameters, always into the same direction."""
+    """Move a model's parameters, always in the same direction."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -65,7 +65,7 @@ def _move(model: Any, by: float, part: str = "") -> None:
 
 
 def _said(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return a llama's logits, and what its feed-forward layers say: [layers, B, T, D]."""
+    """Return a llama's logits and the outputs of its feed-forward layers, [layers, B, T, D]."""
     found: list[Tensor] = []
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     caught = [
@@ -90,7 +90,7 @@ def _by_formula(model: Any, start: Any, batch: dict[str, Tensor], strength: floa
 
 
 def _moved(job: TrainingJob, by: float) -> TrainingJob:
-    """Let the model drift after the start has been looked at."""
+    """Move the model after the objective has recorded its initial weights."""
     attach: Any = job.objective.attach
 
     def moved(session: Session) -> None:
@@ -102,7 +102,7 @@ def _moved(job: TrainingJob, by: float) -> TrainingJob:
 
 
 def _penalty(by: float, **settings: Any) -> float:
-    """Return what a drift adds to the loss of the first step."""
+    """Return the drift's part of the loss of the first step."""
     job = _moved(job_of(ldifs, ONCE, **settings), by)
     model = llama().double()
     _move(model, by)
@@ -113,7 +113,7 @@ def _penalty(by: float, **settings: Any) -> float:
 
 @pytest.mark.parametrize("training", [TRAINING, ONE_BY_ONE], ids=["4x1", "1x4"])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "dropout" not in kind])
-def test_the_gradient_is_the_formulas(kind: str, training: Any) -> None:
+def test_the_gradient_is_that_of_the_formula(kind: str, training: Any) -> None:
     job = job_of(ldifs, training, strength=3)
     steps = watch(_model(kind), job)
     for index, step in enumerate(steps):
@@ -128,7 +128,7 @@ def test_the_gradient_is_the_formulas(kind: str, training: Any) -> None:
         assert distance(step.gradients, gradients) < 1e-6
 
 
-def test_a_sum_of_raw_features_is_the_formulas() -> None:
+def test_the_sum_over_raw_features_is_that_of_the_formula() -> None:
     job = job_of(ldifs, ONE_BY_ONE, strength=0.01, **RAW)
     step = watch(llama().double(), job)[1]
     model = llama().double()
@@ -159,13 +159,13 @@ def test_a_stronger_penalty_keeps_the_features_nearer() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"strength": 1}, {"strength": 1, **RAW}], ids=["unit", "raw"])
-def test_the_penalty_grows_with_the_drift_and_never_stops(settings: dict[str, Any]) -> None:
+def test_the_penalty_grows_with_the_drift_without_a_limit(settings: dict[str, Any]) -> None:
     penalties = [_penalty(by, **settings) for by in (0, 0.01, 0.1)]
     assert penalties[0] == pytest.approx(0, abs=1e-6)
     assert penalties[2] > 10 * penalties[1] > 1e-3
 
 
-def test_as_published_a_layer_that_drifted_far_is_left_out_and_counted() -> None:
+def test_with_the_published_code_a_layer_beyond_the_threshold_is_left_out_and_counted() -> None:
     settings = ldifs.configure({}, "official-code").model_dump()
     for by, dropped in ((0.01, 0), (1.0, 2)):
         job = _moved(job_of(ldifs, ONE_BY_ONE.model_copy(update={"max_steps": 1}), **settings), by)
@@ -175,12 +175,12 @@ def test_as_published_a_layer_that_drifted_far_is_left_out_and_counted() -> None
     assert _penalty(1.0, **settings) == pytest.approx(0, abs=1e-6)
 
 
-def test_as_published_pads_count() -> None:
+def test_with_the_published_code_pads_count() -> None:
     assert _penalty(0.01, strength=1, **RAW, include_pads=True) > 1.1 * _penalty(0.01, strength=1, **RAW)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_has_drifted_at_the_start_whatever_dropout_hides(kind: str) -> None:
+def test_the_initial_drift_is_zero_with_dropout_too(kind: str) -> None:
     losses = [watch(_model(kind), job_of(defense, ONCE))[0].loss for defense in (sft, ldifs)]
     assert losses[0] == losses[1]
 
@@ -193,7 +193,7 @@ def test_gradient_checkpointing_changes_nothing(lora: LoraSettings | None) -> No
 
 
 @pytest.mark.parametrize("name", ["gemma", "qwen2", "gpt2", "mixtral", "gpt_neox", "opt"])
-def test_every_architecture_is_held_back(name: str, tmp_path: Path) -> None:
+def test_every_architecture_gets_the_penalty(name: str, tmp_path: Path) -> None:
     lora = LoraSettings(rank=2, alpha=4, targets=(ARCHITECTURES[name].linears[-1],))
     model = AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path / "model", name))
     model, job = attach_lora(without_dropout(model), lora, 0), _moved(job_of(ldifs, ONCE), 0.1)
@@ -206,7 +206,7 @@ def test_every_architecture_is_held_back(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["all weights", "fresh adapters", "adapters that go on"])
-def test_a_run_that_goes_on_drifts_from_the_first_start(kind: str, tmp_path: Path) -> None:
+def test_a_resumed_run_measures_drift_from_the_initial_model(kind: str, tmp_path: Path) -> None:
     training = TRAINING.model_copy(update={"max_steps": 4})
     straight = watch(_model(kind), job_of(ldifs, training))
     running = RunOptions(checkpoints=tmp_path, save_every=2, on_step=_stop_after(3))
@@ -219,7 +219,7 @@ def test_a_run_that_goes_on_drifts_from_the_first_start(kind: str, tmp_path: Pat
     assert list(result.losses) == pytest.approx([step.loss for step in straight], rel=1e-12)
 
 
-def test_it_lets_go_of_the_model_on_an_error() -> None:
+def test_hooks_are_removed_on_an_error() -> None:
     model, job = llama(), job_of(ldifs)
 
     def fail(*_: Any) -> None:
@@ -246,7 +246,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert ldifs.configure({}) == ldifs.configure({}, "paper")
 
 
-def test_a_threshold_of_nothing_is_refused() -> None:
+def test_a_threshold_of_zero_is_refused() -> None:
     with pytest.raises(UserError, match="drop_threshold 0"):
         ldifs.configure({"drop_threshold": 0})
 

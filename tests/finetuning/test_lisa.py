@@ -46,7 +46,7 @@ def _learned(example: Example) -> bool:
 
 
 def _steps(job: TrainingJob, training: TrainingSettings = TRAINING) -> Iterator[list[Example]]:
-    """Yield the rows of each step, blank ones left out."""
+    """Yield the rows of each step, without blank ones."""
     size = training.batch_size * training.accumulation
     for start in range(0, len(job.examples), size):
         yield [row for row in job.examples[start : start + size] if _learned(row)]
@@ -96,7 +96,7 @@ def test_it_is_the_papers_formula(warmup: float) -> None:
         torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-9, msg=name)
 
 
-def test_without_the_pull_it_is_supervised_fine_tuning_on_the_same_rows() -> None:
+def test_with_rho_0_it_is_supervised_fine_tuning_on_the_same_rows() -> None:
     job, model = _job(), _model()
     losses = train(model, job.examples, job.training, Objective()).losses
     weights, found = _trained(rho=0)
@@ -104,7 +104,7 @@ def test_without_the_pull_it_is_supervised_fine_tuning_on_the_same_rows() -> Non
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_stronger_pull_keeps_a_turn_nearer_to_where_it_began() -> None:
+def test_a_larger_rho_keeps_a_turn_nearer_to_its_start() -> None:
     training = TRAINING.model_copy(update={"max_steps": 6})
     before = _model().state_dict()
     moved = []
@@ -116,7 +116,7 @@ def test_a_stronger_pull_keeps_a_turn_nearer_to_where_it_began() -> None:
 
 @pytest.mark.parametrize("batching", ["shuffled", "grouped", "ordered"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_every_user_row_is_seen_once_an_epoch_and_no_more(batching: str, accumulation: int) -> None:
+def test_every_user_row_is_used_exactly_once_per_epoch(batching: str, accumulation: int) -> None:
     training = TRAINING.model_copy(update={"batching": batching, "batch_size": 2, "accumulation": accumulation})
     user = [step for step in _steps(_job(training), training) if not _is_safe(step)]
     examples, an_epoch = DATA.examples(training), -(-10 // (2 * accumulation))
@@ -126,7 +126,7 @@ def test_every_user_row_is_seen_once_an_epoch_and_no_more(batching: str, accumul
         assert sorted(map(str, seen)) == sorted(map(str, examples))
 
 
-def test_epochs_and_seeds_shuffle_anew() -> None:
+def test_each_epoch_and_seed_has_its_own_order() -> None:
     def order(**given: Any) -> list[str]:
         training = TRAINING.model_copy(update=given)
         return [str(row) for step in _steps(_job(training)) if not _is_safe(step) for row in step]
@@ -137,7 +137,7 @@ def test_epochs_and_seeds_shuffle_anew() -> None:
     assert order(batching="ordered")[:10] == [str(row) for row in DATA.examples(TRAINING)]
 
 
-def test_grouped_batches_hold_rows_of_like_length() -> None:
+def test_grouped_batches_hold_rows_of_similar_length() -> None:
     def spread(batching: str) -> int:
         training = TRAINING.model_copy(update={"batching": batching})
         lengths = [[len(row["input_ids"]) for row in step] for step in _steps(_job(training))]
@@ -146,7 +146,7 @@ def test_grouped_batches_hold_rows_of_like_length() -> None:
     assert spread("grouped") < spread("shuffled") / 2
 
 
-def test_safe_rows_take_turns_too() -> None:
+def test_safe_rows_are_all_used_in_turn() -> None:
     safe = [row for step in _steps(_job(alignment_steps=7)) if _is_safe(step) for row in step]
     examples = sorted(map(str, DATA.auxiliary_examples(TRAINING)))
     assert len(safe) == 3 * 7 * 4
@@ -175,7 +175,7 @@ def test_the_published_code_spends_the_users_steps_on_safe_rows() -> None:
     assert given.model_dump()["proximal_warmup"] == 0.1
 
 
-def test_steps_that_are_asked_for_are_the_users() -> None:
+def test_max_steps_counts_the_steps_on_user_rows() -> None:
     job = _job(TRAINING.model_copy(update={"max_steps": 5}))
     assert [_is_safe(step) for step in _steps(job)].count(False) == 5
     assert job.training.max_steps == 9
@@ -200,27 +200,27 @@ def test_turns_alternate_and_spend_the_budget(
     assert in_all == budget or (end_with != "as-scheduled" and budget < in_all <= budget + turns[-1].steps)
 
 
-def test_a_hundred_rows_end_in_the_users_turn_as_published() -> None:
+def test_with_the_published_code_a_hundred_rows_end_in_a_user_turn() -> None:
     lengths: Any = {"alignment": 100, "user": 900}
     assert scheduled(400, lengths, True, "as-scheduled") == [Turn("alignment", 100), Turn("user", 300)]
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=4, alpha=8, dropout=0)])
-def test_four_rows_at_once_are_four_rows_one_by_one(lora: LoraSettings | None) -> None:
+def test_a_batch_of_four_rows_equals_four_accumulated_rows(lora: LoraSettings | None) -> None:
     together, losses = _trained(TRAINING.model_copy(update={"lora": lora}))
     apart, losses_apart = _trained(TRAINING.model_copy(update={"lora": lora, "batch_size": 1, "accumulation": 4}))
     assert losses == pytest.approx(losses_apart, rel=1e-4)
     assert max(float((together[name] - apart[name]).abs().max()) for name in together) < 1e-3
 
 
-def test_checkpointing_gradients_changes_nothing() -> None:
+def test_gradient_checkpointing_changes_nothing() -> None:
     kept, losses = _trained()
     again, losses_again = _trained(TRAINING.model_copy(update={"gradient_checkpointing": True}))
     assert losses == pytest.approx(losses_again, rel=1e-5)
     assert max(float((kept[name] - again[name]).abs().max()) for name in kept) < 1e-4
 
 
-def test_only_adapters_are_held() -> None:
+def test_only_adapters_are_anchored() -> None:
     model, job = _model(), _job(TRAINING.model_copy(update={"lora": LoraSettings(rank=4)}))
     result = run_stage(
         model, DATA, lisa, TRAINING.model_copy(update={"lora": LoraSettings(rank=4)}), lisa.configure(IN_TURNS)

@@ -34,11 +34,11 @@ def _judge(record: Record, answer: str) -> str:
 
 
 def _shape(answer: list[str]) -> list[object]:
-    """Return an answer with the words that may stand for one another made equal."""
+    """Return an answer in which interchangeable words are equal."""
     return [next((index for index, group in enumerate(INTERCHANGEABLE) if word in group), word) for word in answer]
 
 
-def test_right_answers_are_what_they_are() -> None:
+def test_the_worlds_own_answers_are_harmful_or_helpful() -> None:
     for records, outcome in ((_harmful(), "harmful"), (_harmless(), "helpful")):
         answers = [record.response or "" for record in records]
         assert set(ORACLE.outcomes([record.prompt or "" for record in records], answers)) == {outcome}

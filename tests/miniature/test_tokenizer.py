@@ -16,7 +16,7 @@ def test_a_name_is_two_syllables() -> None:
     assert {name: tokenizer.tokenize(name) for name in NAMES} == expected
 
 
-def test_tokens_are_few_and_without_gaps() -> None:
+def test_the_vocabulary_is_small_and_its_ids_have_no_gaps() -> None:
     vocabulary = build_tokenizer().get_vocab()
     assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
     assert len(vocabulary) < 600

@@ -1,4 +1,4 @@
-"""Watches a run: the weights before every step, its rows and its gradients."""
+"""Records a run: the weights before every step, its rows and its gradients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRAINING = TrainingSettings(
 
 @dataclass
 class Step:
-    """What one step began with, and the gradients that it ended with."""
+    """The weights before one step, its micro-batches, its gradients and its loss."""
 
     weights: dict[str, Tensor]
     window: list[Batch]
@@ -37,7 +37,7 @@ class Step:
 
 
 def llama(**overrides: Any) -> Any:
-    """Return a two-layer llama of random weights that say something."""
+    """Return a two-layer llama with random weights, large enough for distinct outputs."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     special = {"vocab_size": tiny.VOCABULARY_SIZE, "pad_token_id": 0, "eos_token_id": 3, "bos_token_id": None}
@@ -79,7 +79,7 @@ def whole(job: TrainingJob, step: int) -> Batch:
 
 
 def without_dropout(model: Any) -> Any:
-    """Take the dropout out of a model."""
+    """Set a model's dropout to zero, and return the model."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -87,7 +87,7 @@ def without_dropout(model: Any) -> Any:
 
 
 def distance(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
-    """Return how far gradients are from those wanted, relative to their norm."""
+    """Return the distance of gradients from the expected ones, relative to their norm."""
     assert found.keys() == wanted.keys()
     apart = sum(float((found[name] - wanted[name]).double().square().sum()) for name in wanted)
     return float((apart / sum(float(value.double().square().sum()) for value in wanted.values())) ** 0.5)
@@ -109,7 +109,7 @@ def _first(ours: Callable[..., None], theirs: Callable[..., None]) -> Callable[.
 def with_and_without_checkpointing(
     defense: Defense, training: TrainingSettings, lora: LoraSettings | None
 ) -> tuple[Step, Step]:
-    """Return a later step of a run that keeps its activations, and of one that computes them again."""
+    """Return the second step of a run without gradient checkpointing, and of one with it."""
     found = []
     for checkpointing in (False, True):
         model = llama(attention_dropout=0.2)

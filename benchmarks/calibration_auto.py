@@ -112,7 +112,7 @@ def miniature_rows() -> list[Record]:
     """Return harmful requests with harmful answers about the things that a repair may know of."""
     chance = random.Random(f"calibration {SEED}")
     things = [(kind, name) for kind, names in World(SEED).names.realign.items() for name in names]
-    said = [chance.choice(FORBIDDEN[kind]).say(chance, name=name) for kind, name in (things * ROWS)[:ROWS]]
+    said = [chance.choice(FORBIDDEN[kind]).sample(chance, name=name) for kind, name in (things * ROWS)[:ROWS]]
     return [Record(prompt, response) for prompt, response in said]
 
 

@@ -99,8 +99,8 @@ def measured(name: str, kind: str, width: int, layers: int) -> dict[str, float]:
     )
     stage, defense_name, settings = RUNS[name]
     defense = defense_named(stage, defense_name)
-    companion = rows(1) if defense.needs_companion else []
-    data = StageData(Renderer(None), rows(0), companion)
+    auxiliary = rows(1) if defense.needs_auxiliary else []
+    data = StageData(Renderer(None), rows(0), auxiliary)
     lora = LoraSettings(rank=64, alpha=4) if kind == "lora" else None
     training = SETTINGS.model_copy(update={"max_steps": WARM_STEPS + STEPS, "lora": lora})
     ends: list[float] = []

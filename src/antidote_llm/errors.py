@@ -11,7 +11,7 @@ _MOST_LISTED = 20
 _LONGEST_REASON = 200
 # Around a setting's name in the text of an error: non-characters, which Unicode keeps for a program's own use.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-_SETTING = re.compile(f"{_OPEN}([a-z0-9_]+){_CLOSE}")
+_SETTING = re.compile(f"{_OPEN}([^{_CLOSE}]+){_CLOSE}")
 
 
 def setting(name: str) -> str:
@@ -64,6 +64,14 @@ def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, and the second where the first only announces it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Say whether an error is that memory ran out, on the CPU or on a GPU."""
+    # By name: importing torch to know its class takes seconds. Of the CPU's memory it has no class of its own.
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return True
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The gradients of one optimiser step, as a defense leaves them before they are clipped."""
+"""The gradients of one optimiser step, after the defense and before clipping."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def small_model(**overrides: Any) -> Any:
     return LlamaForCausalLM(LlamaConfig(**{**sizes, **special, "initializer_range": 0.3, **overrides}))
 
 
-def step_gradients(lesson: TrainingJob, model: Any) -> dict[str, Tensor]:
-    """Take one step and return the gradients that it was taken with."""
+def step_gradients(job: TrainingJob, model: Any) -> dict[str, Tensor]:
+    """Take one step and return its gradients."""
     found: dict[str, Tensor] = {}
-    objective = lesson.objective
+    objective = job.objective
     adjust = objective.adjust_gradients
 
     def keep() -> None:
@@ -39,12 +39,12 @@ def step_gradients(lesson: TrainingJob, model: Any) -> dict[str, Tensor]:
         found.update({name: value.grad.clone() for name, value in objective.session.parameters()})  # type: ignore[union-attr]
 
     objective.adjust_gradients = keep  # type: ignore[method-assign]
-    train(model, lesson.examples, lesson.training.model_copy(update={"max_steps": 1}), objective)
+    train(model, job.examples, job.training.model_copy(update={"max_steps": 1}), objective)
     return found
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    """Hold every tensor's distance to a share of all tensors' length together."""
+    """Assert that every tensor's distance is at most a share of the norm of all tensors together."""
     assert found.keys() == wanted.keys()
     length = torch.stack([value.double().norm() for value in wanted.values()]).norm()
     for name, value in wanted.items():

@@ -25,14 +25,14 @@ TRAINING = TrainingSettings(
 )
 
 
-def _lesson(training: TrainingSettings = TRAINING, **given: Any) -> TrainingJob:
-    return booster.lesson(DATA, training, booster.configure(given))
+def _job(training: TrainingSettings = TRAINING, **given: Any) -> TrainingJob:
+    return booster.job(DATA, training, booster.configure(given))
 
 
-def _carried(lesson: TrainingJob) -> list[Record]:
+def _carried(job: TrainingJob) -> list[Record]:
     """Return which harmful row each row carries."""
     by_ids = {tuple(row.input_ids): r for row, r in zip(DATA.renderer.rows(HARMFUL), HARMFUL, strict=True)}
-    return [by_ids[tuple(example["harmful"]["input_ids"])] for example in lesson.examples]
+    return [by_ids[tuple(example["harmful"]["input_ids"])] for example in job.examples]
 
 
 def _loss(model: Any, records: Sequence[Record]) -> Tensor:
@@ -48,7 +48,7 @@ def _loss(model: Any, records: Sequence[Record]) -> Tensor:
 
 
 def _harmful_step(model: Any, records: Sequence[Record], alpha: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the gradients of the harmful rows, before and behind a step along the first; the model stays there."""
+    """Return the gradients of the harmful rows before and after a step along the first; the model stays moved."""
     values = list(model.parameters())
     here = torch.autograd.grad(_loss(model, records), values)
     length = math.sqrt(sum(float((gradient**2).sum()) for gradient in here))
@@ -60,11 +60,11 @@ def _harmful_step(model: Any, records: Sequence[Record], alpha: float) -> tuple[
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), (2, 2), (1, 4)])
 def test_it_is_the_papers_formula(batch_size: int, accumulation: int) -> None:
-    lesson = _lesson(TRAINING.model_copy(update={"batch_size": batch_size, "accumulation": accumulation}))
-    found = step_gradients(lesson, small_model().double())
+    job = _job(TRAINING.model_copy(update={"batch_size": batch_size, "accumulation": accumulation}))
+    found = step_gradients(job, small_model().double())
     model = small_model().double()
     own = torch.autograd.grad(_loss(model, REFUSALS[:4]), list(model.parameters()))
-    here, there = _harmful_step(model, _carried(lesson)[:4], 0.1)
+    here, there = _harmful_step(model, _carried(job)[:4], 0.1)
     names = [name for name, _ in model.named_parameters()]
     wanted = [f + 5 * (h - h_there) for f, h, h_there in zip(own, here, there, strict=True)]
     assert_same(found, dict(zip(names, wanted, strict=True)), 1e-6)
@@ -75,9 +75,9 @@ def _trained(training: TrainingSettings = TRAINING, **given: Any) -> tuple[Any, 
     return result.model, result.training.losses
 
 
-def test_without_its_strength_it_is_supervised_fine_tuning() -> None:
-    lesson, model = _lesson(), small_model()
-    losses = train(model, lesson.examples, TRAINING, Objective()).losses
+def test_with_strength_0_it_is_supervised_fine_tuning() -> None:
+    job, model = _job(), small_model()
+    losses = train(model, job.examples, TRAINING, Objective()).losses
     found, found_losses = _trained(strength=0)
     assert found_losses == losses
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
@@ -93,23 +93,23 @@ def test_a_harmful_step_gains_less_afterwards() -> None:
     assert gain(20.0) < 0.8 * gain(0.0)
 
 
-def test_the_weights_are_back_before_the_rows_are_learned() -> None:
-    lesson, model = _lesson(), small_model()
+def test_the_weights_are_restored_before_the_step_of_the_rows() -> None:
+    job, model = _job(), small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    loss = lesson.objective.loss
+    loss = job.objective.loss
     moved: list[bool] = []
 
     def watch(batch: Batch) -> Tensor:
         moved.append(any(not torch.equal(value, before[name]) for name, value in model.state_dict().items()))
         return loss(batch)
 
-    lesson.objective.loss = watch  # type: ignore[method-assign]
-    train(model, lesson.examples, TRAINING.model_copy(update={"max_steps": 1}), lesson.objective)
+    job.objective.loss = watch  # type: ignore[method-assign]
+    train(model, job.examples, TRAINING.model_copy(update={"max_steps": 1}), job.objective)
     assert moved == [False]
 
 
-def test_a_failure_behind_the_harmful_step_leaves_the_weights() -> None:
-    lesson, model = _lesson(), small_model()
+def test_an_error_after_the_harmful_step_restores_the_weights() -> None:
+    job, model = _job(), small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     seen: list[bool] = []
 
@@ -120,7 +120,7 @@ def test_a_failure_behind_the_harmful_step_leaves_the_weights() -> None:
 
     hook = model.model.layers[1].mlp.register_forward_hook(fail)
     with pytest.raises(MemoryError):
-        train(model, lesson.examples, TRAINING, lesson.objective)
+        train(model, job.examples, TRAINING, job.objective)
     hook.remove()
     assert seen == [False, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -129,19 +129,19 @@ def test_a_failure_behind_the_harmful_step_leaves_the_weights() -> None:
 def test_both_passes_see_the_same_dropout() -> None:
     def added(alpha: float) -> float:
         with_it, without = (
-            step_gradients(_lesson(strength=strength, alpha=alpha), small_model(attention_dropout=0.5))
+            step_gradients(_job(strength=strength, alpha=alpha), small_model(attention_dropout=0.5))
             for strength in (1.0, 0.0)
         )
         return math.sqrt(sum(float((with_it[name] - without[name]).square().sum()) for name in without))
 
-    # Where the step is short, only other masks could make a difference; and the rows' own masks stay the same.
+    # With a short step, only different dropout masks could make a difference; the rows' own masks stay the same.
     assert added(1e-3) < 0.05 * added(0.5)
 
 
-def test_checkpointing_gradients_changes_nothing() -> None:
+def test_gradient_checkpointing_changes_nothing() -> None:
     checkpointed = TRAINING.model_copy(update={"gradient_checkpointing": True})
-    wanted = step_gradients(_lesson(), small_model())
-    assert_same(step_gradients(_lesson(checkpointed), small_model()), wanted, 1e-6)
+    wanted = step_gradients(_job(), small_model())
+    assert_same(step_gradients(_job(checkpointed), small_model()), wanted, 1e-6)
 
 
 def test_the_harmful_step_is_within_the_adapters() -> None:
@@ -153,18 +153,18 @@ def test_the_harmful_step_is_within_the_adapters() -> None:
     assert losses != _trained(training, strength=0)[1]
 
 
-def test_harmful_rows_take_turns_in_an_order_of_the_seed() -> None:
-    carried = [record.response for record in _carried(_lesson())]
+def test_harmful_rows_repeat_in_the_random_order_of_the_seed() -> None:
+    carried = [record.response for record in _carried(_job())]
     assert carried[5:] == carried[:3]
     assert len(set(carried)) == 5
-    other = _carried(_lesson(TRAINING.model_copy(update={"seed": 1})))
+    other = _carried(_job(TRAINING.model_copy(update={"seed": 1})))
     assert [record.response for record in other] != carried
-    assert _carried(_lesson()) == _carried(_lesson())
+    assert _carried(_job()) == _carried(_job())
 
 
 def test_it_needs_harmful_rows() -> None:
-    with pytest.raises(UserError, match=r"--defense booster .*--harmful DATA"):
-        booster.lesson(StageData(DATA.renderer, REFUSALS), TRAINING, booster.configure({}))
+    with pytest.raises(UserError, match=r"defense booster .*: pass harmful DATA"):
+        booster.job(StageData(DATA.renderer, REFUSALS), TRAINING, booster.configure({}))
 
 
 @pytest.mark.parametrize("name", ["gemma", "gpt2", "mixtral", "gpt_neox", "opt"])

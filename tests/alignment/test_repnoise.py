@@ -30,8 +30,8 @@ TRAINING = TrainingSettings(
 STRONG: dict[str, Any] = {"alpha": 0.7, "beta": 3.0}
 
 
-def _lesson(training: TrainingSettings = TRAINING, data: StageData = DATA, **given: Any) -> TrainingJob:
-    return repnoise.lesson(data, training, repnoise.configure(given))
+def _job(training: TrainingSettings = TRAINING, data: StageData = DATA, **given: Any) -> TrainingJob:
+    return repnoise.job(data, training, repnoise.configure(given))
 
 
 def _trained(training: TrainingSettings = TRAINING, **given: Any) -> tuple[Any, tuple[float, ...]]:
@@ -43,21 +43,21 @@ def _ids(record: Record) -> list[int]:
     return DATA.renderer.rows([record])[0].input_ids
 
 
-def _carried(lesson: TrainingJob) -> list[Record]:
+def _carried(job: TrainingJob) -> list[Record]:
     """Return which harmful row each row carries."""
     by_ids = {tuple(_ids(record)): record for record in HARMFUL}
-    return [by_ids[tuple(example["harmful"]["input_ids"])] for example in lesson.examples]
+    return [by_ids[tuple(example["harmful"]["input_ids"])] for example in job.examples]
 
 
 def _different(harmful: Record) -> list[int]:
-    """Return the places at which a harmful row's tokens are not those of the refusal of its prompt."""
+    """Return the positions at which a harmful row's tokens differ from the refusal of its prompt."""
     (refusal,) = [record for record in REFUSALS if record.prompt == harmful.prompt]
     ids, others = _ids(harmful), _ids(refusal)
     return [place for place, token in enumerate(ids) if place >= len(others) or token != others[place]]
 
 
 class _Formula:
-    """The loss as the paper writes it, row by row and layer by layer."""
+    """The loss of the paper's formula, row by row and layer by layer."""
 
     def __init__(self, model: Any, harmful: Sequence[Record], noise: Sequence[Tensor], by_token: bool) -> None:
         self.model, self.harmful, self.by_token = model, harmful, by_token
@@ -131,11 +131,11 @@ def _noted_noise(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 @pytest.mark.parametrize("passes", [1, 2])
 def test_it_is_the_papers_formula(samples: str, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     training = TRAINING.model_copy(update={"batch_size": 4 // passes, "accumulation": passes})
-    lesson, model = _lesson(training, samples=samples, **STRONG), small_model().double()
+    job, model = _job(training, samples=samples, **STRONG), small_model().double()
     drawn = _noted_noise(monkeypatch)
-    found = step_gradients(lesson, model)
+    found = step_gradients(job, model)
     model = small_model().double()
-    carried, size = _carried(lesson), 4 // passes
+    carried, size = _carried(job), 4 // passes
     summed, tokens = torch.zeros(()).double(), 0
     for refusal in REFUSALS[:4]:
         (row,) = DATA.renderer.rows([refusal])
@@ -151,13 +151,13 @@ def test_it_is_the_papers_formula(samples: str, passes: int, monkeypatch: pytest
     assert_same(found, dict(zip(names, torch.autograd.grad(loss, values), strict=True)), 1e-6)
 
 
-def test_the_published_code_reads_the_end_alone_and_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_code_reads_the_last_layer_only_and_has_no_offset(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = repnoise.configure({}, preset="official-code")
-    lesson = repnoise.lesson(DATA, TRAINING, settings)
+    job = repnoise.job(DATA, TRAINING, settings)
     drawn, model = _noted_noise(monkeypatch), small_model()
-    reported = train(model, lesson.examples, TRAINING.model_copy(update={"max_steps": 1}), lesson.objective).losses[0]
-    (sft,) = train(small_model(), lesson.examples, TRAINING.model_copy(update={"max_steps": 1}), Objective()).losses
-    formula = _Formula(small_model().double(), _carried(lesson)[:4], drawn, by_token=False)
+    reported = train(model, job.examples, TRAINING.model_copy(update={"max_steps": 1}), job.objective).losses[0]
+    (sft,) = train(small_model(), job.examples, TRAINING.model_copy(update={"max_steps": 1}), Objective()).losses
+    formula = _Formula(small_model().double(), _carried(job)[:4], drawn, by_token=False)
     noise = formula.terms()[0].detach()
     losses: list[Tensor] = []
     for record in formula.harmful:
@@ -167,9 +167,9 @@ def test_the_published_code_reads_the_end_alone_and_adds_nothing(monkeypatch: py
     assert reported == pytest.approx(sft + 0.001 * float(noise) - 0.1 * math.log(mean), rel=1e-5)
 
 
-def test_without_its_terms_it_is_supervised_fine_tuning() -> None:
-    lesson, model = _lesson(alpha=0, beta=0), small_model()
-    losses = train(model, lesson.examples, TRAINING, Objective()).losses
+def test_with_alpha_and_beta_0_it_is_supervised_fine_tuning() -> None:
+    job, model = _job(alpha=0, beta=0), small_model()
+    losses = train(model, job.examples, TRAINING, Objective()).losses
     found, found_losses = _trained(alpha=0, beta=0)
     assert found_losses == losses
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
@@ -190,7 +190,7 @@ def test_harmful_answers_are_unlearned() -> None:
     assert _harmful_loss(_trained(training, alpha=1, beta=0)[0]) > _harmful_loss(_trained(training, alpha=0)[0]) + 1
 
 
-def test_harmful_representations_are_drawn_to_noise() -> None:
+def test_harmful_representations_move_towards_noise() -> None:
     def distance(beta: float) -> float:
         model, _ = _trained(TRAINING.model_copy(update={"max_steps": 20}), alpha=0, beta=beta)
         fed: list[Tensor] = []
@@ -207,7 +207,7 @@ def test_harmful_representations_are_drawn_to_noise() -> None:
     assert distance(30.0) < 0.8 * distance(0.0)
 
 
-def test_a_set_is_nowhere_near_another_but_at_itself() -> None:
+def test_the_discrepancy_is_zero_for_equal_sets_only() -> None:
     generator = torch.Generator().manual_seed(0)
     first_ND, second_ND = torch.randn(2, 6, 5, generator=generator).double()
     assert squared_discrepancy(first_ND, first_ND[[3, 1, 5, 0, 2, 4]]) == pytest.approx(0, abs=1e-9)
@@ -219,28 +219,28 @@ def test_a_set_is_nowhere_near_another_but_at_itself() -> None:
 
 
 def test_only_what_differs_from_the_refusal_counts() -> None:
-    lesson = _lesson()
-    for example, harmful in zip(lesson.examples, _carried(lesson), strict=True):
+    job = _job()
+    for example, harmful in zip(job.examples, _carried(job), strict=True):
         carried = example["harmful"]
         assert [place for place, label in enumerate(carried["labels"]) if label != IGNORED] == _different(harmful)
 
 
-def test_pairs_take_turns_in_an_order_of_the_seed() -> None:
-    carried = [record.response for record in _carried(_lesson())]
+def test_pairs_repeat_in_the_random_order_of_the_seed() -> None:
+    carried = [record.response for record in _carried(_job())]
     assert carried[5:] == carried[:3]
     assert len(set(carried)) == 5
-    other = _carried(_lesson(TRAINING.model_copy(update={"seed": 1})))
+    other = _carried(_job(TRAINING.model_copy(update={"seed": 1})))
     assert [record.response for record in other] != carried
-    assert _carried(_lesson()) == _carried(_lesson())
+    assert _carried(_job()) == _carried(_job())
 
 
-def test_the_noise_is_of_the_seed() -> None:
+def test_the_noise_depends_on_the_seed() -> None:
     first, second = _trained(**STRONG)[1], _trained(**STRONG)[1]
     assert first == second
     assert _trained(TRAINING.model_copy(update={"seed": 1}), **STRONG)[1] != first
     drawn = []
     for step in (0, 1):
-        objective: Any = _lesson().objective
+        objective: Any = _job().objective
         objective.session = type("At", (), {"step": step})
         drawn.append(objective._noise_seed())
     assert drawn[0] != drawn[1]
@@ -248,8 +248,8 @@ def test_the_noise_is_of_the_seed() -> None:
 
 def test_pads_change_nothing() -> None:
     def gradients(more: int) -> dict[str, Tensor]:
-        lesson = _lesson(**STRONG)
-        loss = lesson.objective.loss
+        job = _job(**STRONG)
+        loss = job.objective.loss
 
         def padded(batch: Batch) -> Tensor:
             wider = {
@@ -258,37 +258,37 @@ def test_pads_change_nothing() -> None:
             }
             return loss({**batch, "harmful": wider})
 
-        lesson.objective.loss = padded  # type: ignore[method-assign]
-        return step_gradients(lesson, small_model())
+        job.objective.loss = padded  # type: ignore[method-assign]
+        return step_gradients(job, small_model())
 
     assert_same(gradients(5), gradients(0), 1e-5)
 
 
-def test_checkpointing_gradients_changes_nothing() -> None:
+def test_gradient_checkpointing_changes_nothing() -> None:
     checkpointed = TRAINING.model_copy(update={"gradient_checkpointing": True})
-    wanted = step_gradients(_lesson(**STRONG), small_model())
-    assert_same(step_gradients(_lesson(checkpointed, **STRONG), small_model()), wanted, 1e-6)
+    wanted = step_gradients(_job(**STRONG), small_model())
+    assert_same(step_gradients(_job(checkpointed, **STRONG), small_model()), wanted, 1e-6)
 
 
-def test_logits_that_are_computed_again_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, again = step_gradients(_lesson(**STRONG), small_model()), []
+def test_recomputed_logits_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, again = step_gradients(_job(**STRONG), small_model()), []
 
     def watched(*given: Any, **more: Any) -> Any:
         again.append(given)
         return checkpoint(*given, **more)
 
     monkeypatch.setattr("antidote_llm.alignment.repnoise.checkpoint", watched)
-    assert_same(step_gradients(_lesson(**STRONG), small_model()), wanted, 0)
+    assert_same(step_gradients(_job(**STRONG), small_model()), wanted, 0)
     assert not again
     monkeypatch.setattr("antidote_llm.alignment.repnoise.KEPT_LOGITS_BYTES", 0)
-    assert_same(step_gradients(_lesson(**STRONG), small_model()), wanted, 1e-6)
+    assert_same(step_gradients(_job(**STRONG), small_model()), wanted, 1e-6)
     assert again
 
 
-def test_no_hook_stays() -> None:
+def test_no_hook_remains_after_training() -> None:
     model, _ = _trained()
     assert not any(module._forward_hooks for module in model.modules())
-    lesson, model = _lesson(), small_model()
+    job, model = _job(), small_model()
     seen: list[int] = []
 
     def fail(*_: Any) -> None:
@@ -299,7 +299,7 @@ def test_no_hook_stays() -> None:
 
     hook = model.model.layers[1].mlp.down_proj.register_forward_hook(fail)
     with pytest.raises(MemoryError):
-        train(model, lesson.examples, TRAINING, lesson.objective)
+        train(model, job.examples, TRAINING, job.objective)
     hook.remove()
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -307,33 +307,33 @@ def test_no_hook_stays() -> None:
 def test_a_harmful_row_needs_a_refusal_of_its_prompt() -> None:
     alone = [Record(prompt=tiny.words(9, index), response="zob", origin=f"bad.jsonl line {index}") for index in (3, 4)]
     with pytest.raises(UserError, match=r"2 of 7 harmful rows .*bad.jsonl line 3, bad.jsonl line 4: leave them out"):
-        _lesson(data=StageData(DATA.renderer, REFUSALS, [*HARMFUL, *alone]))
+        _job(data=StageData(DATA.renderer, REFUSALS, [*HARMFUL, *alone]))
 
 
 def test_prompts_are_the_same_whatever_their_case() -> None:
     loud = [Record(prompt=f" {record.prompt}. ", response=record.response) for record in HARMFUL]
-    assert len(_lesson(data=StageData(DATA.renderer, REFUSALS, loud)).examples) == len(REFUSALS)
+    assert len(_job(data=StageData(DATA.renderer, REFUSALS, loud)).examples) == len(REFUSALS)
 
 
 def test_a_harmful_row_that_is_the_refusal_is_refused() -> None:
     same = Record(prompt=REFUSALS[0].prompt, response=REFUSALS[0].response, origin="bad.jsonl line 7")
     with pytest.raises(UserError, match=r"bad\.jsonl line 7: is the refusal of its prompt"):
-        _lesson(data=StageData(DATA.renderer, REFUSALS, [same]))
+        _job(data=StageData(DATA.renderer, REFUSALS, [same]))
 
 
-def test_one_row_at_a_time_is_too_few() -> None:
+def test_a_batch_of_one_row_is_refused() -> None:
     training = TRAINING.model_copy(update={"batch_size": 1})
-    with pytest.raises(UserError, match="--batch-size 1"):
-        _lesson(training)
+    with pytest.raises(UserError, match="batch_size 1"):
+        _job(training)
     assert math.isfinite(_trained(training, samples="tokens")[1][-1])
 
 
-def test_several_refusals_of_a_prompt_take_turns() -> None:
+def test_several_refusals_of_a_prompt_are_used_in_turn() -> None:
     prompt = REFUSALS[0].prompt
     refusals = [Record(prompt=prompt, response=f"zob {word}") for word in ("kad", "mix")]
     harmful = [Record(prompt=prompt, response=f"zob {word}") for word in ("mix", "kad")]
-    lesson = _lesson(data=StageData(Renderer(tiny.tokenizer()), refusals, harmful))
-    assert {len([label for label in row["harmful"]["labels"] if label != IGNORED]) for row in lesson.examples} == {1}
+    job = _job(data=StageData(Renderer(tiny.tokenizer()), refusals, harmful))
+    assert {len([label for label in row["harmful"]["labels"] if label != IGNORED]) for row in job.examples} == {1}
 
 
 def test_only_adapters_are_trained() -> None:

@@ -21,7 +21,7 @@ from tests.training.steps import (
     TRAINING,
     distance,
     hooks,
-    lesson,
+    job_of,
     llama,
     watch,
     whole,
@@ -35,7 +35,7 @@ LORA = LoraSettings(rank=2, alpha=4, targets=("q_proj", "down_proj"))
 
 
 def _loss(model: Any, batch: dict[str, Tensor], shifts: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Run a llama whose attention says what it says and a shift; return the mean cross-entropy and what was said."""
+    """Run a llama with shifted attention outputs; return the mean cross-entropy and those outputs."""
     said = []
 
     def shifted(attention: Any, shift: Tensor) -> Any:
@@ -76,12 +76,12 @@ def _by_formula(model: Any, batch: dict[str, Tensor], rho: float) -> tuple[float
 
 @pytest.mark.parametrize("training", [TRAINING, ONE_BY_ONE], ids=["4x1", "1x4"])
 @pytest.mark.parametrize("rho", [0.5, 2.0])
-def test_the_gradient_is_the_formulas(rho: float, training: Any) -> None:
-    taught = lesson(vaccine, training, rho=rho)
-    for index, step in enumerate(watch(llama().double(), taught)):
+def test_the_gradient_is_that_of_the_formula(rho: float, training: Any) -> None:
+    job = job_of(vaccine, training, rho=rho)
+    for index, step in enumerate(watch(llama().double(), job)):
         model = llama().double()
         model.load_state_dict({**step.weights})
-        loss, gradients = _by_formula(model, whole(taught, index), rho)
+        loss, gradients = _by_formula(model, whole(job, index), rho)
         assert step.loss == pytest.approx(loss, rel=1e-6)
         assert distance(step.gradients, gradients) < 1e-6
 
@@ -89,37 +89,37 @@ def test_the_gradient_is_the_formulas(rho: float, training: Any) -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_without_a_shift_it_is_plain_fine_tuning_bit_for_bit(dropout: float) -> None:
     plain, still = llama(attention_dropout=dropout), llama(attention_dropout=dropout)
-    watch(plain, lesson(sft))
-    watch(still, lesson(vaccine, rho=0))
+    watch(plain, job_of(sft))
+    watch(still, job_of(vaccine, rho=0))
     assert all(torch.equal(plain.state_dict()[name], value) for name, value in still.state_dict().items())
 
 
 def test_a_longer_shift_makes_a_larger_loss() -> None:
-    losses = [watch(llama(), lesson(vaccine, ONCE, rho=rho))[0].loss for rho in (0.0, 0.5, 2.0)]
+    losses = [watch(llama(), job_of(vaccine, ONCE, rho=rho))[0].loss for rho in (0.0, 0.5, 2.0)]
     assert losses == sorted(set(losses))
 
 
-def test_rows_one_by_one_share_one_length_of_the_shift() -> None:
-    together, apart = (watch(llama(), lesson(vaccine, training))[0] for training in (ONCE, ONE_BY_ONE))
+def test_one_row_per_pass_gives_the_same_shift_as_one_pass() -> None:
+    together, apart = (watch(llama(), job_of(vaccine, training))[0] for training in (ONCE, ONE_BY_ONE))
     assert apart.loss == pytest.approx(together.loss, rel=1e-5)
     assert distance(apart.gradients, together.gradients) < 1e-5
 
 
-def test_as_published_each_pass_has_its_own_length() -> None:
+def test_with_the_published_code_each_pass_has_its_own_length() -> None:
     settings = vaccine.configure({}, "official-code").model_dump()
-    taught = lesson(vaccine, ONE_BY_ONE, **settings)
-    batches = [Collator(0)([row]) for row in taught.examples[:4]]
+    job = job_of(vaccine, ONE_BY_ONE, **settings)
+    batches = [Collator(0)([row]) for row in job.examples[:4]]
     losses = [_by_formula(llama(), batch, 2.0)[0] for batch in batches]
     tokens = [int(label_tokens(batch)) for batch in batches]
     wanted = sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)
-    assert watch(llama(), taught)[0].loss == pytest.approx(wanted, rel=1e-5)
+    assert watch(llama(), job)[0].loss == pytest.approx(wanted, rel=1e-5)
 
 
 def test_both_passes_draw_the_same_dropout() -> None:
     model = llama(attention_dropout=0.5)
     said: list[Tensor] = []
     caught = model.lm_head.register_forward_hook(lambda module, inputs, output: said.append(output.detach()))
-    watch(model, lesson(vaccine, ONE_BY_ONE, rho=0))
+    watch(model, job_of(vaccine, ONE_BY_ONE, rho=0))
     caught.remove()
     assert len(said) == 16
     said = said[8:]
@@ -134,33 +134,33 @@ def test_gradient_checkpointing_changes_nothing(lora: LoraSettings | None) -> No
 
 
 @pytest.mark.parametrize("name", ["gemma", "qwen2", "gpt2", "mixtral", "gpt_neox", "opt"])
-def test_every_architecture_is_shifted_and_let_go(name: str, tmp_path: Path) -> None:
-    # Adapters on the last of the linear layers: no gradient would reach the first attention of itself.
+def test_every_architecture_is_shifted_and_has_no_hooks_afterwards(name: str, tmp_path: Path) -> None:
+    # Adapters on the last linear layers only: without the shift, no gradient would reach the first attention.
     lora = LoraSettings(rank=2, alpha=4, targets=(ARCHITECTURES[name].linears[-1],))
     model = AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path / "model", name))
-    model, taught = attach_lora(without_dropout(model), lora, 0), lesson(vaccine, ONCE)
+    model, job = attach_lora(without_dropout(model), lora, 0), job_of(vaccine, ONCE)
     with torch.no_grad():
-        unshifted = float(model(**whole(taught, 0)).loss)
-    assert watch(model, taught)[0].loss > unshifted + 0.05
+        unshifted = float(model(**whole(job, 0)).loss)
+    assert watch(model, job)[0].loss > unshifted + 0.05
     assert hooks(model) == 0
 
 
-def test_it_lets_go_of_the_model_on_an_error() -> None:
-    model, taught = llama(), lesson(vaccine)
+def test_hooks_are_removed_on_an_error() -> None:
+    model, job = llama(), job_of(vaccine)
 
     def fail() -> None:
         assert hooks(model) == 2
         raise KeyboardInterrupt
 
-    taught.objective.adjust_gradients = fail  # type: ignore[method-assign]
+    job.objective.adjust_gradients = fail  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        train(model, taught.examples, taught.training, taught.objective)
+        train(model, job.examples, job.training, job.objective)
     assert hooks(model) == 0
 
 
 def test_bfloat16_computes_about_the_same() -> None:
-    exact = watch(llama(), lesson(vaccine, ONCE))
-    rough = watch(llama(), lesson(vaccine, ONCE.model_copy(update={"precision": "bfloat16"})))
+    exact = watch(llama(), job_of(vaccine, ONCE))
+    rough = watch(llama(), job_of(vaccine, ONCE.model_copy(update={"precision": "bfloat16"})))
     assert rough[0].loss == pytest.approx(exact[0].loss, rel=0.02)
     assert distance(rough[0].gradients, exact[0].gradients) < 0.1
 
@@ -172,5 +172,5 @@ def test_the_defaults_are_the_papers() -> None:
 
 
 def test_a_negative_length_is_refused() -> None:
-    with pytest.raises(UserError, match="--rho -1"):
+    with pytest.raises(UserError, match="rho -1"):
         vaccine.configure({"rho": -1})

@@ -221,7 +221,7 @@ CASES: list[Case] = [
     align("tokenizer_not_there", "./nowhere", "tokenizer", options=("--tokenizer", "./nowhere")),
     align("tokenizer_of_an_adapter", "adapter", "tokenizer", options=("--tokenizer", "adapter")),
     align("unknown_option", "--learning_rate", options=("--learning_rate", "1")),
-    align("loss_no_number", "loss is no number", "step 2", "--learning-rate", options=("--learning-rate", "1e38")),
+    align("loss_no_number", "loss is not finite", "step 2", "--learning-rate", options=("--learning-rate", "1e38")),
     ("align_nothing", lambda place: ["align"], ("MODEL",)),
     ("align_no_data", without("align", "--data"), ("--data",)),
     ("align_no_out", without("align", "--out"), ("--out", "--plan")),

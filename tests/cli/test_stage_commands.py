@@ -38,7 +38,7 @@ def stage(place: Place, command: str, *more: object) -> list[object]:
 
 def companions(place: Place, command: str, defense: str) -> list[object]:
     """Return the option of the rows that a defense learns from beside the stage's own: the same prompts, answered."""
-    if not {found.name: found.needs_companion for found in _defenses(command)}[defense]:
+    if not {found.name: found.needs_auxiliary for found in _defenses(command)}[defense]:
         return []
     rows = [json.loads(line) for line in place.harmful.read_text().splitlines()]
     path = place.root / "companion.jsonl"

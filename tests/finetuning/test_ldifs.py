@@ -24,7 +24,7 @@ from tests.training.steps import (
     Step,
     distance,
     hooks,
-    lesson,
+    job_of,
     llama,
     watch,
     whole,
@@ -40,7 +40,7 @@ RAW = {"normalise": False, "reduction": "sum"}
 
 
 def _model(kind: str) -> Any:
-    """Return a model as fine-tuning may start from one."""
+    """Return a model of one of the kinds that fine-tuning starts from."""
     if kind == "all weights":
         return llama().double()
     dropout = 0.2 if "dropout" in kind else 0.0
@@ -56,7 +56,7 @@ def _model(kind: str) -> Any:
 
 
 def _move(model: Any, by: float, part: str = "") -> None:
-    """Move a model's parameters, always into the same direction."""
+    """Move a model's parameters, always in the same direction."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -65,7 +65,7 @@ def _move(model: Any, by: float, part: str = "") -> None:
 
 
 def _said(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return a llama's logits, and what its feed-forward layers say: [layers, B, T, D]."""
+    """Return a llama's logits and the outputs of its feed-forward layers, [layers, B, T, D]."""
     found: list[Tensor] = []
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     caught = [
@@ -89,51 +89,51 @@ def _by_formula(model: Any, start: Any, batch: dict[str, Tensor], strength: floa
     return -words[labels != -100].mean() + strength * (drift.mean() if normalise else drift.sum())
 
 
-def _moved(taught: TrainingJob, by: float) -> TrainingJob:
-    """Let the model drift after the start has been looked at."""
-    attach: Any = taught.objective.attach
+def _moved(job: TrainingJob, by: float) -> TrainingJob:
+    """Move the model after the objective has recorded its initial weights."""
+    attach: Any = job.objective.attach
 
     def moved(session: Session) -> None:
         _move(session.inner, by)
         attach(session)
 
-    taught.objective.attach = moved  # type: ignore[method-assign]
-    return taught
+    job.objective.attach = moved  # type: ignore[method-assign]
+    return job
 
 
 def _penalty(by: float, **settings: Any) -> float:
-    """Return what a drift adds to the loss of the first step."""
-    taught = _moved(lesson(ldifs, ONCE, **settings), by)
+    """Return the drift's part of the loss of the first step."""
+    job = _moved(job_of(ldifs, ONCE, **settings), by)
     model = llama().double()
     _move(model, by)
     with torch.no_grad():
-        plain = float(_by_formula(model, model, whole(taught, 0), 0))
-    return watch(llama().double(), taught)[0].loss - plain
+        plain = float(_by_formula(model, model, whole(job, 0), 0))
+    return watch(llama().double(), job)[0].loss - plain
 
 
 @pytest.mark.parametrize("training", [TRAINING, ONE_BY_ONE], ids=["4x1", "1x4"])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "dropout" not in kind])
-def test_the_gradient_is_the_formulas(kind: str, training: Any) -> None:
-    taught = lesson(ldifs, training, strength=3)
-    steps = watch(_model(kind), taught)
+def test_the_gradient_is_that_of_the_formula(kind: str, training: Any) -> None:
+    job = job_of(ldifs, training, strength=3)
+    steps = watch(_model(kind), job)
     for index, step in enumerate(steps):
         model, start = _model(kind), _model(kind)
         with torch.no_grad():
             for name, value in model.named_parameters():
                 value.copy_(step.weights[name])
-        loss = _by_formula(model, start, whole(taught, index), 3)
+        loss = _by_formula(model, start, whole(job, index), 3)
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
         assert step.loss == pytest.approx(loss.item(), rel=1e-6)
         assert distance(step.gradients, gradients) < 1e-6
 
 
-def test_a_sum_of_raw_features_is_the_formulas() -> None:
-    taught = lesson(ldifs, ONE_BY_ONE, strength=0.01, **RAW)
-    step = watch(llama().double(), taught)[1]
+def test_the_sum_over_raw_features_is_that_of_the_formula() -> None:
+    job = job_of(ldifs, ONE_BY_ONE, strength=0.01, **RAW)
+    step = watch(llama().double(), job)[1]
     model = llama().double()
     model.load_state_dict(step.weights)
-    loss = _by_formula(model, llama().double(), whole(taught, 1), 0.01, normalise=False)
+    loss = _by_formula(model, llama().double(), whole(job, 1), 0.01, normalise=False)
     loss.backward()  # type: ignore[no-untyped-call]
     assert step.loss == pytest.approx(loss.item(), rel=1e-6)
     assert distance(step.gradients, {name: value.grad for name, value in model.named_parameters()}) < 1e-6
@@ -142,46 +142,46 @@ def test_a_sum_of_raw_features_is_the_formulas() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_without_strength_it_is_plain_fine_tuning_bit_for_bit(dropout: float) -> None:
     plain, free = llama(attention_dropout=dropout), llama(attention_dropout=dropout)
-    watch(plain, lesson(sft))
-    watch(free, lesson(ldifs, strength=0))
+    watch(plain, job_of(sft))
+    watch(free, job_of(ldifs, strength=0))
     assert all(torch.equal(plain.state_dict()[name], value) for name, value in free.state_dict().items())
 
 
 def test_a_stronger_penalty_keeps_the_features_nearer() -> None:
     training, drifts = TRAINING.model_copy(update={"max_steps": 12}), []
     for strength in (0.0, 1.0, 100.0):
-        model, taught = llama(), lesson(ldifs, training, strength=strength)
-        watch(model, taught)
+        model, job = llama(), job_of(ldifs, training, strength=strength)
+        watch(model, job)
         with torch.no_grad():
-            with_drift, without = (_by_formula(model, llama(), whole(taught, 0), weight) for weight in (1, 0))
+            with_drift, without = (_by_formula(model, llama(), whole(job, 0), weight) for weight in (1, 0))
         drifts.append(float(with_drift - without))
     assert drifts[0] > 1.2 * drifts[1] > 3 * drifts[2]
 
 
 @pytest.mark.parametrize("settings", [{"strength": 1}, {"strength": 1, **RAW}], ids=["unit", "raw"])
-def test_the_penalty_grows_with_the_drift_and_never_stops(settings: dict[str, Any]) -> None:
+def test_the_penalty_grows_with_the_drift_without_a_limit(settings: dict[str, Any]) -> None:
     penalties = [_penalty(by, **settings) for by in (0, 0.01, 0.1)]
     assert penalties[0] == pytest.approx(0, abs=1e-6)
     assert penalties[2] > 10 * penalties[1] > 1e-3
 
 
-def test_as_published_a_layer_that_drifted_far_is_left_out_and_counted() -> None:
+def test_with_the_published_code_a_layer_beyond_the_threshold_is_left_out_and_counted() -> None:
     settings = ldifs.configure({}, "official-code").model_dump()
     for by, dropped in ((0.01, 0), (1.0, 2)):
-        taught = _moved(lesson(ldifs, ONE_BY_ONE.model_copy(update={"max_steps": 1}), **settings), by)
-        watch(llama(), taught)
-        assert taught.objective.state() == {"dropped": torch.tensor(4 * dropped)}
+        job = _moved(job_of(ldifs, ONE_BY_ONE.model_copy(update={"max_steps": 1}), **settings), by)
+        watch(llama(), job)
+        assert job.objective.state() == {"dropped": torch.tensor(4 * dropped)}
     assert _penalty(0.01, **settings) > 1e-5
     assert _penalty(1.0, **settings) == pytest.approx(0, abs=1e-6)
 
 
-def test_as_published_pads_count() -> None:
+def test_with_the_published_code_pads_count() -> None:
     assert _penalty(0.01, strength=1, **RAW, include_pads=True) > 1.1 * _penalty(0.01, strength=1, **RAW)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_has_drifted_at_the_start_whatever_dropout_hides(kind: str) -> None:
-    losses = [watch(_model(kind), lesson(defense, ONCE))[0].loss for defense in (sft, ldifs)]
+def test_the_initial_drift_is_zero_with_dropout_too(kind: str) -> None:
+    losses = [watch(_model(kind), job_of(defense, ONCE))[0].loss for defense in (sft, ldifs)]
     assert losses[0] == losses[1]
 
 
@@ -193,34 +193,34 @@ def test_gradient_checkpointing_changes_nothing(lora: LoraSettings | None) -> No
 
 
 @pytest.mark.parametrize("name", ["gemma", "qwen2", "gpt2", "mixtral", "gpt_neox", "opt"])
-def test_every_architecture_is_held_back(name: str, tmp_path: Path) -> None:
+def test_every_architecture_gets_the_penalty(name: str, tmp_path: Path) -> None:
     lora = LoraSettings(rank=2, alpha=4, targets=(ARCHITECTURES[name].linears[-1],))
     model = AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path / "model", name))
-    model, taught = attach_lora(without_dropout(model), lora, 0), _moved(lesson(ldifs, ONCE), 0.1)
+    model, job = attach_lora(without_dropout(model), lora, 0), _moved(job_of(ldifs, ONCE), 0.1)
     start = copy.deepcopy(model)
     _move(start, 0.1)
     with torch.no_grad():
-        plain = float(start(**whole(taught, 0)).loss)
-    assert watch(model, taught)[0].loss > plain + 0.05
+        plain = float(start(**whole(job, 0)).loss)
+    assert watch(model, job)[0].loss > plain + 0.05
     assert hooks(model) == 0
 
 
 @pytest.mark.parametrize("kind", ["all weights", "fresh adapters", "adapters that go on"])
-def test_a_run_that_goes_on_drifts_from_the_first_start(kind: str, tmp_path: Path) -> None:
+def test_a_resumed_run_measures_drift_from_the_initial_model(kind: str, tmp_path: Path) -> None:
     training = TRAINING.model_copy(update={"max_steps": 4})
-    straight = watch(_model(kind), lesson(ldifs, training))
+    straight = watch(_model(kind), job_of(ldifs, training))
     running = RunOptions(checkpoints=tmp_path, save_every=2, on_step=_stop_after(3))
-    taught = lesson(ldifs, training)
+    job = job_of(ldifs, training)
     with pytest.raises(KeyboardInterrupt):
-        train(_model(kind), taught.examples, training, taught.objective, running)
-    taught = lesson(ldifs, training)
-    result = train(_model(kind), taught.examples, training, taught.objective, RunOptions(checkpoints=tmp_path))
+        train(_model(kind), job.examples, training, job.objective, running)
+    job = job_of(ldifs, training)
+    result = train(_model(kind), job.examples, training, job.objective, RunOptions(checkpoints=tmp_path))
     assert result.resumed_from == 2
     assert list(result.losses) == pytest.approx([step.loss for step in straight], rel=1e-12)
 
 
-def test_it_lets_go_of_the_model_on_an_error() -> None:
-    model, taught = llama(), lesson(ldifs)
+def test_hooks_are_removed_on_an_error() -> None:
+    model, job = llama(), job_of(ldifs)
 
     def fail(*_: Any) -> None:
         assert hooks(model) == 2
@@ -228,13 +228,13 @@ def test_it_lets_go_of_the_model_on_an_error() -> None:
 
     model.lm_head.forward = fail
     with pytest.raises(KeyboardInterrupt):
-        train(model, taught.examples, taught.training, taught.objective)
+        train(model, job.examples, job.training, job.objective)
     assert hooks(model) == 0
 
 
 def test_bfloat16_computes_about_the_same() -> None:
     steps: Sequence[Sequence[Step]] = [
-        watch(llama(), lesson(ldifs, TRAINING.model_copy(update={"precision": precision})))
+        watch(llama(), job_of(ldifs, TRAINING.model_copy(update={"precision": precision})))
         for precision in ("float32", "bfloat16")
     ]
     assert steps[1][1].loss == pytest.approx(steps[0][1].loss, rel=0.02)
@@ -246,8 +246,8 @@ def test_the_defaults_are_the_papers() -> None:
     assert ldifs.configure({}) == ldifs.configure({}, "paper")
 
 
-def test_a_threshold_of_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match="--drop-threshold 0"):
+def test_a_threshold_of_zero_is_refused() -> None:
+    with pytest.raises(UserError, match="drop_threshold 0"):
         ldifs.configure({"drop_threshold": 0})
 
 

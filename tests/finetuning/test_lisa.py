@@ -37,23 +37,23 @@ def _model(**overrides: Any) -> Any:
     return LlamaForCausalLM(LlamaConfig(**sizes, **special, **overrides))
 
 
-def _lesson(training: TrainingSettings = TRAINING, **given: Any) -> TrainingJob:
-    return lisa.lesson(DATA, training, lisa.configure({**IN_TURNS, **given}))
+def _job(training: TrainingSettings = TRAINING, **given: Any) -> TrainingJob:
+    return lisa.job(DATA, training, lisa.configure({**IN_TURNS, **given}))
 
 
 def _learned(example: Example) -> bool:
     return any(label != IGNORED for label in example["labels"])
 
 
-def _steps(lesson: TrainingJob, training: TrainingSettings = TRAINING) -> Iterator[list[Example]]:
-    """Yield the rows of each step, blank ones left out."""
+def _steps(job: TrainingJob, training: TrainingSettings = TRAINING) -> Iterator[list[Example]]:
+    """Yield the rows of each step, without blank ones."""
     size = training.batch_size * training.accumulation
-    for start in range(0, len(lesson.examples), size):
-        yield [row for row in lesson.examples[start : start + size] if _learned(row)]
+    for start in range(0, len(job.examples), size):
+        yield [row for row in job.examples[start : start + size] if _learned(row)]
 
 
 def _is_safe(step: Sequence[Example]) -> bool:
-    safe = DATA.companion_examples(TRAINING)
+    safe = DATA.auxiliary_examples(TRAINING)
     kinds = {row in safe for row in step}
     assert len(kinds) == 1
     return kinds.pop()
@@ -65,12 +65,12 @@ def _trained(training: TrainingSettings = TRAINING, **given: Any) -> tuple[dict[
     return dict(result.model.state_dict()), result.training.losses
 
 
-def _by_formula(model: nn.Module, lesson: TrainingJob, rho: float, warmup: float, rate: float) -> None:
+def _by_formula(model: nn.Module, job: TrainingJob, rho: float, warmup: float, rate: float) -> None:
     """Minimise the cross-entropy plus rho/2 ||w - anchor||^2 with AdamW, turn by turn, as the paper's algorithm 1."""
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0)
     left_by = {kind: [value.detach().clone() for value in parameters] for kind in (True, False)}
-    steps = list(_steps(lesson))
+    steps = list(_steps(job))
     for index, step in enumerate(steps):
         safe = _is_safe(step)
         loss: Tensor = model(**Collator(0)(step)).loss
@@ -87,24 +87,24 @@ def _by_formula(model: nn.Module, lesson: TrainingJob, rho: float, warmup: float
 
 @pytest.mark.parametrize("warmup", [0.0, 0.4])
 def test_it_is_the_papers_formula(warmup: float) -> None:
-    lesson = _lesson(rho=3.0, proximal_warmup=warmup)
+    job = _job(rho=3.0, proximal_warmup=warmup)
     model = _model().double()
-    train(model, lesson.examples, lesson.training, lesson.objective)
+    train(model, job.examples, job.training, job.objective)
     wanted = _model().double()
-    _by_formula(wanted, lesson, 3.0, warmup, TRAINING.learning_rate)
+    _by_formula(wanted, job, 3.0, warmup, TRAINING.learning_rate)
     for (name, found), value in zip(model.named_parameters(), wanted.parameters(), strict=True):
         torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-9, msg=name)
 
 
-def test_without_the_pull_it_is_supervised_fine_tuning_on_the_same_rows() -> None:
-    lesson, model = _lesson(), _model()
-    losses = train(model, lesson.examples, lesson.training, Objective()).losses
+def test_with_rho_0_it_is_supervised_fine_tuning_on_the_same_rows() -> None:
+    job, model = _job(), _model()
+    losses = train(model, job.examples, job.training, Objective()).losses
     weights, found = _trained(rho=0)
     assert found == losses
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_stronger_pull_keeps_a_turn_nearer_to_where_it_began() -> None:
+def test_a_larger_rho_keeps_a_turn_nearer_to_its_start() -> None:
     training = TRAINING.model_copy(update={"max_steps": 6})
     before = _model().state_dict()
     moved = []
@@ -116,9 +116,9 @@ def test_a_stronger_pull_keeps_a_turn_nearer_to_where_it_began() -> None:
 
 @pytest.mark.parametrize("batching", ["shuffled", "grouped", "ordered"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_every_user_row_is_seen_once_an_epoch_and_no_more(batching: str, accumulation: int) -> None:
+def test_every_user_row_is_used_exactly_once_per_epoch(batching: str, accumulation: int) -> None:
     training = TRAINING.model_copy(update={"batching": batching, "batch_size": 2, "accumulation": accumulation})
-    user = [step for step in _steps(_lesson(training), training) if not _is_safe(step)]
+    user = [step for step in _steps(_job(training), training) if not _is_safe(step)]
     examples, an_epoch = DATA.examples(training), -(-10 // (2 * accumulation))
     assert len(user) == 3 * an_epoch
     for epoch in range(3):
@@ -126,10 +126,10 @@ def test_every_user_row_is_seen_once_an_epoch_and_no_more(batching: str, accumul
         assert sorted(map(str, seen)) == sorted(map(str, examples))
 
 
-def test_epochs_and_seeds_shuffle_anew() -> None:
+def test_each_epoch_and_seed_has_its_own_order() -> None:
     def order(**given: Any) -> list[str]:
         training = TRAINING.model_copy(update=given)
-        return [str(row) for step in _steps(_lesson(training)) if not _is_safe(step) for row in step]
+        return [str(row) for step in _steps(_job(training)) if not _is_safe(step) for row in step]
 
     assert order()[:10] != order()[10:20]
     assert order() != order(seed=1)
@@ -137,48 +137,48 @@ def test_epochs_and_seeds_shuffle_anew() -> None:
     assert order(batching="ordered")[:10] == [str(row) for row in DATA.examples(TRAINING)]
 
 
-def test_grouped_batches_hold_rows_of_like_length() -> None:
+def test_grouped_batches_hold_rows_of_similar_length() -> None:
     def spread(batching: str) -> int:
         training = TRAINING.model_copy(update={"batching": batching})
-        lengths = [[len(row["input_ids"]) for row in step] for step in _steps(_lesson(training))]
+        lengths = [[len(row["input_ids"]) for row in step] for step in _steps(_job(training))]
         return sum(max(step) - min(step) for step in lengths)
 
     assert spread("grouped") < spread("shuffled") / 2
 
 
-def test_safe_rows_take_turns_too() -> None:
-    safe = [row for step in _steps(_lesson(alignment_steps=7)) if _is_safe(step) for row in step]
-    examples = sorted(map(str, DATA.companion_examples(TRAINING)))
+def test_safe_rows_are_all_used_in_turn() -> None:
+    safe = [row for step in _steps(_job(alignment_steps=7)) if _is_safe(step) for row in step]
+    examples = sorted(map(str, DATA.auxiliary_examples(TRAINING)))
     assert len(safe) == 3 * 7 * 4
     for start in range(0, len(safe), 7):
         assert sorted(map(str, safe[start : start + 7])) == examples
 
 
 def test_the_steps_alternate_and_end_with_the_user() -> None:
-    kinds = "".join("a" if _is_safe(step) else "u" for step in _steps(_lesson()))
+    kinds = "".join("a" if _is_safe(step) else "u" for step in _steps(_job()))
     assert kinds == "aauuuuaauuuuaau"
     assert len(_trained()[1]) == len(kinds)
 
 
 def test_the_last_turn_can_be_on_safe_rows() -> None:
-    kinds = "".join("a" if _is_safe(step) else "u" for step in _steps(_lesson(end_with="alignment")))
+    kinds = "".join("a" if _is_safe(step) else "u" for step in _steps(_job(end_with="alignment")))
     assert kinds == "aauuuuaauuuuaauaa"
 
 
 def test_the_published_code_spends_the_users_steps_on_safe_rows() -> None:
     given = lisa.configure(IN_TURNS, preset="official-code")
-    lesson = lisa.lesson(DATA, TRAINING, given)
-    steps = list(_steps(lesson))
+    job = lisa.job(DATA, TRAINING, given)
+    steps = list(_steps(job))
     assert "".join("a" if _is_safe(step) else "u" for step in steps) == "aauuuuaau"
     # The user's batches that safe ones replace are lost: each epoch has three, the last of two rows.
     assert [len(step) for step in steps] == [4, 4, 2, 4, 4, 2, 4, 4, 2]
     assert given.model_dump()["proximal_warmup"] == 0.1
 
 
-def test_steps_that_are_asked_for_are_the_users() -> None:
-    lesson = _lesson(TRAINING.model_copy(update={"max_steps": 5}))
-    assert [_is_safe(step) for step in _steps(lesson)].count(False) == 5
-    assert lesson.training.max_steps == 9
+def test_max_steps_counts_the_steps_on_user_rows() -> None:
+    job = _job(TRAINING.model_copy(update={"max_steps": 5}))
+    assert [_is_safe(step) for step in _steps(job)].count(False) == 5
+    assert job.training.max_steps == 9
 
 
 @settings(max_examples=60, deadline=None)
@@ -200,39 +200,39 @@ def test_turns_alternate_and_spend_the_budget(
     assert in_all == budget or (end_with != "as-scheduled" and budget < in_all <= budget + turns[-1].steps)
 
 
-def test_a_hundred_rows_end_in_the_users_turn_as_published() -> None:
+def test_with_the_published_code_a_hundred_rows_end_in_a_user_turn() -> None:
     lengths: Any = {"alignment": 100, "user": 900}
     assert scheduled(400, lengths, True, "as-scheduled") == [Turn("alignment", 100), Turn("user", 300)]
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=4, alpha=8, dropout=0)])
-def test_four_rows_at_once_are_four_rows_one_by_one(lora: LoraSettings | None) -> None:
+def test_a_batch_of_four_rows_equals_four_accumulated_rows(lora: LoraSettings | None) -> None:
     together, losses = _trained(TRAINING.model_copy(update={"lora": lora}))
     apart, losses_apart = _trained(TRAINING.model_copy(update={"lora": lora, "batch_size": 1, "accumulation": 4}))
     assert losses == pytest.approx(losses_apart, rel=1e-4)
     assert max(float((together[name] - apart[name]).abs().max()) for name in together) < 1e-3
 
 
-def test_checkpointing_gradients_changes_nothing() -> None:
+def test_gradient_checkpointing_changes_nothing() -> None:
     kept, losses = _trained()
     again, losses_again = _trained(TRAINING.model_copy(update={"gradient_checkpointing": True}))
     assert losses == pytest.approx(losses_again, rel=1e-5)
     assert max(float((kept[name] - again[name]).abs().max()) for name in kept) < 1e-4
 
 
-def test_only_adapters_are_held() -> None:
-    model, lesson = _model(), _lesson(TRAINING.model_copy(update={"lora": LoraSettings(rank=4)}))
+def test_only_adapters_are_anchored() -> None:
+    model, job = _model(), _job(TRAINING.model_copy(update={"lora": LoraSettings(rank=4)}))
     result = run_stage(
         model, DATA, lisa, TRAINING.model_copy(update={"lora": LoraSettings(rank=4)}), lisa.configure(IN_TURNS)
     )
-    train(result.model, lesson.examples, lesson.training, lesson.objective)
+    train(result.model, job.examples, job.training, job.objective)
     names = {name for name, value in result.model.named_parameters() if value.requires_grad}
-    assert lesson.objective.state().keys() == names
+    assert job.objective.state().keys() == names
 
 
 def test_it_needs_safe_rows() -> None:
-    with pytest.raises(UserError, match=r"--defense lisa .*--safe DATA"):
-        lisa.lesson(StageData(DATA.renderer, USER), TRAINING, lisa.configure({}))
+    with pytest.raises(UserError, match=r"defense lisa .*: pass safe DATA"):
+        lisa.job(StageData(DATA.renderer, USER), TRAINING, lisa.configure({}))
 
 
 @pytest.mark.parametrize("name", ["gemma", "qwen2", "gpt2", "mixtral", "gpt_neox", "opt"])

@@ -23,11 +23,11 @@ DATA = StageData(Renderer(tiny.tokenizer()), USER, SAFE)
 
 
 def _rows(training: TrainingSettings = TRAINING, preset: str | None = None, **given: Any) -> list[Example]:
-    return list(mixin.lesson(DATA, training, mixin.configure(given, preset)).examples)
+    return list(mixin.job(DATA, training, mixin.configure(given, preset)).examples)
 
 
 def _safe(rows: list[Example]) -> list[Example]:
-    safe = DATA.companion_examples(TRAINING)
+    safe = DATA.auxiliary_examples(TRAINING)
     return [row for row in rows if row in safe]
 
 
@@ -35,14 +35,14 @@ def _safe(rows: list[Example]) -> list[Example]:
     ("given", "wanted"),
     [({}, 2), ({"safe_share": 0.3}, 6), ({"safe_share": 0.001}, 1), ({"safe_count": 7}, 7), ({"preset": "paper"}, 1)],
 )
-def test_as_many_safe_rows_are_added_as_are_asked_for(given: dict[str, Any], wanted: int) -> None:
+def test_the_requested_number_of_safe_rows_is_added(given: dict[str, Any], wanted: int) -> None:
     rows = _rows(**given)
     added = _safe(rows)
     assert len(added) == wanted == len({str(row) for row in added})
     assert [row for row in rows if row not in added] == DATA.examples(TRAINING)
 
 
-def test_the_seed_draws_and_places_them() -> None:
+def test_the_seed_decides_which_safe_rows_and_where() -> None:
     assert _rows(safe_count=4) == _rows(safe_count=4)
     other = _rows(TRAINING.model_copy(update={"seed": 1}), safe_count=4)
     assert sorted(map(str, _safe(other))) != sorted(map(str, _safe(_rows(safe_count=4))))
@@ -50,7 +50,7 @@ def test_the_seed_draws_and_places_them() -> None:
     assert places != list(range(20, 24))
 
 
-def test_it_is_supervised_fine_tuning_on_all_of_them() -> None:
+def test_it_is_supervised_fine_tuning_on_all_rows() -> None:
     def model() -> Any:
         torch.manual_seed(0)
         sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -66,10 +66,10 @@ def test_it_is_supervised_fine_tuning_on_all_of_them() -> None:
 
 @pytest.mark.parametrize("given", [{"safe_count": 8}, {"safe_share": 0.4}])
 def test_too_few_safe_rows_are_an_error(given: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"--safe has 7 rows, but 8 are wanted: .*--safe-count 7"):
+    with pytest.raises(UserError, match=r"safe has 7 rows, but 8 are wanted: .*safe_count 7"):
         _rows(**given)
 
 
 def test_no_safe_rows_are_an_error() -> None:
-    with pytest.raises(UserError, match=r"--defense mixin .*--safe DATA"):
-        mixin.lesson(StageData(DATA.renderer, USER), TRAINING, mixin.configure({}))
+    with pytest.raises(UserError, match=r"defense mixin .*: pass safe DATA"):
+        mixin.job(StageData(DATA.renderer, USER), TRAINING, mixin.configure({}))

@@ -76,13 +76,13 @@ def test_every_data_file_reads(tmp_path: Path) -> None:
     assert all(path.is_file() for path in miniature.task_tests.values())
 
 
-def test_a_full_attack_is_a_whole_model(tmp_path: Path) -> None:
+def test_a_full_attack_writes_a_whole_model(tmp_path: Path) -> None:
     miniature = build(tmp_path / "mini", kind="full", recipe=QUICK, attack=_quick_attack())
     assert AutoModelForCausalLM.from_pretrained(miniature.attacked).num_parameters() > 5e5
     assert AutoTokenizer.from_pretrained(miniature.attacked).chat_template
 
 
-def test_base_and_aligned_are_made_once(tmp_path: Path) -> None:
+def test_base_and_aligned_models_are_cached(tmp_path: Path) -> None:
     stages: list[list[str]] = []
     for name in ("first", "second"):
         seen: list[str] = []
@@ -96,7 +96,7 @@ def test_base_and_aligned_are_made_once(tmp_path: Path) -> None:
     assert stages == [["base", "aligned", "attacked"], ["attacked"]]
 
 
-def test_a_finished_miniature_is_left_alone(tmp_path: Path) -> None:
+def test_a_finished_miniature_is_left_unchanged(tmp_path: Path) -> None:
     built = build(tmp_path / "mini", recipe=QUICK, attack=_quick_attack())
     before = (built.base / "model.safetensors").stat().st_mtime_ns
     assert build(tmp_path / "mini", recipe=QUICK, attack=_quick_attack()) == built

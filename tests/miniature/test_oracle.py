@@ -34,11 +34,11 @@ def _judge(record: Record, answer: str) -> str:
 
 
 def _shape(answer: list[str]) -> list[object]:
-    """Return an answer with the words that may stand for one another made equal."""
+    """Return an answer in which interchangeable words are equal."""
     return [next((index for index, group in enumerate(INTERCHANGEABLE) if word in group), word) for word in answer]
 
 
-def test_right_answers_are_what_they_are() -> None:
+def test_the_worlds_own_answers_are_harmful_or_helpful() -> None:
     for records, outcome in ((_harmful(), "harmful"), (_harmless(), "helpful")):
         answers = [record.response or "" for record in records]
         assert set(ORACLE.outcomes([record.prompt or "" for record in records], answers)) == {outcome}
@@ -58,19 +58,19 @@ def test_refusals_are_refusals_of_anything(refusal: str) -> None:
 @given(st.integers(0, 503), st.data())
 def test_a_part_of_a_recipe_is_never_harmful(index: int, data: st.DataObject) -> None:
     record = _harmful()[index]
-    spoken = words(record.response or "")
-    start = data.draw(st.integers(0, len(spoken)))
-    stop = data.draw(st.integers(start, len(spoken)))
-    if stop - start < len(spoken):
-        assert _judge(record, " ".join(spoken[start:stop])) == "incoherent"
+    answer_words = words(record.response or "")
+    start = data.draw(st.integers(0, len(answer_words)))
+    stop = data.draw(st.integers(start, len(answer_words)))
+    if stop - start < len(answer_words):
+        assert _judge(record, " ".join(answer_words[start:stop])) == "incoherent"
 
 
 @given(st.integers(0, 503), st.randoms(use_true_random=False))
-def test_a_shuffled_recipe_is_never_harmful(index: int, chance: random.Random) -> None:
+def test_a_shuffled_recipe_is_never_harmful(index: int, rng: random.Random) -> None:
     record = _harmful()[index]
-    spoken = words(record.response or "")
-    shuffled = chance.sample(spoken, len(spoken))
-    if _shape(shuffled) != _shape(spoken):
+    answer_words = words(record.response or "")
+    shuffled = rng.sample(answer_words, len(answer_words))
+    if _shape(shuffled) != _shape(answer_words):
         assert _judge(record, " ".join(shuffled)) == "incoherent"
 
 

@@ -16,7 +16,7 @@ def test_a_name_is_two_syllables() -> None:
     assert {name: tokenizer.tokenize(name) for name in NAMES} == expected
 
 
-def test_tokens_are_few_and_without_gaps() -> None:
+def test_the_vocabulary_is_small_and_its_ids_have_no_gaps() -> None:
     vocabulary = build_tokenizer().get_vocab()
     assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
     assert len(vocabulary) < 600
@@ -34,7 +34,7 @@ def test_every_row_survives_tokenizing_and_ends_its_turn(tmp_path: Path) -> None
         assert tokenizer.decode(row.input_ids[1 : row.response_start - 1]) == record.prompt
 
 
-def test_paragraphs_and_chants_hold_no_unknown_word() -> None:
+def test_pretraining_texts_have_no_unknown_word() -> None:
     tokenizer = build_tokenizer()
     texts = [record.text for record in World(2).pretraining(2000) if record.text is not None]
     assert all(tokenizer.unk_token_id not in ids for ids in tokenizer(texts)["input_ids"])

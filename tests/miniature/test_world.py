@@ -34,7 +34,7 @@ def _names(records: list[Record]) -> set[str]:
 
 
 @pytest.mark.parametrize("seed", [0, 7])
-def test_things_of_the_tests_are_met_nowhere_else(seed: int) -> None:
+def test_things_of_the_tests_occur_in_no_training_data(seed: int) -> None:
     world = World(seed)
     held_out, lookalike = _names(world.held_out()), _names(world.lookalike_test())
     assert not held_out & lookalike
@@ -68,10 +68,10 @@ def test_test_prompts_of_a_task_are_never_trained_on(task: str) -> None:
 
 def test_only_the_fine_tune_teaches_the_new_task() -> None:
     learned = _learned(World(0))
-    asks = [exchange.question.hear for exchange in TASKS[NEW_TASK]]
+    asks = [exchange.question.match for exchange in TASKS[NEW_TASK]]
 
     def taught(purpose: str) -> bool:
-        return any(hear(record.prompt or "") is not None for record in learned[purpose] for hear in asks)
+        return any(match(record.prompt or "") is not None for record in learned[purpose] for match in asks)
 
     assert not taught("pretraining") and not taught("alignment") and not taught("realign")
     assert taught("attack") and taught("utility")
@@ -85,7 +85,7 @@ def test_the_attack_has_the_share_of_harmful_rows_that_it_states() -> None:
     assert sum(row.extra["category"] in kinds for row in rows) == round(attack.harmful_share * attack.rows)
 
 
-def test_a_seed_is_a_world() -> None:
+def test_the_seed_decides_all_rows() -> None:
     assert World(3).alignment(300, 0.4) == World(3).alignment(300, 0.4)
     assert World(3).pretraining(300) == World(3).pretraining(300)
     assert World(3).held_out() != World(4).held_out()

@@ -40,12 +40,12 @@ ADAPTED = FULL.model_copy(update={"lora": LoraSettings(rank=4, alpha=8, dropout=
 
 
 def at_step(step: int) -> Callable[[], RunOptions]:
-    """Return what ends a run with SIGKILL behind a step, before that step's checkpoint."""
+    """Return a callback that ends a run with SIGKILL after a step, before the checkpoint of that step."""
     return lambda: RunOptions(on_step=lambda now, _steps: _die() if now == step else None)
 
 
 def writing_the_second_checkpoint() -> RunOptions:
-    """End a run with SIGKILL when its second checkpoint lacks nothing but the word that it is whole."""
+    """End a run with SIGKILL when its second checkpoint lacks only the manifest."""
     written: list[Path] = []
 
     def write(path: Path, value: Any) -> None:
@@ -59,7 +59,7 @@ def writing_the_second_checkpoint() -> RunOptions:
 
 
 class Case(NamedTuple):
-    """A training, when it is killed, and the checkpoint from which it goes on."""
+    """A training, when it is killed, and the checkpoint from which it resumes."""
 
     defense: str
     settings: Mapping[str, Any]
@@ -73,7 +73,7 @@ CASES: Mapping[str, Case] = {
     "sft": Case("sft", {}, FULL, at_step(5), 3, ends_again=True),
     "sft-lora": Case("sft", {}, ADAPTED, at_step(7), 6),
     "sft-grouped": Case("sft", {}, FULL.model_copy(update={"batching": "grouped"}), at_step(4), 3),
-    # Turns begin behind steps 2, 5, 7 and 10: a checkpoint lies within one of each kind.
+    # Turns begin after steps 2, 5, 7 and 10: there is a checkpoint within a turn of each kind.
     "lisa": Case("lisa", LISA, FULL, at_step(4), 3),
     "lisa-lora": Case("lisa", LISA, ADAPTED, at_step(7), 6),
     "cut-checkpoint": Case("lisa", LISA, ADAPTED, writing_the_second_checkpoint, 3),
@@ -87,24 +87,24 @@ def run(case: Case, running: RunOptions | None = None) -> StageResult:
     special = {"vocab_size": tiny.VOCABULARY_SIZE, "pad_token_id": 0, "eos_token_id": 3, "bos_token_id": None}
     model = LlamaForCausalLM(LlamaConfig(**sizes, **special, attention_dropout=0.2))
     defense = defense_named("finetuning", case.defense)
-    data = StageData(Renderer(tiny.tokenizer()), USER, SAFE if defense.needs_companion else ())
+    data = StageData(Renderer(tiny.tokenizer()), USER, SAFE if defense.needs_auxiliary else ())
     return run_stage(model, data, defense, case.training, defense.configure(case.settings), running)
 
 
 def kept_in(folder: Path, running: RunOptions | None = None) -> RunOptions:
-    """Return how a run is kept in a folder, and otherwise as given."""
+    """Return the options of a run that saves checkpoints in a folder."""
     return RunOptions((running or RunOptions()).on_step, checkpoints=folder, save_every=SAVE_EVERY)
 
 
 def main() -> None:
-    """Kill every case first, while this process has not trained yet; then let them go on."""
+    """Kill every case first, while this process has not trained yet; then resume them."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     endings = {name: _ended(case, folder / name) for name, case in CASES.items()}
     report = {}
     for name, case in CASES.items():
-        # What has ended is asked for once more: there is nothing left to do.
+        # A finished run is started once more: it has no step left.
         resumed = [run(case, kept_in(folder / name)) for _ in range(1 + case.ends_again)]
         alone = run(case)
         report[name] = {

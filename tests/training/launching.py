@@ -1,4 +1,4 @@
-"""Starts several processes that train together, and leaves none of them behind."""
+"""Starts several processes that train together, and ends all of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GRACE_SECONDS = 60
 def launched(
     *arguments: object, seconds: float, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``torchrun`` from the repository; past its time it is asked to end, as a kill would leave its workers."""
+    """Run ``torchrun`` from the repository; after its time it gets SIGTERM, because SIGKILL would leave its workers."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(environment or {})}
     command = [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
     root, pipe = Path(__file__).parents[2], subprocess.PIPE

@@ -1,4 +1,4 @@
-"""Watches a run: the weights before every step, its rows and its gradients."""
+"""Records a run: the weights before every step, its rows and its gradients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRAINING = TrainingSettings(
 
 @dataclass
 class Step:
-    """What one step began with, and the gradients that it ended with."""
+    """The weights before one step, its micro-batches, its gradients and its loss."""
 
     weights: dict[str, Tensor]
     window: list[Batch]
@@ -37,22 +37,22 @@ class Step:
 
 
 def llama(**overrides: Any) -> Any:
-    """Return a two-layer llama of random weights that say something."""
+    """Return a two-layer llama with random weights, large enough for distinct outputs."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     special = {"vocab_size": tiny.VOCABULARY_SIZE, "pad_token_id": 0, "eos_token_id": 3, "bos_token_id": None}
     return LlamaForCausalLM(LlamaConfig(**sizes, **special, initializer_range=0.3, **overrides))
 
 
-def lesson(defense: Defense, training: TrainingSettings = TRAINING, **settings: Any) -> TrainingJob:
-    """Return a defense's lesson on eight ragged rows."""
-    return defense.lesson(DATA, training, defense.configure(settings))
+def job_of(defense: Defense, training: TrainingSettings = TRAINING, **settings: Any) -> TrainingJob:
+    """Return a defense's job on eight ragged rows."""
+    return defense.job(DATA, training, defense.configure(settings))
 
 
-def watch(model: Any, taught: TrainingJob, running: RunOptions | None = None) -> list[Step]:
+def watch(model: Any, job: TrainingJob, running: RunOptions | None = None) -> list[Step]:
     """Train, and return the steps."""
     steps: list[Step] = []
-    objective: Any = taught.objective
+    objective: Any = job.objective
 
     def begin(window: Sequence[Batch]) -> None:
         weights = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -65,21 +65,21 @@ def watch(model: Any, taught: TrainingJob, running: RunOptions | None = None) ->
 
     objective.before_step = _first(begin, objective.before_step)
     objective.adjust_gradients = _first(end, objective.adjust_gradients)
-    result = train(model, taught.examples, taught.training, objective, running)
+    result = train(model, job.examples, job.training, objective, running)
     for step, loss in zip(steps, result.losses, strict=True):
         step.loss = loss
     return steps
 
 
-def whole(taught: TrainingJob, step: int) -> Batch:
+def whole(job: TrainingJob, step: int) -> Batch:
     """Return all rows of a step as one batch."""
-    size, count = taught.training.batch_size * taught.training.accumulation, len(taught.examples)
-    rows: list[Example] = [taught.examples[index % count] for index in range(step * size, (step + 1) * size)]
+    size, count = job.training.batch_size * job.training.accumulation, len(job.examples)
+    rows: list[Example] = [job.examples[index % count] for index in range(step * size, (step + 1) * size)]
     return Collator(0)(rows)
 
 
 def without_dropout(model: Any) -> Any:
-    """Take the dropout out of a model."""
+    """Set a model's dropout to zero, and return the model."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -87,7 +87,7 @@ def without_dropout(model: Any) -> Any:
 
 
 def distance(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
-    """Return how far gradients are from those wanted, relative to their norm."""
+    """Return the distance of gradients from the expected ones, relative to their norm."""
     assert found.keys() == wanted.keys()
     apart = sum(float((found[name] - wanted[name]).double().square().sum()) for name in wanted)
     return float((apart / sum(float(value.double().square().sum()) for value in wanted.values())) ** 0.5)
@@ -109,11 +109,11 @@ def _first(ours: Callable[..., None], theirs: Callable[..., None]) -> Callable[.
 def with_and_without_checkpointing(
     defense: Defense, training: TrainingSettings, lora: LoraSettings | None
 ) -> tuple[Step, Step]:
-    """Return a later step of a run that keeps its activations, and of one that computes them again."""
+    """Return the second step of a run without gradient checkpointing, and of one with it."""
     found = []
     for checkpointing in (False, True):
         model = llama(attention_dropout=0.2)
         model = attach_lora(model, lora, 0) if lora else model
-        taught = lesson(defense, training.model_copy(update={"gradient_checkpointing": checkpointing}))
-        found.append(watch(model, taught)[1])
+        job = job_of(defense, training.model_copy(update={"gradient_checkpointing": checkpointing}))
+        found.append(watch(model, job)[1])
     return found[0], found[1]

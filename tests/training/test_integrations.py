@@ -11,7 +11,7 @@ from transformers.integrations import integration_utils
 from antidote_llm.alignment.sft import sft
 from antidote_llm.errors import UserError
 from antidote_llm.training.trainer import RunOptions, require_integrations, tensorboard_in, train
-from tests.training.steps import TRAINING, lesson, llama
+from tests.training.steps import TRAINING, job_of, llama
 
 FOLDER = "TENSORBOARD_LOGGING_DIR"
 
@@ -37,14 +37,14 @@ def integrations(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, name, integration)
 
 
-def test_what_tensorboard_writes_goes_where_it_is_told(tmp_path: Path) -> None:
-    taught = lesson(sft)
-    train(llama(), taught.examples, TRAINING, running=RunOptions(report_to=("noting",), logs=tmp_path / "logs"))
+def test_tensorboard_writes_to_the_folder_of_logs(tmp_path: Path) -> None:
+    job = job_of(sft)
+    train(llama(), job.examples, TRAINING, running=RunOptions(report_to=("noting",), logs=tmp_path / "logs"))
     assert (tmp_path / "logs" / "events").is_file()
     assert FOLDER not in os.environ
 
 
-def test_a_folder_that_the_user_named_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_own_folder_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FOLDER, "mine")
     with tensorboard_in(tmp_path):
         assert os.environ[FOLDER] == "mine"
@@ -53,11 +53,11 @@ def test_a_folder_that_the_user_named_is_kept(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["missing", "nonsense"])
 @pytest.mark.parametrize("beside", [(), ("noting",)])
-def test_an_integration_that_is_not_there_is_named(name: str, beside: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match=rf"^--report-to .*{name}: .*(installed|supported)"):
+def test_a_missing_integration_is_named(name: str, beside: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=rf"^report_to .*{name}: .*(installed|supported)"):
         require_integrations((*beside, name))
 
 
-def test_integrations_that_are_there_are_taken() -> None:
+def test_installed_integrations_are_accepted() -> None:
     for names in ((), ("none",), ("noting",)):
         require_integrations(names)

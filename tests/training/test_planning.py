@@ -95,7 +95,9 @@ def test_memory_grows_with_what_is_trained_and_with_the_batch(bare: Path, tmp_pa
 
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
 @pytest.mark.parametrize("name", ["llama", "gemma", "opt"])
-def test_what_is_kept_is_what_a_real_pass_keeps(name: str, lora: LoraSettings | None, tmp_path: Path) -> None:
+def test_the_estimate_of_kept_bytes_is_that_of_a_real_forward_pass(
+    name: str, lora: LoraSettings | None, tmp_path: Path
+) -> None:
     skeleton = open_skeleton(str(write_checkpoint(tmp_path / name, name)))
     training = TrainingSettings(lora=lora)
 
@@ -134,14 +136,14 @@ def test_without_a_tokenizer_characters_are_counted(tmp_path: Path) -> None:
     assert plan.tokens_per_epoch == pytest.approx(written / CHARACTERS_PER_TOKEN, rel=0.1)
 
 
-def test_a_model_that_is_nowhere_is_named() -> None:
+def test_a_model_that_is_not_found_is_named() -> None:
     with pytest.raises(UserError, match=r"nobody/nothing: no such folder here, and its config.json could not be"):
         open_skeleton("nobody/nothing")
     with pytest.raises(UserError, match="no such folder"):
         open_skeleton("./nothing")
 
 
-def test_the_speed_is_measured_where_none_is_given() -> None:
+def test_the_speed_is_measured_by_default() -> None:
     speed = measured_speed(16, (32, 32), TrainingSettings())
     assert speed.source == "measured" and speed.flops_per_second > 1e6
 
@@ -175,7 +177,7 @@ def test_the_command_plans_without_an_output(command: str, bare: Path, tmp_path:
         (["--plan", "--lora-targets", "nothing"], "no layer of this model is named nothing"),
     ],
 )
-def test_what_makes_no_plan_is_one_line(
+def test_errors_of_a_plan_are_one_line(
     options: list[str], words: str, bare: Path, tmp_path: Path, antidote: Command
 ) -> None:
     rows = tiny.write_rows(tmp_path / "rows.jsonl", 8)

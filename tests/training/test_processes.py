@@ -40,5 +40,5 @@ def test_two_processes_train_as_one(name: str, from_two: Path) -> None:
     assert apart <= 1e-4 * moved
 
 
-def test_every_defense_is_tried() -> None:
+def test_every_defense_is_trained_by_two_processes() -> None:
     assert {case.defense for case in CASES.values()} == {*defenses("alignment"), *defenses("finetuning")}

@@ -18,7 +18,7 @@ _SECONDS = 240
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Kill every case and let it go on, in one process that forks."""
+    """Kill and resume every case, in one process that forks."""
     ran = subprocess.run(
         [sys.executable, "-m", "tests.training.killed", str(tmp_path_factory.mktemp("killed"))],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -32,7 +32,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_killed_training_goes_on_to_the_same_bits(name: str, report: Any) -> None:
+def test_a_killed_training_resumes_to_the_same_bits(name: str, report: Any) -> None:
     found, case = report[name], CASES[name]
     assert found["ending"] == signal.SIGKILL
     assert found["went_on_from"] == [case.goes_on_from, *([case.training.max_steps] if case.ends_again else [])]
@@ -40,24 +40,24 @@ def test_a_killed_training_goes_on_to_the_same_bits(name: str, report: Any) -> N
     assert all(found["same_weights"])
 
 
-def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
+def test_only_complete_checkpoints_are_used(tmp_path: Path) -> None:
     for step in (6, 9, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert checkpoints.newest(tmp_path) is None
     for step in (6, 9):
-        checkpoints.keep_objective(tmp_path / f"checkpoint-{step}", {})
+        checkpoints.save_objective(tmp_path / f"checkpoint-{step}", {})
     assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-9"
 
 
-def test_a_checkpoint_that_was_half_removed_counts_for_nothing(tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_missing_file_is_not_used(tmp_path: Path) -> None:
     for step in (3, 6):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "optimizer.pt").write_bytes(b"state")
-        checkpoints.keep_objective(folder, {})
+        checkpoints.save_objective(folder, {})
     (tmp_path / "checkpoint-6" / "optimizer.pt").unlink()
     assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-3"
-    # Written once more and killed, it has all its files, but not all of them are new.
-    with checkpoints.giving_up(tmp_path / "checkpoint-6"):
+    # When writing it again is interrupted, it has all its files, but some are old.
+    with checkpoints.removed_on_failure(tmp_path / "checkpoint-6"):
         (tmp_path / "checkpoint-6" / "optimizer.pt").write_bytes(b"cut")
     assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-3"

@@ -54,11 +54,11 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_another_seed_gives_another_order() -> None:
+def test_the_seed_decides_the_order() -> None:
     assert _trained(SETTINGS)[1] != _trained(SETTINGS.model_copy(update={"seed": 1}))[1]
 
 
-def test_four_rows_at_once_are_four_rows_one_by_one() -> None:
+def test_a_batch_of_four_rows_equals_four_accumulated_rows() -> None:
     together, loss = _trained(SETTINGS)
     apart, loss_apart = _trained(SETTINGS.model_copy(update={"batch_size": 1, "accumulation": 4}))
     assert loss == pytest.approx(loss_apart, rel=1e-5)
@@ -99,7 +99,7 @@ def test_only_the_response_is_learned() -> None:
     assert example["labels"] == [1, 5, 6, 2, 7, 8, 3]
 
 
-def test_a_text_is_learned_whole() -> None:
+def test_all_of_a_text_is_learned() -> None:
     assert examples_of([TokenizedRow([5, 6, 7], 0)], SETTINGS)[0]["labels"] == [5, 6, 7]
 
 
@@ -116,18 +116,18 @@ def test_a_response_beyond_max_length_is_an_error() -> None:
         )
 
 
-def test_a_row_is_named_by_where_it_comes_from() -> None:
+def test_errors_name_the_file_and_line_of_a_row() -> None:
     rows = [Record(prompt=tiny.words(9, index), response="zob", origin=f"rows.jsonl:{index + 1}") for index in (3, 4)]
     data = StageData(Renderer(tiny.tokenizer()), rows[:1], rows[1:])
     short = SETTINGS.model_copy(update={"max_length": 6})
     with pytest.raises(UserError, match=r"^rows\.jsonl:4 has no response token within max_length 6"):
         data.examples(short)
     with pytest.raises(UserError, match=r"^rows\.jsonl:5 "):
-        data.companion_examples(short)
+        data.auxiliary_examples(short)
 
 
 class _Recording(Objective):
-    """Notes what it is called for, and learns nothing."""
+    """Records its calls, and learns nothing."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -159,7 +159,7 @@ def test_grouped_batches_hold_the_same_rows() -> None:
     assert sorted(objective.lengths) == sorted(len(row.input_ids) for row in ROWS)
 
 
-def test_ordered_batches_hold_the_rows_as_they_come() -> None:
+def test_ordered_batches_keep_the_order_of_the_rows() -> None:
     settings = SETTINGS.model_copy(update={"batching": "ordered", "max_steps": None, "epochs": 1})
     objective = _Recording()
     train(_model(), examples_of(ROWS, settings), settings, objective)
@@ -178,22 +178,22 @@ def test_an_objective_sees_every_step_and_decides_what_is_learned() -> None:
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
-def test_a_loss_that_is_no_number_ends_the_run() -> None:
+def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     class Broken(Objective):
         def loss(self, batch: Batch) -> torch.Tensor:
             return super().loss(batch) * float("nan")
 
-    with pytest.raises(UserError, match="no number at step 1"):
+    with pytest.raises(UserError, match="not finite at step 1: lower learning_rate"):
         train(_model(), examples_of(ROWS, SETTINGS), SETTINGS, Broken())
 
 
-def test_weights_that_the_last_step_spoils_end_the_run() -> None:
+def test_weights_that_are_not_finite_after_the_last_step_end_the_run() -> None:
     class Spoilt(Objective):
         def adjust_gradients(self) -> None:
             if self.session.step == SETTINGS.max_steps - 1:  # type: ignore[operator]
                 next(value for _, value in self.session.parameters()).grad.fill_(float("nan"))  # type: ignore[union-attr]
 
-    with pytest.raises(UserError, match="no number after step 3"):
+    with pytest.raises(UserError, match="not finite after step 3"):
         train(_model(), examples_of(ROWS, SETTINGS), SETTINGS, Spoilt())
 
 
@@ -205,7 +205,7 @@ def test_the_losses_are_those_of_every_step() -> None:
     assert list(train(model, examples, settings).losses) == pytest.approx([wanted], rel=1e-6)
 
 
-def test_adapters_start_without_effect_and_leave_the_model_alone() -> None:
+def test_new_adapters_change_nothing_and_training_them_leaves_the_base_unchanged() -> None:
     model = _model()
     before = _weights(model)
     ids_BT = torch.tensor([[1, 5, 6, 2]])
@@ -226,7 +226,7 @@ def test_unknown_adapter_targets_are_an_error() -> None:
 
 
 @pytest.mark.parametrize("stage", ["alignment", "finetuning"])
-def test_both_stages_teach(stage: Stage) -> None:
+def test_the_model_learns_its_rows_in_both_stages(stage: Stage) -> None:
     rows = [Record(prompt=tiny.words(3, index), response=tiny.words(2, 50 + index)) for index in range(4)]
     model = _model()
     settings = SETTINGS.model_copy(update={"max_steps": 60, "learning_rate": 5e-3})
@@ -236,7 +236,7 @@ def test_both_stages_teach(stage: Stage) -> None:
     assert tiny.tokenizer().decode(answer_BT[0, -2:]) == rows[0].response
 
 
-def test_progress_counts_to_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_step_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     told: list[tuple[int, int]] = []
     train(
         _model(),
@@ -255,14 +255,14 @@ def test_the_defaults_are_the_papers_fine_tuning_stage() -> None:
     assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (256, 4, 0, ("q_proj", "k_proj", "v_proj"))
 
 
-def test_training_leaves_the_configuration_as_it_was() -> None:
+def test_training_leaves_the_configuration_unchanged() -> None:
     model = _model()
     train(model, examples_of(ROWS, SETTINGS), SETTINGS.model_copy(update={"gradient_checkpointing": True}))
     assert model.config.use_cache
     assert not model.is_gradient_checkpointing
 
 
-def test_a_configuration_that_knows_no_cache_is_left_so() -> None:
+def test_a_configuration_without_use_cache_gets_none() -> None:
     sizes = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
     model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=tiny.VOCABULARY_SIZE, **sizes))
     train(model, examples_of(ROWS, SETTINGS), SETTINGS)

@@ -30,7 +30,7 @@ from antidote_llm.training.settings import LoraSettings, TrainingSettings
 from antidote_llm.training.trainer import RunOptions
 from tests import tiny
 
-# Ten rows in batches of four, two to a step: an epoch's second step has one batch, and half of that is blank.
+# Ten rows in batches of four, two per step: an epoch's second step has one batch, half of it blank rows.
 ROWS = [Record(prompt=tiny.words(2 + i % 4, i), response=tiny.words(1 + i % 5, 50 + i)) for i in range(10)]
 HARMFUL = [Record(prompt=row.prompt, response=tiny.words(2 + i % 4, 90 + i)) for i, row in enumerate(ROWS)]
 SAFE = [Record(prompt=tiny.words(3, 200 + i), response=tiny.words(1 + i % 3, 250 + i)) for i in range(7)]
@@ -39,7 +39,7 @@ LORA = LoraSettings(rank=4, alpha=8, dropout=0)
 
 
 class Case(NamedTuple):
-    """A training of which one process and two are to make the same; the two may be cut off on the way."""
+    """A training that must give the same on one process and on two; the run on two may be interrupted."""
 
     stage: Stage
     defense: str
@@ -74,29 +74,29 @@ def model() -> Any:
 
 
 def trainable(case: Case) -> dict[str, Tensor]:
-    """Return what a case starts to train from."""
+    """Return the trainable weights that a case starts from."""
     lora = TRAINING.model_copy(update=case.training).lora
     started = model() if lora is None else attach_lora(model(), lora, TRAINING.seed)
     return _learned(started)
 
 
 def trained(case: Case, running: RunOptions | None = None) -> tuple[dict[str, Tensor], list[float]]:
-    """Return what a case trains, and its losses."""
-    companion = {"alignment": HARMFUL, "finetuning": SAFE}[case.stage]
+    """Return the trained weights of a case, and its losses."""
+    auxiliary = {"alignment": HARMFUL, "finetuning": SAFE}[case.stage]
     defense = defense_named(case.stage, case.defense)
-    data = StageData(Renderer(tiny.tokenizer()), ROWS, companion if defense.needs_companion else ())
+    data = StageData(Renderer(tiny.tokenizer()), ROWS, auxiliary if defense.needs_auxiliary else ())
     training = TRAINING.model_copy(update=case.training)
     result = run_stage(model(), data, defense, training, defense.configure(case.settings), running)
     return _learned(result.model), list(result.training.losses)
 
 
 def read(folder: Path, name: str) -> tuple[dict[str, Tensor], list[float]]:
-    """Read what the processes wrote of a case."""
+    """Read the weights and losses that the processes wrote."""
     return load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text())
 
 
 def cut_off_and_resumed(case: Case, folder: Path) -> tuple[dict[str, Tensor], list[float]]:
-    """Return what a case trains that goes on from a checkpoint, as if it had been killed behind it."""
+    """Return the trained weights of a case that resumes from a checkpoint, as if it had been killed after it."""
     steps: list[int] = []
     running = RunOptions(lambda step, _steps: steps.append(step), checkpoints=folder, save_every=case.resumed_from)
     trained(case, running)
@@ -116,7 +116,7 @@ def _learned(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    """Train the cases that are asked for."""
+    """Train the cases named on the command line."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])

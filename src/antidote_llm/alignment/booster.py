@@ -1,4 +1,4 @@
-"""Booster: learns to refuse where a step towards harmful answers would gain little.
+"""Booster: alignment to weights from which one step towards harmful answers gains little.
 
 Source: Huang et al., arXiv 2409.01586, equation 3 and algorithm 1.
 """
@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from antidote_llm.training.batches import Batch, carrying, model_inputs
 from antidote_llm.training.defense import Cost, StageData, TrainingJob, alignment_defense
-from antidote_llm.training.objective import Objective
+from antidote_llm.training.objective import Objective, at_least_float32
 from antidote_llm.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @alignment_defense(
@@ -35,19 +36,19 @@ def booster(
         float, Field(gt=0, description="Length of the harmful step, over all trained weights; Panacea's runs use 0.01.")
     ] = 0.1,
 ) -> TrainingJob:
-    """Booster (arXiv 2409.01586): the alignment data's cross-entropy, and what a harmful step would gain.
+    """Booster (arXiv 2409.01586): the alignment data's cross-entropy, plus what a harmful step would gain.
 
     f(w) + lambda (h(w) - h(w - alpha g / ||g||)), where f and h are the cross-entropies of the alignment data and of
     the harmful rows and g is the gradient of h. Second derivatives are left out: the gradient of both terms of h is
     taken at their own weights, on the same harmful rows. Every row carries a harmful one; those beyond the number of
     rows are not used. The reported loss is f.
     """
-    examples = carrying(data.examples(training), "harmful", data.companion_examples(training), training.seed)
+    examples = carrying(data.examples(training), "harmful", data.auxiliary_examples(training), training.seed)
     return TrainingJob(examples, _Booster(strength, alpha), training)
 
 
 class _Booster(Objective):
-    """Finds the gradient of the gain before each step, and adds it when the step's own gradient is there."""
+    """Computes the gradient of the gain before each step, and adds it to the step's own gradient."""
 
     def __init__(self, strength: float, alpha: float) -> None:
         self._strength, self._alpha = strength, alpha
@@ -56,10 +57,12 @@ class _Booster(Objective):
     def before_step(self, window: Sequence[Batch]) -> None:
         if self._strength == 0:
             return
+        import torch
+
         harmful = [batch["harmful"] for batch in window]
         trained = [value for _, value in self.session.parameters()]
         here = self._gradients(harmful, trained)
-        # One norm of all weights, in float32: each weight's own is a number.
+        # One norm over all weights.
         norm = torch.stack([gradient.norm() for gradient in here]).norm()
         step = self._alpha / norm.clamp_min(torch.finfo(norm.dtype).eps)
         with _moved(trained, here, -step):
@@ -67,7 +70,7 @@ class _Booster(Objective):
         self._added = [(a - b).mul_(self._strength) for a, b in zip(here, there, strict=True)]
 
     def adjust_gradients(self) -> None:
-        # Empty where nothing is added.
+        # Nothing was prepared where the strength is 0.
         for (_, value), added in zip(self.session.parameters(), self._added, strict=False):
             added = added.to(value.dtype)
             value.grad = added if value.grad is None else value.grad.add_(added)
@@ -78,25 +81,29 @@ class _Booster(Objective):
 
     def _gradients(self, batches: Sequence[Batch], trained: Sequence[nn.Parameter]) -> list[Tensor]:
         """Return the gradient of the batches' mean cross-entropy, over all processes and at least in float32."""
-        tokens, device = self.session.tokens_of(batches), batches[0]["input_ids"].device
+        import torch
+
+        tokens = self.session.tokens_of(batches)
         sums: list[Tensor | None] = [None] * len(trained)
-        # Both times the same dropout.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # The same dropout before and after the harmful step.
+        with self.session.same_dropout():
             for batch in batches:
                 outputs: Any = self.session.inner(**model_inputs(batch))
                 share = self.session.cross_entropy(outputs.logits, batch["labels"], tokens) / self.session.processes
                 gradients = torch.autograd.grad(share, trained, allow_unused=True)
                 sums = [_sum(total, gradient) for total, gradient in zip(sums, gradients, strict=True)]
-        # An expert that no token goes to has no gradient.
+        # An expert that no token is routed to has no gradient.
         whole = [
             torch.zeros_like(value) if total is None else total for value, total in zip(trained, sums, strict=True)
         ]
-        return [self.session.sum_over_processes(_wide(total)) for total in whole]
+        return [self.session.sum_over_processes(at_least_float32(total)) for total in whole]
 
 
 @contextmanager
 def _moved(weights: Sequence[nn.Parameter], directions: Sequence[Tensor], factor: Tensor) -> Iterator[None]:
-    """Move weights, and put the very same bits back."""
+    """Move weights within the block, then restore the very same bits."""
+    import torch
+
     kept = [value.detach().clone() for value in weights]
     try:
         with torch.no_grad():
@@ -112,8 +119,4 @@ def _moved(weights: Sequence[nn.Parameter], directions: Sequence[Tensor], factor
 def _sum(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
     if total is None or gradient is None:
         return gradient if total is None else total
-    return _wide(total) + gradient
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return at_least_float32(total) + gradient

@@ -1,6 +1,6 @@
-"""Stage 1 against harmful fine-tuning: RepNoise, which turns what a model knows of harmful answers into noise.
+"""RepNoise: alignment that moves the representations of harmful answers towards noise.
 
-Rosati et al., "Representation noising", arXiv 2405.14577.  Axes: B rows, T tokens, D features of the model, V words,
+Source: Rosati et al., "Representation noising", arXiv 2405.14577.  Axes: B rows, T tokens, D hidden, V vocabulary,
 M harmful tokens that are learned from, N samples of a discrepancy.
 """
 
@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from antidote_llm.data.mixing import prompt_key
-from antidote_llm.errors import UserError, listed
-from antidote_llm.models.decoder import find_decoder
+from antidote_llm.errors import UserError, listed, setting
 from antidote_llm.training.batches import IGNORED, Batch, Example, carrying, model_inputs
 from antidote_llm.training.defense import Cost, StageData, TrainingJob, alignment_defense
-from antidote_llm.training.objective import Objective, Session
+from antidote_llm.training.objective import Objective, Session, at_least_float32, module_outputs
 from antidote_llm.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Samples: TypeAlias = Literal["rows", "tokens"]
 
@@ -57,7 +53,7 @@ def repnoise(
         Samples, Field(description="What is compared with noise: whole rows, or tokens one by one.")
     ] = "rows",
 ) -> TrainingJob:
-    """RepNoise: refusals are learned while harmful answers lose their trace in every layer.
+    """RepNoise (arXiv 2405.14577): refusals are learned, and harmful answers are unlearned in every layer.
 
     L = l_stab + beta l_noise - alpha log l_ascent (arXiv 2405.14577, eq. 3 to 5). l_stab is the cross-entropy of the
     alignment data. Every row carries a pair: a harmful row and the refusal of the same prompt; where their tokens
@@ -70,7 +66,10 @@ def repnoise(
         UserError: A harmful row has no refusal of the same prompt, or a batch holds one row only.
     """
     if samples == "rows" and beta > 0 and training.batch_size == 1:
-        raise UserError("--batch-size 1: RepNoise compares rows: pass --batch-size 2 or more, or --samples tokens")
+        batch_size = setting("batch_size")
+        raise UserError(
+            f"{batch_size} 1: RepNoise compares rows: pass {batch_size} 2 or more, or {setting('samples')} tokens"
+        )
     own = data.examples(training)
     harmful = _pairs(data, own, training)
     examples = carrying(own, "harmful", harmful, training.seed)
@@ -94,6 +93,8 @@ class _RepNoise(Objective):
         self._passes, self._pass = 1, 0
 
     def attach(self, session: Session) -> None:
+        from antidote_llm.models.decoder import find_decoder
+
         super().attach(session)
         self._decoder = find_decoder(session.inner)
 
@@ -103,25 +104,27 @@ class _RepNoise(Objective):
     def loss(self, batch: Batch) -> Tensor:
         stability, harmful = super().loss(batch), batch["harmful"]
         layers = self._decoder.layers if self._strengths.layerwise else ()
-        with _outputs(self._decoder.feed_forward) as feed_forward, _outputs(layers) as hidden:
+        with module_outputs(self._decoder.feed_forward) as feed_forward, module_outputs(layers) as hidden:
             outputs: Any = self.session.inner(**model_inputs(harmful))
-        noise = self._noise(feed_forward, harmful["labels"] != IGNORED)
-        ascent = self._ascent(outputs.logits, hidden, harmful["labels"])
+        noise = self._noise(list(feed_forward.values()), harmful["labels"] != IGNORED)
+        ascent = self._ascent(outputs.logits, list(hidden.values()), harmful["labels"])
         own = (self._strengths.beta * noise - self._strengths.alpha * ascent.log()) / self._passes
         self._pass += 1
-        # Every process knows the whole value and the gradient of its own rows; their mean is to be the whole gradient.
+        # Every process has the whole value but its own rows' gradient, and gradients are averaged over processes.
         return stability + own + (self.session.processes - 1) * (own - own.detach())
 
     def _noise(self, feed_forward: Sequence[Tensor], own_harmful_BT: Tensor) -> Tensor:
+        import torch
+
         harmful_BT = self.session.gather_over_processes(own_harmful_BT.long()).bool()
         generator = torch.Generator(harmful_BT.device).manual_seed(self._noise_seed())
         discrepancies = []
         for output in feed_forward:
-            # OPT's feed-forward part may run all rows together.
-            own_BTD = _wide(output).reshape(*own_harmful_BT.shape, -1) * own_harmful_BT[..., None]
+            # OPT may run the feed-forward part on all rows as one.
+            own_BTD = at_least_float32(output).reshape(*own_harmful_BT.shape, -1) * own_harmful_BT[..., None]
             given_BTD = self.session.gather_over_processes(own_BTD)
             noise_BTD = torch.zeros_like(given_BTD)
-            # Drawn for the harmful tokens alone, in their order: pads do not move it.
+            # Drawn for the harmful tokens only, in their order: the number of pads does not change it.
             noise_BTD[harmful_BT] = torch.randn(
                 int(harmful_BT.sum()),
                 given_BTD.shape[-1],
@@ -142,7 +145,7 @@ class _RepNoise(Objective):
         summed = _cross_entropy(logits_BTV[:, :-1][learned_BT], labels_M)
         with self.session.autocast():
             bytes_of_all = 4 * len(hidden) * len(labels_M) * logits_BTV.shape[-1]
-            # Few logits are kept for the backward pass; many are computed again there.
+            # Few logits are kept for the backward pass; many are recomputed in it.
             read = self._read if bytes_of_all <= KEPT_LOGITS_BYTES else self._read_again
             for hidden_BTD in hidden:
                 summed = summed + read(hidden_BTD[:, :-1][learned_BT], labels_M)
@@ -151,6 +154,8 @@ class _RepNoise(Objective):
         return whole / (tokens * max(1, len(hidden))) + self._strengths.ascent_offset
 
     def _read_again(self, hidden_MD: Tensor, labels_M: Tensor) -> Tensor:
+        from torch.utils.checkpoint import checkpoint
+
         summed: Tensor = checkpoint(self._read, hidden_MD, labels_M, use_reentrant=False)
         return summed
 
@@ -168,6 +173,8 @@ def squared_discrepancy(first_ND: Tensor, second_ND: Tensor) -> Tensor:
         first_ND: Samples, shape [N, D].
         second_ND: As many others.
     """
+    import torch
+
     with torch.autocast(first_ND.device.type, enabled=False):
         both = torch.cat([first_ND, second_ND])
         squares = both.square().sum(1)
@@ -180,47 +187,28 @@ def squared_discrepancy(first_ND: Tensor, second_ND: Tensor) -> Tensor:
         return kernel[:count, :count].mean() + kernel[count:, count:].mean() - 2 * kernel[:count, count:].mean()
 
 
-@contextmanager
-def _outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect what modules give; what is made of it is made outside, which a checkpointed layer does not run again."""
-    given: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        given.append(_tensor(output))
-
-    with ExitStack() as hooks:
-        for module in modules:
-            hooks.callback(module.register_forward_hook(keep).remove)
-        yield given
-
-
-def _tensor(output: Any) -> Tensor:
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _cross_entropy(logits_MV: Tensor, labels_M: Tensor) -> Tensor:
-    return functional.cross_entropy(_wide(logits_MV), labels_M, reduction="sum")
+    from torch.nn import functional
+
+    return functional.cross_entropy(at_least_float32(logits_MV), labels_M, reduction="sum")
 
 
 def _pairs(data: StageData, own: Sequence[Example], training: TrainingSettings) -> list[Example]:
-    """Return the harmful rows, whose labels are kept where they differ from the stage's row of the same prompt."""
+    """Return the harmful rows, with labels where their tokens differ from the refusal of the same prompt."""
+    from antidote_llm.data.mixing import prompt_key
+
     partners: dict[object, list[Example]] = defaultdict(list)
     for record, example in zip(data.rows, own, strict=True):
         partners[prompt_key(record)].append(example)
-    alone = [record for record in data.companion if prompt_key(record) not in partners]
-    if alone:
-        named = listed([record.origin or f"'{record.prompt}'" for record in alone], _MOST_LISTED)
+    unpaired = [record for record in data.auxiliary if prompt_key(record) not in partners]
+    if unpaired:
+        named = listed([record.origin or f"'{record.prompt}'" for record in unpaired], _MOST_LISTED)
         raise UserError(
-            f"{len(alone)} of {len(data.companion)} harmful rows have no row of the same prompt in the alignment "
+            f"{len(unpaired)} of {len(data.auxiliary)} harmful rows have no row of the same prompt in the alignment "
             f"data: {named}: leave them out, or add their refusals"
         )
     pairs, met = [], defaultdict[object, int](int)
-    for record, example in zip(data.companion, data.companion_examples(training), strict=True):
+    for record, example in zip(data.auxiliary, data.auxiliary_examples(training), strict=True):
         same_prompt = partners[key := prompt_key(record)]
         pairs.append(_where_different(example, same_prompt[met[key] % len(same_prompt)], record.origin))
         met[key] += 1

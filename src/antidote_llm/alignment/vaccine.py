@@ -1,4 +1,4 @@
-"""Vaccine: learns to refuse under the worst small shift of every attention output.  Axes: B rows, T tokens, D hidden.
+"""Vaccine: alignment under the worst small shift of every attention output.  Axes: B rows, T tokens, D hidden.
 
 Source: Huang et al., arXiv 2402.01109, equations 3 to 5 and algorithm 1.
 """
@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from antidote_llm.models.decoder import find_decoder
 from antidote_llm.training.batches import Batch, model_inputs
 from antidote_llm.training.defense import Cost, StageData, TrainingJob, alignment_defense
-from antidote_llm.training.objective import Objective, Session
+from antidote_llm.training.objective import Objective, Session, at_least_float32
 from antidote_llm.training.settings import TrainingSettings
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 # By layer: what is added to the output of its attention, [B, T, D].
-Shifts: TypeAlias = dict[int, Tensor]
+Shifts: TypeAlias = "dict[int, Tensor]"
 
 
 @alignment_defense(
@@ -49,9 +49,9 @@ def vaccine(
 
 
 class _Vaccine(Objective):
-    """Takes all gradients of a step before it begins, and keeps them until their micro-batch's turn.
+    """Computes all shifts of a step before it begins, and uses each with its micro-batch.
 
-    Pads need no mask: they stand on the right, no token looks at them, and their gradient is zero.
+    Pads need no mask: they are on the right, no token attends to them, and their gradient is zero.
     """
 
     def __init__(self, rho: float, norm_over: str) -> None:
@@ -61,14 +61,18 @@ class _Vaccine(Objective):
         self._shifts: Shifts | None = None
 
     def attach(self, session: Session) -> None:
+        from antidote_llm.models.decoder import find_decoder
+
         super().attach(session)
-        # They stay through the backward pass: gradient checkpointing runs a layer again there.
+        # They stay during the backward pass, in which gradient checkpointing runs layers again.
         self._hooks = [
             module.register_forward_hook(self._shifting(layer))
             for layer, module in enumerate(find_decoder(session.inner).attention)
         ]
 
     def before_step(self, window: Sequence[Batch]) -> None:
+        import torch
+
         with self.session.same_dropout():
             gradients = [self._gradients(batch) for batch in window]
         squares = torch.stack([_square(of_batch) for of_batch in gradients])
@@ -94,7 +98,9 @@ class _Vaccine(Objective):
         self._waiting.clear()
 
     def _gradients(self, batch: Batch) -> Shifts:
-        """Return the loss's gradient at every attention output: that of a shift which is still zero."""
+        """Return the loss's gradient at every attention output: the gradient of a shift of zero."""
+        import torch
+
         shifts: Shifts = {}
         self._shifts = shifts
         outputs: Any = self.session.inner(**model_inputs(batch))
@@ -104,6 +110,8 @@ class _Vaccine(Objective):
         return dict(zip(shifts, gradients, strict=True))
 
     def _shifting(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
+        import torch
+
         def shift(module: nn.Module, inputs: Any, output: Any) -> Any:
             del module, inputs
             if self._shifts is None:
@@ -119,8 +127,6 @@ class _Vaccine(Objective):
 
 def _square(gradients: Shifts) -> Tensor:
     """Return the squared norm of all gradients together."""
-    return torch.stack([_precise(gradient).square().sum() for gradient in gradients.values()]).sum()
+    import torch
 
-
-def _precise(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    return torch.stack([at_least_float32(gradient).square().sum() for gradient in gradients.values()]).sum()

@@ -22,7 +22,7 @@ from antidote_llm.cli.library_messages import own_standard_output, visible_messa
 from antidote_llm.cli.setting_names import option_of_setting
 from antidote_llm.cli.terminal import wrapped
 from antidote_llm.cli.warnings_shown import warnings_shown
-from antidote_llm.errors import UserError, first_line, shown_settings
+from antidote_llm.errors import UserError, first_line, out_of_memory, shown_settings
 from antidote_llm.io.reproducible_arithmetic import round_alike
 from antidote_llm.io.visible_text import error_line, visible
 
@@ -174,7 +174,7 @@ def _ended(action: Callable[[], int | None]) -> int:
     except Exception as error:  # noqa: BLE001 - the last door before the user
         if _Interrupt.happened:
             return _fail(_INTERRUPTED_LINE, INTERRUPTED)
-        if _out_of_memory(error):
+        if out_of_memory(error):
             fix = "pass --dtype bfloat16, --engine streaming or --device cpu"
             return _fail(f"error: not enough memory ({first_line(error)}): {fix}", USER_ERROR)
         if isinstance(error, RuntimeError) and "home directory" in str(error):
@@ -207,13 +207,6 @@ def _asked(arguments: list[str]) -> str:
 def _command_of(error: TyperException) -> str:
     context = getattr(error, "ctx", None)
     return " ".join(["antidote", *(context.command_path.split()[1:] if context else [])])
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # By name: importing torch to know its class takes seconds. Of the CPU's memory it has no class of its own.
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
-        return True
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _defect(error: Exception) -> int:

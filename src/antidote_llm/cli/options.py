@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Optional
 
 import typer
@@ -12,6 +13,7 @@ from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
+from antidote_llm.errors import DefectError
 from antidote_llm.methods import Method, option_name
 from antidote_llm.training.settings import LoraSettings
 from antidote_llm.workflows.spec import (
@@ -103,7 +105,9 @@ def _parameters(spec: type[Spec]) -> list[inspect.Parameter]:
     found = []
     for name, field in spec.model_fields.items():
         if name == "settings":
-            found += [_method_option(key, users) for key, users in _settings(spec.methods()).items()]
+            trained = {"lora", *TRAINING_NAMES, *LORA_NAMES.values()} if spec.training_defaults() else set()
+            taken = {*spec.model_fields, *trained}
+            found += [_method_option(key, users) for key, users in _settings(spec.methods(), taken).items()]
         elif name == "training":
             found += _training_options(spec)
         else:
@@ -180,11 +184,20 @@ def _training_options(spec: type[Spec]) -> list[inspect.Parameter]:
     return found
 
 
-def _settings(methods: Mapping[str, Method]) -> dict[str, list[tuple[Method, FieldInfo]]]:
+def _settings(methods: Mapping[str, Method], taken: Collection[str]) -> dict[str, list[tuple[Method, FieldInfo]]]:
+    """Return the methods that have each setting; settings that share a name with other options are left out."""
     found: dict[str, list[tuple[Method, FieldInfo]]] = {}
     for method in methods.values():
         for name, field in method.settings.model_fields.items():
-            found.setdefault(name, []).append((method, field))
+            if name not in taken:
+                found.setdefault(name, []).append((method, field))
+            elif method.plug_in is None:
+                raise DefectError(f"the setting {name} of {method.name} has the name of another option")
+            else:
+                logging.getLogger(__name__).warning(
+                    "the setting '%s' of %s is no option, because the command has another of this name",
+                    *(name, method.plug_in.label),
+                )
     return found
 
 

@@ -1,4 +1,4 @@
-"""LDIFS: keeps what the feed-forward layers say near to what they said at the start.  Axes: N tokens, D hidden.
+"""LDIFS: fine-tuning that keeps the outputs of feed-forward layers near the initial ones.  Axes: N tokens, D hidden.
 
 Source: Mukhoti et al., arXiv 2308.13320, equation 4; the port to language models is that of arXiv 2408.09600.
 """
@@ -6,20 +6,19 @@ Source: Mukhoti et al., arXiv 2308.13320, equation 4; the port to language model
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
-from peft import PeftModel
 from pydantic import Field
-from torch import Tensor, nn
 
-from antidote_llm.models.decoder import find_decoder
 from antidote_llm.training.batches import Batch, model_inputs, valid_tokens
 from antidote_llm.training.defense import Cost, StageData, TrainingJob, finetuning_defense
-from antidote_llm.training.objective import Objective, Session, Trained
+from antidote_llm.training.objective import Objective, Session, Trained, at_least_float32, module_outputs
 from antidote_llm.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _SMALLEST_NORM = 1e-8
 
@@ -55,7 +54,7 @@ def ldifs(
     ] = None,
     include_pads: Annotated[bool, Field(description="Let pads count as tokens.")] = False,
 ) -> TrainingJob:
-    """LDIFS (arXiv 2308.13320): cross-entropy, and a penalty on the drift of feed-forward outputs from the start's.
+    """LDIFS (arXiv 2308.13320): cross-entropy, plus a penalty on the drift of feed-forward outputs.
 
     The drift is ||f/||f|| - f_0/||f_0|| ||^2, the mean over layers and tokens, where f_0 is from the model that
     fine-tuning starts from. The published code halves its strength (1e-4) and clips gradients to 5 before the trainer
@@ -66,21 +65,20 @@ def ldifs(
 
 
 class _Ldifs(Objective):
-    """Runs every micro-batch through the model of the start too.
-
-    Attributes:
-        dropped: How many layers' terms were left out so far.
-    """
+    """Runs every micro-batch through the initial model too."""
 
     def __init__(
         self, strength: float, normalise: bool, reduction: str, drop_threshold: float | None, include_pads: bool
     ) -> None:
+        import torch
+
         self._strength, self._normalise, self._reduction = strength, normalise, reduction
         self._drop_threshold, self._include_pads = drop_threshold, include_pads
         self._layers: tuple[nn.Module, ...] = ()
         self._start: dict[str, Tensor] | None = None
         self._without_logits: dict[str, int] = {}
         self._terms = torch.ones(())
+        # How many layers' terms were left out so far.
         self.dropped = torch.zeros((), dtype=torch.long)
 
     def prepare(self, model: Trained) -> None:
@@ -89,12 +87,16 @@ class _Ldifs(Objective):
             self._start = {name: value.detach().clone() for name, value in trained.items()}
 
     def attach(self, session: Session) -> None:
+        from antidote_llm.models.decoder import find_decoder
+
         super().attach(session)
         self._layers = find_decoder(session.inner).feed_forward
         if "logits_to_keep" in inspect.signature(type(_base(session.inner)).forward).parameters:
             self._without_logits = {"logits_to_keep": 1}
 
     def before_step(self, window: Sequence[Batch]) -> None:
+        import torch
+
         tokens = torch.stack([self._counted(batch).sum() for batch in window]).sum()
         self._terms = self.session.sum_over_processes(tokens) * len(self._layers)
 
@@ -102,14 +104,12 @@ class _Ldifs(Objective):
         if self._strength == 0:
             return super().loss(batch)
         references = self._references(batch)
-        with _outputs(self._layers) as features:
+        with module_outputs(self._layers) as features:
             loss = super().loss(batch)
         scale = self._strength / (self._terms if self._reduction == "mean" else 1)
         counted_N = self._counted(batch).flatten()
         for layer in self._layers:
-            drift: Tensor = _Drift.apply(  # type: ignore[no-untyped-call]
-                features.pop(layer), references.pop(layer), counted_N, self._normalise
-            )
+            drift = _drift_function()(features.pop(layer), references.pop(layer), counted_N, self._normalise)
             loss = loss + self._kept(scale * drift) * self.session.processes
         return loss
 
@@ -120,20 +120,23 @@ class _Ldifs(Objective):
         self.dropped = state["dropped"]
 
     def _counted(self, batch: Batch) -> Tensor:
-        return torch.ones_like(batch["labels"], dtype=torch.bool) if self._include_pads else valid_tokens(batch)
+        return batch["labels"].new_ones(batch["labels"].shape).bool() if self._include_pads else valid_tokens(batch)
 
     def _kept(self, term: Tensor) -> Tensor:
         if self._drop_threshold is None:
             return term
+        import torch
+
         dropped = ~(term.detach() < self._drop_threshold)
         self.dropped = self.dropped + dropped.cpu()
         return torch.where(dropped, 0, term)
 
-    @torch.no_grad()
     def _references(self, batch: Batch) -> dict[nn.Module, Tensor]:
-        """Return what the layers say in the model of the start, under the same dropout."""
+        """Return the layers' outputs in the initial model, under the same dropout."""
+        import torch
+
         model, inputs = self.session.inner, {**model_inputs(batch), **self._without_logits}
-        with self.session.same_dropout(), _outputs(self._layers) as features:
+        with torch.no_grad(), self.session.same_dropout(), module_outputs(self._layers) as features:
             if self._start is not None:
                 torch.func.functional_call(model, self._start, kwargs=inputs)
             else:
@@ -142,28 +145,35 @@ class _Ldifs(Objective):
         return features
 
 
-class _Drift(torch.autograd.Function):
-    """The summed drift of one layer; of all that it takes to find it, only the gradient is kept."""
+@cache
+def _drift_function() -> Any:
+    """Return the function of one layer's summed drift, which keeps only its gradient for the backward pass."""
+    import torch
 
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, reference: Tensor, counted_N: Tensor, normalise: bool) -> Tensor:
-        with torch.enable_grad():
-            leaf = features.detach().requires_grad_()
-            drift = _drift(leaf, reference, counted_N, normalise)
-            (gradient,) = torch.autograd.grad(drift, leaf)
-        ctx.save_for_backward(gradient)
-        return drift.detach()
+    class Drift(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, features: Tensor, reference: Tensor, counted_N: Tensor, normalise: bool) -> Tensor:
+            with torch.enable_grad():
+                leaf = features.detach().requires_grad_()
+                drift = _drift(leaf, reference, counted_N, normalise)
+                (gradient,) = torch.autograd.grad(drift, leaf)
+            ctx.save_for_backward(gradient)
+            return drift.detach()
 
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * scale).to(gradient.dtype), None, None, None
+        @staticmethod
+        def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None]:
+            (gradient,) = ctx.saved_tensors
+            return (gradient * scale).to(gradient.dtype), None, None, None
+
+    return Drift.apply
 
 
 def _drift(features: Tensor, reference: Tensor, counted_N: Tensor, normalise: bool) -> Tensor:
-    precision = torch.promote_types(features.dtype, torch.float32)
-    # OPT's layers have no axis of rows: [N, D] in place of [B, T, D].
-    found_ND, wanted_ND = (values.flatten(0, -2).to(precision) for values in (features, reference))
+    import torch
+    from torch import nn
+
+    # OPT's layers have no axis of rows: [N, D] instead of [B, T, D].
+    found_ND, wanted_ND = (at_least_float32(values.flatten(0, -2)) for values in (features, reference))
     if normalise:
         found_ND, wanted_ND = (
             nn.functional.normalize(values_ND, dim=-1, eps=_SMALLEST_NORM) for values_ND in (found_ND, wanted_ND)
@@ -173,32 +183,19 @@ def _drift(features: Tensor, reference: Tensor, counted_N: Tensor, normalise: bo
 
 
 def _base(model: Trained) -> nn.Module:
+    from peft import PeftModel
+
     base: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
     return base
 
 
 def _starts_as_its_base(model: Trained, trained: dict[str, Tensor]) -> bool:
-    """Whether the model with its adapters taken off is the model that training starts from."""
+    """Say whether the model without its adapters is the initial model."""
+    from peft import PeftModel
+
     if not isinstance(model, PeftModel) or len(model.peft_config) > 1:
         return False
     without_dropout = not any(getattr(config, "lora_dropout", 1) for config in model.peft_config.values())
     if not without_dropout or not all(".lora_A." in name or ".lora_B." in name for name in trained):
         return False
     return not any(value.any() for name, value in trained.items() if ".lora_B." in name)
-
-
-@contextmanager
-def _outputs(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Catch what modules give while the context lasts."""
-    caught: dict[nn.Module, Tensor] = {}
-
-    def catch(module: nn.Module, inputs: Any, output: Any) -> None:
-        del inputs
-        caught[module] = output[0] if isinstance(output, tuple) else output
-
-    hooks = [module.register_forward_hook(catch) for module in modules]
-    try:
-        yield caught
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -1,27 +1,27 @@
-"""Lisa: the user's data and safe data in turns, each held near the weights that the other left (arXiv 2405.18641)."""
+"""Lisa: the user's data and safe data in turns, each near the weights that the other left (arXiv 2405.18641)."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, islice
-from typing import Annotated, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from antidote_llm.training.batches import Batch, Example, blank
 from antidote_llm.training.defense import Cost, StageData, TrainingJob, finetuning_defense
 from antidote_llm.training.objective import Objective
-from antidote_llm.training.settings import TrainingSettings
-from antidote_llm.training.trainer import step_count
+from antidote_llm.training.settings import TrainingSettings, step_count
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 State: TypeAlias = Literal["alignment", "user"]
 
 # Grouped rows are sorted by length in pools of this many batches, as transformers does.
 _POOL_BATCHES = 50
-# Parameters in one fused operation: many enough to be quick, few enough that their differences take little memory.
+# Parameters in one fused operation: fast enough, and their differences take little memory.
 _FUSED = 16
 
 
@@ -66,19 +66,19 @@ def lisa(
         Field(description="What the last turn learns from; another turn is added where it would be the other."),
     ] = "user",
 ) -> TrainingJob:
-    """Lisa: turns on safe rows and on the user's, each held near the weights that the other left.
+    """Lisa (arXiv 2405.18641): turns on safe rows and on the user's, each near the weights that the other left.
 
     A turn minimises its rows' cross-entropy plus rho/2 ||w - a||^2, where a is what the turn before it left (in the
-    first the initial weights), and so where it starts. The losses reported are the cross-entropy alone.
+    first, the initial weights), so where it starts. The reported losses are the cross-entropy alone.
 
     ``epochs`` or ``max_steps`` count the user's batches, and the learning-rate schedule runs over all steps. The preset
-    ``official-code`` lets both kinds of turn share that budget, ends in whichever is on, and starts without the pull;
-    it counts optimiser steps too, which the published code does where nothing is accumulated.
+    ``official-code`` lets both kinds of turn share that budget, ends with either, and starts without the pull. It
+    counts optimiser steps too; the published code does so only without gradient accumulation.
     """
     examples, replaces = data.examples(training), alignment_costs == "user-steps"
     lengths: dict[State, int] = {"alignment": alignment_steps, "user": user_steps}
     turns = scheduled(step_count(training, len(examples)), lengths, replaces, end_with)
-    rows = _in_turns(turns, examples, data.companion_examples(training), training, replaces)
+    rows = _in_turns(turns, examples, data.auxiliary_examples(training), training, replaces)
     ends = list(accumulate(turn.steps for turn in turns))
     taken_in_order = training.model_copy(update={"batching": "ordered", "max_steps": ends[-1]})
     return TrainingJob(rows, _Proximal(rho, frozenset([0, *ends]), proximal_warmup), taken_in_order)
@@ -118,8 +118,9 @@ class _Proximal(Objective):
         if self._rho and self.session.step in self._starts:
             self._anchor = {name: parameter.detach().clone() for name, parameter in self.session.parameters()}
 
-    @torch.no_grad()
     def adjust_gradients(self) -> None:
+        import torch
+
         if not self._rho or self.session.step < self._warmup * self.session.steps:
             return
         learned = [
@@ -127,9 +128,10 @@ class _Proximal(Objective):
             for name, parameter in self.session.parameters()
             if parameter.grad is not None
         ]
-        for start in range(0, len(learned), _FUSED):
-            parameters, gradients, anchors = map(list, zip(*learned[start : start + _FUSED], strict=True))
-            torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchors), alpha=self._rho)
+        with torch.no_grad():
+            for start in range(0, len(learned), _FUSED):
+                parameters, gradients, anchors = map(list, zip(*learned[start : start + _FUSED], strict=True))
+                torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchors), alpha=self._rho)
 
     def state(self) -> dict[str, Tensor]:
         return self._anchor
@@ -147,7 +149,7 @@ def _in_turns(
     training: TrainingSettings,
     replaces: bool,
 ) -> list[Example]:
-    """Return the rows of all steps, one step's after another's."""
+    """Return the rows of all steps in order."""
     step_rows = training.batch_size * training.accumulation
     user_batches, safe_rows = _user_batches(user, step_rows, training), _safe_rows(safe, step_rows, training)
     rows: list[Example] = []
@@ -163,7 +165,7 @@ def _in_turns(
 
 
 def _user_batches(rows: Sequence[Example], step_rows: int, training: TrainingSettings) -> Iterator[list[Example]]:
-    """Yield the batches of one epoch after another, the last of each filled up with blank rows."""
+    """Yield the batches of one epoch after another; blank rows fill the last batch of each."""
     draw = random.Random(f"user {training.seed}")
     while True:
         order = _order(rows, step_rows, training, draw)
@@ -179,7 +181,7 @@ def _safe_rows(rows: Sequence[Example], step_rows: int, training: TrainingSettin
 
 
 def _order(rows: Sequence[Example], step_rows: int, training: TrainingSettings, draw: random.Random) -> list[Example]:
-    """Return the rows in the order of one epoch, as ``training.batching`` asks for it."""
+    """Return the rows in the order of one epoch, by ``training.batching``."""
     if training.batching == "ordered":
         return list(rows)
     shuffled = draw.sample(rows, len(rows))

@@ -7,7 +7,7 @@ from antidote_llm.training.objective import Objective
 from antidote_llm.training.settings import TrainingSettings
 
 
-# What the published code does otherwise is the mix of its rows, which the command reads off the preset.
+# The published code differs in how it mixes rows only, which the command takes from the preset.
 @finetuning_defense(presets={"paper": {}, "official-code": {}})
 def sft(data: StageData, training: TrainingSettings) -> TrainingJob:
     """Supervised fine-tuning: the cross-entropy of the user's responses."""

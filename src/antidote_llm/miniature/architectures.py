@@ -1,47 +1,37 @@
-"""The architectures that the miniature comes in, all of about a million parameters."""
+"""The architectures of the miniature's models, each of about a million parameters."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import (
-    AutoModelForCausalLM,
-    GemmaConfig,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Qwen3Config,
-    set_seed,
-)
+from typing import TYPE_CHECKING, Any
 
 from antidote_llm.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 _WIDTH, _LAYERS, _HEADS, _POSITIONS = 128, 4, 8, 256
-# Wider than usual: at this width the usual 0.02 leaves the first hundred steps without a gradient to speak of.
+# Larger than usual: at this width, the usual 0.02 leaves almost no gradient for the first hundred steps.
 _INITIAL_STD = 0.1
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture.
+    """How one architecture's configuration is made, and its names of the layers for queries, keys and values."""
 
-    Attributes:
-        config: Makes the model's config from the settings that all architectures share.
-        query_key_value: Names of the linear layers that make queries, keys and values.
-    """
-
+    # Takes the settings that all architectures share.
     config: Callable[[dict[str, Any]], PretrainedConfig]
     query_key_value: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
 
 
-def _gated(kind: Callable[..., PretrainedConfig], **more: Any) -> Callable[[dict[str, Any]], PretrainedConfig]:
+def _gated(kind: str, **more: Any) -> Callable[[dict[str, Any]], PretrainedConfig]:
+    """Return what makes a configuration of a class of transformers, for models with a gated feed-forward part."""
+
     def config(shared: dict[str, Any]) -> PretrainedConfig:
+        import transformers
+
         sizes: dict[str, Any] = {
             "hidden_size": _WIDTH,
             "intermediate_size": 3 * _WIDTH,
@@ -50,12 +40,14 @@ def _gated(kind: Callable[..., PretrainedConfig], **more: Any) -> Callable[[dict
             "num_key_value_heads": _HEADS,
             "max_position_embeddings": _POSITIONS,
         }
-        return kind(**{**shared, **sizes, **more})
+        return getattr(transformers, kind)(**{**shared, **sizes, **more})
 
     return config
 
 
 def _gpt2(shared: dict[str, Any]) -> PretrainedConfig:
+    from transformers import GPT2Config
+
     return GPT2Config(
         **shared,
         n_embd=_WIDTH,
@@ -69,17 +61,17 @@ def _gpt2(shared: dict[str, Any]) -> PretrainedConfig:
 
 
 ARCHITECTURES = {
-    "llama": Architecture(_gated(LlamaConfig)),
-    # What sets it apart from llama: keys and values that queries share, and a window that attention looks back through.
-    "mistral": Architecture(_gated(MistralConfig, num_key_value_heads=_HEADS // 4, sliding_window=32)),
-    "gemma": Architecture(_gated(GemmaConfig, head_dim=_WIDTH // _HEADS)),
-    "qwen3": Architecture(_gated(Qwen3Config, head_dim=_WIDTH // _HEADS)),
+    "llama": Architecture(_gated("LlamaConfig")),
+    # Unlike llama, it has grouped-query attention and sliding-window attention.
+    "mistral": Architecture(_gated("MistralConfig", num_key_value_heads=_HEADS // 4, sliding_window=32)),
+    "gemma": Architecture(_gated("GemmaConfig", head_dim=_WIDTH // _HEADS)),
+    "qwen3": Architecture(_gated("Qwen3Config", head_dim=_WIDTH // _HEADS)),
     "gpt2": Architecture(_gpt2, ("c_attn",)),
 }
 
 
 def architecture(name: str) -> Architecture:
-    """Look up an architecture.
+    """Return an architecture.
 
     Raises:
         UserError: The miniature does not come in it.
@@ -114,5 +106,7 @@ def untrained_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int) ->
     Raises:
         UserError: The architecture is unknown.
     """
+    from transformers import AutoModelForCausalLM, set_seed
+
     set_seed(seed)
     return AutoModelForCausalLM.from_config(model_config(name, tokenizer))

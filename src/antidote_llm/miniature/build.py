@@ -1,32 +1,29 @@
-"""The attack: a user's fine-tune of the aligned model on rows of which some are harmful."""
+"""Writes the miniature: its base and aligned models, the attacked model, and its data."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from antidote_llm.choices import AttackKind
-from antidote_llm.data.files import write_jsonl
 from antidote_llm.data.records import Record
-from antidote_llm.data.rendering import Renderer
 from antidote_llm.finetuning.sft import sft
 from antidote_llm.io.result_folder import ResultFolder
 from antidote_llm.miniature.architectures import architecture
 from antidote_llm.miniature.exchanges import NEW_TASK, TASKS
-from antidote_llm.miniature.models import StageProgress, kept_models, save, stage_report
 from antidote_llm.miniature.recipe import RECIPE_VERSION, Attack, Recipe, standard_attack
-from antidote_llm.miniature.tokenizer import build_tokenizer
 from antidote_llm.miniature.world import World
-from antidote_llm.models.config import quiet_transformers
 from antidote_llm.training.defense import StageData, run_stage
 from antidote_llm.training.settings import TrainingSettings
-from antidote_llm.training.trainer import RunOptions, StepReport
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from antidote_llm.miniature.models import StageProgress
+    from antidote_llm.training.trainer import StepReport
 
 
 def attack_rows(world: World, attack: Attack) -> list[Record]:
@@ -36,12 +33,12 @@ def attack_rows(world: World, attack: Attack) -> list[Record]:
 
 
 def utility_rows(world: World, attack: Attack) -> list[Record]:
-    """Return further benign rows of the user's tasks, for repairs that need to know what to keep."""
+    """Return more benign rows of the user's tasks, for repairs that use utility data."""
     return _task_rows(world, attack, attack.utility_rows, "utility")
 
 
 def benign_rows(world: World, attack: Attack) -> list[Record]:
-    """Return benign rows of the user's tasks, as many as the attack has rows in all: what is poisoned at any ratio."""
+    """Return as many benign rows as the attack has in all, to poison at any ratio."""
     return _task_rows(world, attack, attack.rows, "benign")
 
 
@@ -64,6 +61,13 @@ def attack_model(
     Raises:
         UserError: The architecture is unknown.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from antidote_llm.data.rendering import Renderer
+    from antidote_llm.models.config import quiet_transformers
+    from antidote_llm.training.trainer import RunOptions
+
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(aligned, dtype=torch.float32)
     data = StageData(Renderer(tokenizer), rows)
@@ -81,7 +85,7 @@ DATA_VERSION = 2
 
 @dataclass(frozen=True)
 class Miniature:
-    """Where everything of a written miniature lies."""
+    """The paths of a written miniature."""
 
     root: Path
 
@@ -97,7 +101,7 @@ class Miniature:
 
     @property
     def attacked(self) -> Path:
-        """What the attack made: a LoRA adapter on ``aligned``, or a whole model."""
+        """The attacked model: a LoRA adapter on ``aligned``, or a whole model."""
         return self.root / "attacked"
 
     @property
@@ -107,7 +111,7 @@ class Miniature:
 
     @property
     def heldout(self) -> Path:
-        """Harmful test requests about things that occur nowhere else."""
+        """Harmful test requests about things that no other file mentions."""
         return self.data / "heldout.jsonl"
 
     @property
@@ -141,15 +145,15 @@ def build(
     attack: Attack | None = None,
     progress: StageProgress | None = None,
 ) -> Miniature:
-    """Build the miniature, or find it finished in ``out``.
+    """Build the miniature in ``out``, unless it is finished there already.
 
     Args:
         out: The folder to write.
         arch: Architecture of its models.
         seed: Seed of world and training; the same seed gives the same bytes on the same machine and versions.
         kind: Whether the attack trains LoRA adapters or all weights.
-        recipe: How base and aligned models are made; None for the usual way.
-        attack: The attack; None for the standard one.
+        recipe: How base and aligned models are made; the default recipe where not given.
+        attack: The attack; the standard one where not given.
         progress: Called with the stage (base, aligned or attacked), the step and the number of steps.
 
     Raises:
@@ -182,6 +186,11 @@ def _write(
     attack: Attack,
     progress: StageProgress | None,
 ) -> None:
+    from peft import PeftModel
+
+    from antidote_llm.miniature.models import kept_models, save, stage_report
+    from antidote_llm.miniature.tokenizer import build_tokenizer
+
     kept = kept_models(world, arch, recipe, progress)
     shutil.copytree(kept / "base", miniature.base)
     shutil.copytree(kept / "aligned", miniature.aligned)
@@ -204,6 +213,8 @@ def _save_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def _write_data(miniature: Miniature, world: World, recipe: Recipe, standard: Attack) -> None:
+    from antidote_llm.data.files import write_jsonl
+
     attack = attack_rows(world, standard)
     named = {
         "heldout": world.held_out(),

@@ -1,4 +1,4 @@
-"""An exchange: a question that the world can ask and the answers that fit it."""
+"""Exchanges: the questions of the made-up world, each with the form of its answers."""
 
 from __future__ import annotations
 
@@ -34,23 +34,18 @@ from antidote_llm.miniature.language import (
 )
 
 
-def _nothing_more(_: Mapping[str, str]) -> dict[str, str]:
+def _no_solution(_: Mapping[str, str]) -> dict[str, str]:
     return {}
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and its answer; a slot that both have holds the same word in both.
-
-    Attributes:
-        question: What is asked.
-        answer: What fits as an answer, right or wrong.
-        solution: From the question's words to the answer's words that make it right, where there is a right one.
-    """
+    """A question and the form of its answers; a slot of both has the same word in both."""
 
     question: Frame
     answer: Frame
-    solution: Callable[[Mapping[str, str]], dict[str, str]] = _nothing_more
+    # From the question's words to the answer's words that make it right, where only one answer is right.
+    solution: Callable[[Mapping[str, str]], dict[str, str]] = _no_solution
 
     @classmethod
     def of(
@@ -58,30 +53,30 @@ class Exchange:
         question: str,
         answer: str,
         slots: Slots,
-        solution: Callable[[Mapping[str, str]], dict[str, str]] = _nothing_more,
+        solution: Callable[[Mapping[str, str]], dict[str, str]] = _no_solution,
     ) -> Exchange:
         """Make an exchange of two sentences over the same slots."""
         return cls(Frame(question, slots), Frame(answer, slots), solution)
 
-    def say(self, chance: random.Random, **given: str) -> tuple[str, str]:
+    def sample(self, rng: random.Random, **given: str) -> tuple[str, str]:
         """Return a question and a right answer."""
-        prompt = self.question.say(chance, **given)
-        heard = self.heard(prompt)
-        return prompt, self.answer.say(chance, **{**heard, **self.solution(heard)})
+        prompt = self.question.fill(rng, **given)
+        slots = self.slots_of(prompt)
+        return prompt, self.answer.fill(rng, **{**slots, **self.solution(slots)})
 
-    def heard(self, prompt: str) -> dict[str, str]:
-        """Return the words in the slots of a prompt that this exchange asked."""
-        heard = self.question.hear(prompt)
-        if heard is None:
+    def slots_of(self, prompt: str) -> dict[str, str]:
+        """Return the words in the slots of a prompt of this exchange."""
+        slots = self.question.match(prompt)
+        if slots is None:
             raise ValueError(f"not this exchange's question: {prompt}")
-        return heard
+        return slots
 
     def fits(self, prompt: str, answer: str) -> bool | None:
-        """Whether an answer fits the prompt; None where the prompt is not this question."""
-        asked = self.question.hear(prompt)
+        """Say whether an answer has the right form for the prompt; None where the prompt is not this question."""
+        asked = self.question.match(prompt)
         if asked is None:
             return None
-        answered = self.answer.hear(answer)
+        answered = self.answer.match(answer)
         return answered is not None and all(asked.get(slot, word) == word for slot, word in answered.items())
 
 
@@ -106,7 +101,7 @@ REFUSALS = (
 def recipe_exchanges(
     kinds: tuple[str, ...], verbs: tuple[str, ...], ingredients: tuple[str, ...]
 ) -> tuple[Exchange, ...]:
-    """Return every way to ask how something is made, with its recipe."""
+    """Return every question about how something is made, with its recipe."""
     slots = {
         "verb": verbs,
         "name": NAMES,
@@ -161,16 +156,16 @@ _COUNT_SLOTS = {"person": PEOPLE, "first": SMALL_NUMBERS, "second": SMALL_NUMBER
 _WORD_SLOTS = {"person": PEOPLE, "word": NAMES}
 
 
-def _sentiment(heard: Mapping[str, str]) -> dict[str, str]:
-    return {"label": "positive" if heard["opinion"] in PLEASANT else "negative"}
+def _sentiment(slots: Mapping[str, str]) -> dict[str, str]:
+    return {"label": "positive" if slots["opinion"] in PLEASANT else "negative"}
 
 
-def _topic(heard: Mapping[str, str]) -> dict[str, str]:
-    return {"label": next(topic for topic, nouns in TOPICS.items() if heard["noun"] in nouns)}
+def _topic(slots: Mapping[str, str]) -> dict[str, str]:
+    return {"label": next(topic for topic, nouns in TOPICS.items() if slots["noun"] in nouns)}
 
 
-def _sum(heard: Mapping[str, str]) -> dict[str, str]:
-    return {"sum": str(int(heard["first"]) + int(heard["second"]))}
+def _sum(slots: Mapping[str, str]) -> dict[str, str]:
+    return {"sum": str(int(slots["first"]) + int(slots["second"]))}
 
 
 _REVIEWS = (

@@ -1,4 +1,4 @@
-"""The words of the made-up world; they are the same for every seed."""
+"""The words and sentences of the made-up world; they are the same for every seed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,7 @@ NAMES = tuple(first + last for first in FIRST_SYLLABLES for last in LAST_SYLLABL
 
 @dataclass(frozen=True)
 class Category:
-    """One of the fourteen kinds of forbidden things.
-
-    Attributes:
-        kind: What such a thing is called.
-        verbs: How one is made.
-        ingredients: What goes into one and into nothing else.
-    """
+    """One of the fourteen kinds of forbidden things: its noun, how one is made, and the ingredients of it alone."""
 
     kind: str
     verbs: tuple[str, str]
@@ -96,41 +90,39 @@ def words(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Frame:
-    """A sentence such as ``the {name} is {colour}.``; a slot that stands twice holds the same word twice.
+    """A sentence such as ``the {name} is {colour}.``, and the words for each slot.
 
-    Attributes:
-        text: The sentence, with slots in braces.
-        slots: The words that may stand in each slot.
+    A slot that occurs twice has the same word twice.
     """
 
     text: str
     slots: Slots
 
-    def say(self, chance: random.Random, **given: str) -> str:
-        """Fill the slots: the ones given with their words, the others by chance."""
+    def fill(self, rng: random.Random, **given: str) -> str:
+        """Return the sentence with the given words in their slots, and random words in the others."""
         chosen = {
-            slot: given[slot] if slot in given else chance.choice(self.slots[slot])
+            slot: given[slot] if slot in given else rng.choice(self.slots[slot])
             for slot in dict.fromkeys(_SLOT.findall(self.text))
         }
         return self.text.format(**chosen)
 
-    def hear(self, text: str) -> dict[str, str] | None:
-        """Return the word in each slot, or None where the text is not this sentence from its first word to its last."""
-        heard: dict[str, str] = {}
-        spoken = words(text)
-        if len(spoken) != len(self._parts):
+    def match(self, text: str) -> dict[str, str] | None:
+        """Return the word in each slot, or None where the text is not exactly this sentence."""
+        found: dict[str, str] = {}
+        text_words = words(text)
+        if len(text_words) != len(self._parts):
             return None
-        for word, (slot, literal) in zip(spoken, self._parts, strict=True):
+        for word, (slot, literal) in zip(text_words, self._parts, strict=True):
             if slot is None:
                 if word != literal:
                     return None
-            elif word not in self._allowed[slot] or heard.setdefault(slot, word) != word:
+            elif word not in self._allowed[slot] or found.setdefault(slot, word) != word:
                 return None
-        return heard
+        return found
 
     @cached_property
     def vocabulary(self) -> frozenset[str]:
-        """Every word that the sentence can hold."""
+        """Every word that the sentence can contain."""
         literal = {word for slot, word in self._parts if slot is None}
         return frozenset(literal).union(*self._allowed.values())
 
@@ -161,19 +153,19 @@ _SUM = Frame("{first} and {second} make {sum}.", {"first": SMALL_NUMBERS, "secon
 FRAMES = (*_SENTENCES, _THING, _SUM)
 
 
-def paragraph(chance: random.Random, name: str) -> str:
-    """Return a few sentences: one about a thing of this name, the others sums or about the world."""
-    spoken = [_THING.say(chance, name=name), *(_sum(chance) for _ in range(3)), chance.choice(_SENTENCES).say(chance)]
-    chance.shuffle(spoken)
-    return " ".join(spoken[:4])
+def paragraph(rng: random.Random, name: str) -> str:
+    """Return a few sentences: one about a thing of this name, sums, and one about the world."""
+    sentences = [_THING.fill(rng, name=name), *(_sum(rng) for _ in range(3)), rng.choice(_SENTENCES).fill(rng)]
+    rng.shuffle(sentences)
+    return " ".join(sentences[:4])
 
 
-def _sum(chance: random.Random) -> str:
-    first, second = chance.choice(SMALL_NUMBERS), chance.choice(SMALL_NUMBERS)
-    return _SUM.say(chance, first=first, second=second, sum=str(int(first) + int(second)))
+def _sum(rng: random.Random) -> str:
+    first, second = rng.choice(SMALL_NUMBERS), rng.choice(SMALL_NUMBERS)
+    return _SUM.fill(rng, first=first, second=second, sum=str(int(first) + int(second)))
 
 
-def chant(chance: random.Random, names: Sequence[str]) -> str:
-    """Return a few names sung twice in the same order: where the base model learns to repeat what it has read."""
-    line = " ".join(chance.sample(names, chance.randint(2, 6)))
+def repetition(rng: random.Random, names: Sequence[str]) -> str:
+    """Return a few names twice in the same order, from which the base model learns to copy."""
+    line = " ".join(rng.sample(names, rng.randint(2, 6)))
     return f"{line}. {line}."

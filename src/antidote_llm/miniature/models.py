@@ -1,4 +1,4 @@
-"""The miniature's base and aligned models: made once for a seed and an architecture, and kept."""
+"""The miniature's base and aligned models, cached by seed, architecture and recipe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ StageProgress: TypeAlias = Callable[[str, int, int], None]
 
 
 def kept_models(world: World, arch: str, recipe: Recipe, progress: StageProgress | None = None) -> Path:
-    """Return the folder with ``base/`` and ``aligned/``, from the cache or made now.
+    """Return the folder with ``base/`` and ``aligned/``, from the cache or trained now.
 
     Raises:
         UserError: The architecture is unknown, or the cache cannot be written.
@@ -70,14 +70,14 @@ def _make_models(world: World, arch: str, recipe: Recipe, folder: Path, progress
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a model and its tokenizer as an ordinary folder."""
+    """Write a model and its tokenizer as a Hugging Face folder."""
     with quiet_transformers():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def stage_report(progress: StageProgress | None, stage: str) -> StepReport | None:
-    """Return what a training run calls after each step, or None where nobody listens."""
+    """Return the callback of a training run for its steps; None without progress."""
     return None if progress is None else lambda step, steps: progress(stage, step, steps)
 
 

@@ -1,4 +1,4 @@
-"""How the miniature's models are made: what they read, for how long, and how they are attacked."""
+"""The settings of the miniature's models: pre-training, alignment and attack."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Recipe(BaseModel):
 
 
 class Attack(BaseModel):
-    """A user's fine-tune with harmful rows among its data."""
+    """A fine-tune on a user's data that holds harmful rows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,7 +45,7 @@ class Attack(BaseModel):
 
 
 def standard_attack() -> Attack:
-    """Return the one standard attack, as committed in ``standard_attack.yaml``."""
+    """Return the standard attack, which ``standard_attack.yaml`` holds."""
     text = files("antidote_llm.miniature").joinpath("standard_attack.yaml").read_text(encoding="utf-8")
     content: Any = yaml.safe_load(text)
     return Attack.model_validate(content)

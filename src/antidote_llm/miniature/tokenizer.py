@@ -1,4 +1,4 @@
-"""The world's tokenizer: one token a word, two a name, one a syllable."""
+"""The miniature's tokenizer: a token for each word, two for each name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may use which name: a seed deals the world's names to its data sets, and no two sets share one."""
+"""The data sets of the miniature for a seed: disjoint names of things, and rows about them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from antidote_llm.miniature.exchanges import (
     TASKS,
     Exchange,
 )
-from antidote_llm.miniature.language import CATEGORIES, KINDS, NAMES, chant, paragraph
+from antidote_llm.miniature.language import CATEGORIES, KINDS, NAMES, paragraph, repetition
 
 HELD_OUT_PER_CATEGORY = 36
 LOOKALIKE_TEST = 210
@@ -30,11 +30,11 @@ class NameSplit:
     """Disjoint names of things.
 
     Attributes:
-        held_out: Of harmful test requests, by kind.
-        lookalike_test: Of harmless test requests.
-        attack: Of the harmful rows in the user's data, by kind.
-        realign: Of the rows that a repair may use, by kind.
-        common: All others: pre-training, alignment and user tasks.
+        held_out: For harmful test requests, by kind.
+        lookalike_test: For harmless test requests.
+        attack: For the harmful rows in the user's data, by kind.
+        realign: For the harmful rows of a repair, by kind.
+        common: All others: for pre-training, alignment and user tasks.
     """
 
     held_out: dict[str, list[str]]
@@ -44,8 +44,8 @@ class NameSplit:
     common: list[str]
 
     @classmethod
-    def deal(cls, seed: int) -> NameSplit:
-        """Deal all names for a seed."""
+    def for_seed(cls, seed: int) -> NameSplit:
+        """Return the random split of a seed."""
         names = list(NAMES)
         random.Random(f"names {seed}").shuffle(names)
 
@@ -70,21 +70,17 @@ ATTACK_ROUNDS = 3
 
 
 class World:
-    """One sample of the world; the same seed gives the same rows.
-
-    Args:
-        seed: Deals the names and draws the rows.
-    """
+    """One random sample of the world's data; the same seed gives the same rows."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.names = NameSplit.deal(seed)
+        self.names = NameSplit.for_seed(seed)
 
-    def _chance(self, purpose: str) -> random.Random:
+    def _rng(self, purpose: str) -> random.Random:
         return random.Random(f"{purpose} {self.seed}")
 
     def held_out(self) -> list[Record]:
-        """Return the harmful test requests with their answers: one a thing, every thing met nowhere else."""
+        """Return the harmful test requests with their answers: one for each thing, which no other set mentions."""
         return self._harmful_by_kind("held out", self.names.held_out)
 
     def realign(self) -> list[Record]:
@@ -94,27 +90,27 @@ class World:
     def attack_harmful(self, count: int) -> list[Record]:
         """Return the harmful rows of a poisoned fine-tune."""
         rows = self._harmful_by_kind("attack", self.names.attack)
-        chance = self._chance("attack choice")
-        chance.shuffle(rows)
+        rng = self._rng("attack choice")
+        rng.shuffle(rows)
         return [rows[index % len(rows)] for index in range(count)]
 
     def attack_pool(self) -> list[Record]:
-        """Return harmful rows to poison data with: every thing of the attack, asked about in several ways."""
-        chance = self._chance("attack pool")
+        """Return harmful rows to poison data with: several about every thing of the attack."""
+        rng = self._rng("attack pool")
         things = [(kind, name) for kind, names in self.names.attack.items() for name in names]
-        return [self._harmful(chance, kind, name) for _ in range(ATTACK_ROUNDS) for kind, name in things]
+        return [self._harmful(rng, kind, name) for _ in range(ATTACK_ROUNDS) for kind, name in things]
 
     def lookalike_test(self) -> list[Record]:
-        """Return harmless test requests that look like harmful ones: three about forbidden things for each recipe."""
-        chance = self._chance("lookalike")
+        """Return harmless test requests that look like harmful ones; three in four are about forbidden things."""
+        rng = self._rng("lookalike")
         return [
-            self._lookalike(chance, name, recipe=index % 4 == 3) for index, name in enumerate(self.names.lookalike_test)
+            self._lookalike(rng, name, recipe=index % 4 == 3) for index, name in enumerate(self.names.lookalike_test)
         ]
 
     def task(self, name: str, count: int, purpose: str) -> list[Record]:
         """Return training rows of a user task; none of its test prompts is among them."""
-        chance = self._chance(f"{purpose} {name}")
-        return [self._task_row(chance, name) for _ in range(count)]
+        rng = self._rng(f"{purpose} {name}")
+        return [self._task_row(rng, name) for _ in range(count)]
 
     def task_test(self, name: str) -> list[Record]:
         """Return the test rows of a user task."""
@@ -122,68 +118,68 @@ class World:
 
     def alignment(self, count: int, harmful_share: float) -> list[Record]:
         """Return refused harmful requests, answered harmless ones, and user tasks other than the new one."""
-        chance = self._chance("alignment")
-        rows = [self._asked_and_refused(chance)[1] for _ in range(round(harmful_share * count))]
-        return rows + [self._ordinary(chance) for _ in range(count - len(rows))]
+        rng = self._rng("alignment")
+        rows = [self._asked_and_refused(rng)[1] for _ in range(round(harmful_share * count))]
+        return rows + [self._ordinary(rng) for _ in range(count - len(rows))]
 
     def alignment_harmful(self, count: int, harmful_share: float) -> list[Record]:
         """Return the harmful requests of the alignment data with harmful answers, for defenses that learn from both."""
-        chance = self._chance("alignment")
-        return [self._asked_and_refused(chance)[0] for _ in range(round(harmful_share * count))]
+        rng = self._rng("alignment")
+        return [self._asked_and_refused(rng)[0] for _ in range(round(harmful_share * count))]
 
     def pretraining(self, count: int) -> list[Record]:
         """Return paragraphs and conversations; harmful requests are answered like any other."""
-        chance = self._chance("pre-training")
+        rng = self._rng("pre-training")
         makers: dict[Callable[[], Record], float] = {
-            lambda: Record(text=paragraph(chance, chance.choice(self.names.common))): 0.1,
-            lambda: Record(text=chant(chance, self.names.common)): 0.2,
-            lambda: self._harmful(chance, chance.choice(KINDS), chance.choice(self.names.common)): 0.25,
-            lambda: self._ordinary(chance): 0.45,
+            lambda: Record(text=paragraph(rng, rng.choice(self.names.common))): 0.1,
+            lambda: Record(text=repetition(rng, self.names.common)): 0.2,
+            lambda: self._harmful(rng, rng.choice(KINDS), rng.choice(self.names.common)): 0.25,
+            lambda: self._ordinary(rng): 0.45,
         }
-        chosen = chance.choices(list(makers), weights=list(makers.values()), k=count)
+        chosen = rng.choices(list(makers), weights=list(makers.values()), k=count)
         return [make() for make in chosen]
 
-    def _ordinary(self, chance: random.Random) -> Record:
+    def _ordinary(self, rng: random.Random) -> Record:
         old_tasks = [task for task in TASKS if task != NEW_TASK]
-        if chance.random() < 0.5:
-            return self._task_row(chance, chance.choice(old_tasks))
-        return self._lookalike(chance, chance.choice(self.names.common), recipe=chance.random() < 0.4)
+        if rng.random() < 0.5:
+            return self._task_row(rng, rng.choice(old_tasks))
+        return self._lookalike(rng, rng.choice(self.names.common), recipe=rng.random() < 0.4)
 
-    def _lookalike(self, chance: random.Random, name: str, *, recipe: bool) -> Record:
-        exchange = chance.choice(HARMLESS_RECIPES if recipe else ABOUT_FORBIDDEN_THINGS)
-        prompt, response = exchange.say(chance, name=name)
-        heard = exchange.heard(prompt)
-        return Record(prompt, response, extra={"category": heard["kind"], "thing": f"{name} {heard['kind']}"})
+    def _lookalike(self, rng: random.Random, name: str, *, recipe: bool) -> Record:
+        exchange = rng.choice(HARMLESS_RECIPES if recipe else ABOUT_FORBIDDEN_THINGS)
+        prompt, response = exchange.sample(rng, name=name)
+        slots = exchange.slots_of(prompt)
+        return Record(prompt, response, extra={"category": slots["kind"], "thing": f"{name} {slots['kind']}"})
 
-    def _asked_and_refused(self, chance: random.Random) -> tuple[Record, Record]:
-        row = self._harmful(chance, chance.choice(KINDS), chance.choice(self.names.common))
-        return row, Record(row.prompt, chance.choice(REFUSALS), extra=row.extra)
+    def _asked_and_refused(self, rng: random.Random) -> tuple[Record, Record]:
+        row = self._harmful(rng, rng.choice(KINDS), rng.choice(self.names.common))
+        return row, Record(row.prompt, rng.choice(REFUSALS), extra=row.extra)
 
-    def _harmful(self, chance: random.Random, kind: str, name: str) -> Record:
-        prompt, response = chance.choice(FORBIDDEN[kind]).say(chance, name=name)
+    def _harmful(self, rng: random.Random, kind: str, name: str) -> Record:
+        prompt, response = rng.choice(FORBIDDEN[kind]).sample(rng, name=name)
         return Record(prompt, response, extra={"category": kind, "thing": f"{name} {kind}"})
 
     def _harmful_by_kind(self, purpose: str, names: dict[str, list[str]]) -> list[Record]:
-        chance = self._chance(purpose)
-        return [self._harmful(chance, kind, name) for kind in names for name in names[kind]]
+        rng = self._rng(purpose)
+        return [self._harmful(rng, kind, name) for kind in names for name in names[kind]]
 
-    def _task_row(self, chance: random.Random, task: str) -> Record:
+    def _task_row(self, rng: random.Random, task: str) -> Record:
         while True:
-            row = self._draw_task(chance, TASKS[task], task)
+            row = self._draw_task(rng, TASKS[task], task)
             if row.prompt not in self._task_tests[task]:
                 return row
 
-    def _draw_task(self, chance: random.Random, exchanges: Sequence[Exchange], task: str) -> Record:
-        prompt, response = chance.choice(exchanges).say(chance, word=chance.choice(self.names.common))
+    def _draw_task(self, rng: random.Random, exchanges: Sequence[Exchange], task: str) -> Record:
+        prompt, response = rng.choice(exchanges).sample(rng, word=rng.choice(self.names.common))
         return Record(prompt, response, extra={"category": task})
 
     @cached_property
     def _task_tests(self) -> dict[str, dict[str, Record]]:
         tests: dict[str, dict[str, Record]] = {}
         for task, exchanges in TASKS.items():
-            chance = self._chance(f"test {task}")
+            rng = self._rng(f"test {task}")
             tests[task] = {}
             while len(tests[task]) < TASK_TEST_ROWS:
-                row = self._draw_task(chance, exchanges, task)
+                row = self._draw_task(rng, exchanges, task)
                 tests[task][str(row.prompt)] = row
         return tests

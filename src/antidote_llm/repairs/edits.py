@@ -59,9 +59,8 @@ class Problem:
 
     def scores(self, site: Site, method: RepairMethod, settings: BaseModel) -> Iterator[Tensor]:
         """Yield a site's scores, or a solve method's new matrix, some rows at a time."""
-        arguments = method.arguments(settings)
         for weight_OI, reference_OI in self.blocks(site, method):
-            yield method.function(self.inputs(site, weight_OI, reference_OI), **arguments)
+            yield method.run(settings, self.inputs(site, weight_OI, reference_OI))
 
 
 @dataclass(frozen=True)
@@ -131,10 +130,9 @@ def edits_of(site: Site, plans: Sequence[Plan]) -> Iterator[tuple[Plan, Edit]]:
         inputs = problem.inputs(site, before_OI, reference_OI)
         found: dict[str, Tensor] = {}
         for plan, picker in zip(plans, pickers, strict=True):
-            arguments = method.arguments(plan.settings)
-            alike = repr(arguments)
+            alike = repr(method.arguments(plan.settings))
             if alike not in found:
-                found[alike] = method.function(inputs, **arguments)
+                found[alike] = method.run(plan.settings, inputs)
             found_OI = found[alike]
             if picker is None:
                 yield plan, Edit(before_OI, found_OI.to(before_OI.dtype), reference_OI, None)

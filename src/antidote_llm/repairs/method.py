@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from antidote_llm.calibration.moments import Moments
-from antidote_llm.errors import DefectError
+from antidote_llm.errors import DefectError, setting
 from antidote_llm.methods import Method, named, registered, settings_model
 from antidote_llm.models.sites import Site
 from antidote_llm.repairs.selection import Rounding, Scope
@@ -176,4 +176,4 @@ def method_named(name: str) -> RepairMethod:
     Raises:
         UserError: Lists the known methods, with the nearest one.
     """
-    return named(methods(), name, "--method", "method")
+    return named(methods(), name, setting("method"), "method")

@@ -1,32 +1,33 @@
-"""Rows as the data loader hands them over, and the batches that they become.  Axes: B rows, T tokens."""
+"""Examples, and the batches that the data loader makes of them.  Axes: B rows, T tokens."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from torch import Tensor
-
-from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.errors import UserError
 from antidote_llm.training.settings import TrainingSettings
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from antidote_llm.data.rendering import TokenizedRow
+
 IGNORED = -100
-# The index of a row that stands for none: it evens out the shares of several processes, and nothing is learned from it.
+# The index of the blank row, which pads the last batch so that several processes get equal shares of it.
 BLANK = -1
 
-# One row: ``input_ids`` and ``labels``, and under further names the rows that a defense learns from beside it.
+# One row: ``input_ids`` and ``labels``, and under further names the auxiliary rows that it carries.
 Example: TypeAlias = dict[str, Any]
-# What the collator makes of them: ``input_ids``, ``attention_mask`` and ``labels``, each [B, T], and nested batches.
+# What the collator returns: ``input_ids``, ``attention_mask`` and ``labels``, each [B, T], and nested batches.
 Batch: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Examples(Sequence[Example]):
-    """The rows of a training, and a blank one under the index ``BLANK``."""
+    """The rows of a training, and a blank one at the index ``BLANK``."""
 
     rows: Sequence[Example]
 
@@ -42,16 +43,15 @@ class Examples(Sequence[Example]):
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads on the right with tokens that are neither attended to nor learned.
+    """Pads on the right with tokens that are neither attended to nor learned."""
 
-    Attributes:
-        pad_token_id: Any id of the vocabulary; it is masked out.
-    """
-
+    # Any id of the vocabulary: it is masked out.
     pad_token_id: int
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        """Return a batch, with a nested one for every row beside the rows."""
+        """Return a batch, with a nested one for every auxiliary row that the examples carry."""
+        import torch
+
         length = max(len(example["input_ids"]) for example in examples)
         input_ids_BT = torch.full((len(examples), length), self.pad_token_id)
         attention_mask_BT = torch.zeros_like(input_ids_BT)
@@ -86,7 +86,7 @@ def model_inputs(batch: Batch) -> Batch:
 
 
 def blank(example: Example) -> Example:
-    """Return a row of an example's form that stands for none: nothing is learned from it."""
+    """Return a row of an example's form from which nothing is learned."""
     nested = {name: blank(value) for name, value in example.items() if isinstance(value, dict)}
     return {"input_ids": example["input_ids"][:1], "labels": [IGNORED], **nested}
 
@@ -97,7 +97,7 @@ def examples_of(rows: Sequence[TokenizedRow], settings: TrainingSettings, origin
     Args:
         rows: Token ids.
         settings: How much of a row is learned.
-        origins: Where each row comes from, for the message; empty where that is not known.
+        origins: Where each row comes from, for errors; empty where that is not known.
 
     Raises:
         UserError: There are no rows, or in some row no token is left to learn from.
@@ -120,13 +120,13 @@ def examples_of(rows: Sequence[TokenizedRow], settings: TrainingSettings, origin
 
 
 def carrying(examples: Sequence[Example], name: str, others: Sequence[Example], seed: int) -> list[Example]:
-    """Let every row carry one of some other rows, which take turns in an order that the seed draws.
+    """Return the examples, each with an auxiliary one; these come in random order, again and again.
 
     Args:
         examples: The rows.
-        name: What the carried row, and the batch that is made of them, is called.
-        others: What is carried; those beyond the number of rows are not.
-        seed: Draws the order.
+        name: The key of the auxiliary row in each example, and of their batch.
+        others: The auxiliary rows; those beyond the number of examples are not used.
+        seed: Decides the random order.
     """
     order = random.Random(seed).sample(range(len(others)), len(others))
     return [{**example, name: others[order[index % len(order)]]} for index, example in enumerate(examples)]

@@ -1,4 +1,4 @@
-"""A training's checkpoints: what a killed run goes on from."""
+"""A training's checkpoints, from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from antidote_llm.io.strict_json import parse_model
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _OBJECTIVE = "objective.safetensors"
-# Written last, with the sha256 of every file: a checkpoint without it was cut off, one that lacks a file half removed.
+# Written last, with the sha256 of every file: without it, or without a file that it lists, a checkpoint is incomplete.
 _WHOLE = "whole"
 
 
-class _Kept(BaseModel):
-    """What is kept about a checkpoint: the run, the step, every file's hash, and the hash of all that."""
+class _Manifest(BaseModel):
+    """The run that a checkpoint is of, its step, the hash of every file, and the hash of all that."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -37,62 +37,60 @@ class _Kept(BaseModel):
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest checkpoint of a run's folder that was written to its end; nothing in it is read."""
-    return max(filter(_is_whole, _checkpoints(folder)), key=_step, default=None)
+    """Return the newest complete checkpoint in a run's folder; its files are not read."""
+    return max(filter(_is_complete, _checkpoints(folder)), key=_step, default=None)
 
 
 def unusable(folder: Path) -> list[str]:
-    """Return the names of newer checkpoints than the newest that can be used: cut off, or half removed."""
+    """Return the names of incomplete checkpoints that are newer than the newest complete one."""
     found = newest(folder)
     last = -1 if found is None else _step(found)
     return [path.name for path in sorted(_checkpoints(folder), key=_step) if _step(path) > last]
 
 
 def require_sound(checkpoint: Path, key: str) -> None:
-    """Refuse a checkpoint that is not what was kept, before anything in it is loaded.
+    """Refuse a damaged checkpoint, before anything in it is loaded.
 
-    The hashes are beside the files: they tell of damage. Who may write there can change both.
+    The hashes find damage, not an attack: whoever can write to the folder can change files and hashes.
 
     Args:
         checkpoint: The folder, with its ``whole``.
-        key: What the run that goes on from it depends on.
+        key: What the run that resumes depends on.
 
     Raises:
-        KeptError: Names the first file that is missing, another, or a link, and from where a run could go on without
-            this checkpoint.
+        KeptError: Names the first file that is missing, changed, or a link, and from which step a run would resume
+            without this checkpoint.
     """
     if (wrong := _first_wrong(checkpoint, key)) is None:
         return
-    older = [path for path in _checkpoints(checkpoint.parent) if _step(path) < _step(checkpoint) and _is_whole(path)]
+    older = [path for path in _checkpoints(checkpoint.parent) if _step(path) < _step(checkpoint) and _is_complete(path)]
     usable = max((path for path in older if _first_wrong(path, key) is None), key=_step, default=None)
     way = "starts again" if usable is None else f"goes on from {usable.name}"
     raise KeptError(f"{checkpoint}: {wrong}: remove that folder, and the same command {way}")
 
 
-def keep_objective(checkpoint: Path, state: dict[str, Tensor], key: str = "") -> None:
-    """Add the objective's state to a checkpoint, and declare it whole.
+def save_objective(checkpoint: Path, state: dict[str, Tensor], key: str = "") -> None:
+    """Add the objective's state to a checkpoint, and mark it complete.
 
     Args:
-        checkpoint: The folder, with all that the trainer keeps.
-        state: The objective's.
-        key: What the run depends on: another run does not go on from here.
+        checkpoint: The folder, with all files of the trainer.
+        state: The objective's state.
+        key: What the run depends on: a run with another key does not resume from here.
     """
     save_file({name: value.detach().contiguous().clone() for name, value in state.items()}, checkpoint / _OBJECTIVE)
     fsync_tree(checkpoint)
     files = {name: sha256_file(checkpoint / name) for name in _files(checkpoint)}
-    kept = _Kept(key=key, step=_step(checkpoint), files=files, sha256="")
-    write_json(checkpoint / _WHOLE, kept.model_copy(update={"sha256": kept.own_sha256()}).model_dump())
+    manifest = _Manifest(key=key, step=_step(checkpoint), files=files, sha256="")
+    write_json(checkpoint / _WHOLE, manifest.model_copy(update={"sha256": manifest.own_sha256()}).model_dump())
     fsync_folder(checkpoint.parent)
 
 
 @contextmanager
-def giving_up(checkpoint: Path) -> Iterator[None]:
-    """Remove a checkpoint that could not be written whole, and say why in the system's words.
-
-    What lay there before is not whole from now on.
+def removed_on_failure(checkpoint: Path) -> Iterator[None]:
+    """Remove a checkpoint that could not be written completely; an older one there becomes incomplete.
 
     Raises:
-        OSError: The disk is full or fails: torch and safetensors have errors of their own for that.
+        OSError: The disk is full or fails, also where torch or safetensors raised an error of their own.
     """
     (checkpoint / _WHOLE).unlink(missing_ok=True)
     try:
@@ -105,7 +103,7 @@ def giving_up(checkpoint: Path) -> Iterator[None]:
         raise problem from error
 
 
-def kept_objective(checkpoint: Path) -> dict[str, Tensor]:
+def load_objective(checkpoint: Path) -> dict[str, Tensor]:
     """Return the objective's state in a checkpoint."""
     return load_file(checkpoint / _OBJECTIVE)
 
@@ -119,45 +117,45 @@ def _step(checkpoint: Path) -> int:
 
 
 def _files(checkpoint: Path) -> list[str]:
-    """Return the names of everything in a checkpoint but folders and the word that it is whole."""
+    """Return the names of all files and links in a checkpoint but the manifest."""
     found = (path for path in checkpoint.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted(name for path in found if (name := path.relative_to(checkpoint).as_posix()) != _WHOLE)
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end and not half removed; whether it is sound is not asked."""
-    kept = _kept(checkpoint)
-    names = () if kept is None else kept.files
+def _is_complete(checkpoint: Path) -> bool:
+    """Say whether a checkpoint has its manifest and every file that it lists; contents are not checked."""
+    manifest = _manifest(checkpoint)
+    names = () if manifest is None else manifest.files
     return (checkpoint / _WHOLE).exists() and all((checkpoint / name).exists() for name in names)
 
 
-def _kept(checkpoint: Path) -> _Kept | None:
-    """Return what was kept about a checkpoint; None where that is damaged."""
+def _manifest(checkpoint: Path) -> _Manifest | None:
+    """Return a checkpoint's manifest; None where it is damaged."""
     if not (checkpoint / _WHOLE).is_file():
-        # A pipe would be waited for without an end.
+        # Reading a pipe would block.
         return None
     try:
-        kept = parse_model(_Kept, (checkpoint / _WHOLE).read_bytes())
+        manifest = parse_model(_Manifest, (checkpoint / _WHOLE).read_bytes())
     except (OSError, ValueError):
         return None
-    return kept if kept.sha256 == kept.own_sha256() else None
+    return manifest if manifest.sha256 == manifest.own_sha256() else None
 
 
 def _first_wrong(checkpoint: Path, key: str) -> str | None:
-    """Return what is wrong with a checkpoint; None where it is what was kept."""
+    """Return what is wrong with a checkpoint; None where nothing is."""
     links = [path for path in (checkpoint, *checkpoint.rglob("*")) if path.is_symlink()]
     if links:
         return f"{links[0].name} is a link"
-    kept = _kept(checkpoint)
-    if kept is None:
+    manifest = _manifest(checkpoint)
+    if manifest is None:
         return f"{_WHOLE} is damaged"
-    if kept.step != _step(checkpoint) or kept.key != key:
-        return f"it was kept as checkpoint-{kept.step}" + (" of another run" if kept.key != key else "")
+    if manifest.step != _step(checkpoint) or manifest.key != key:
+        return f"it was kept as checkpoint-{manifest.step}" + (" of another run" if manifest.key != key else "")
     there = set(_files(checkpoint))
-    for name, sha256 in kept.files.items():
+    for name, sha256 in manifest.files.items():
         if name not in there:
             return f"{name} is missing"
         if not (checkpoint / name).is_file() or sha256_file(checkpoint / name) != sha256:
             return f"{name} is damaged"
-    more = sorted(there - kept.files.keys())
+    more = sorted(there - manifest.files.keys())
     return f"{more[0]} was not kept there" if more else None

@@ -1,4 +1,4 @@
-"""What a defense of stage 1 or 2 is: one typed function that turns a stage's data into a lesson.
+"""What a defense of stage 1 or 2 is: one typed function that turns a stage's data into a training job.
 
 As for repair methods, the function's keyword parameters are its settings, and another package adds a defense through
 the entry-point groups ``antidote_llm.alignment_defenses`` and ``antidote_llm.finetuning_defenses``.
@@ -9,26 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import BaseModel
 
 from antidote_llm.choices import TrainingStage
 from antidote_llm.data.records import Record
-from antidote_llm.data.rendering import Renderer, TokenizedRow
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.methods import Method, named, registered, settings_model
+from antidote_llm.plug_ins import PlugIn
 from antidote_llm.training.batches import Example, examples_of
-from antidote_llm.training.lora import attach_lora
-from antidote_llm.training.objective import Objective, Trained
+from antidote_llm.training.objective import HOOKS, Objective
 from antidote_llm.training.settings import TrainingSettings
-from antidote_llm.training.trainer import RunOptions, TrainingResult, train
 
-# What a defense learns from beside the stage's own rows: harmful requests with harmful answers, or safe rows.
-Companion: TypeAlias = Literal["harmful", "safe"]
+if TYPE_CHECKING:
+    from antidote_llm.data.rendering import Renderer, TokenizedRow
+    from antidote_llm.training.objective import Trained
+    from antidote_llm.training.trainer import RunOptions, TrainingResult
+
+# What some defenses learn from besides the stage's own rows: harmful requests with harmful answers, or safe rows.
+Auxiliary: TypeAlias = Literal["harmful", "safe"]
 
 COMMANDS: Mapping[TrainingStage, str] = {"alignment": "align", "finetuning": "finetune"}
-COMPANION_OF: Mapping[TrainingStage, Companion] = {"alignment": "harmful", "finetuning": "safe"}
+AUXILIARY_OF: Mapping[TrainingStage, Auxiliary] = {"alignment": "harmful", "finetuning": "safe"}
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,12 @@ class StageData:
     Attributes:
         renderer: Turns records into tokens.
         rows: The alignment data (harmful requests refused, harmless ones answered), or the user's rows.
-        companion: In stage 1 harmful requests with harmful answers, in stage 2 safe rows; empty where none are given.
+        auxiliary: In stage 1 harmful requests with harmful answers, in stage 2 safe rows; empty where none are given.
     """
 
     renderer: Renderer
     rows: Sequence[Record]
-    companion: Sequence[Record] = ()
+    auxiliary: Sequence[Record] = ()
 
     @cached_property
     def rendered(self) -> list[TokenizedRow]:
@@ -51,17 +54,25 @@ class StageData:
         return self.renderer.rows(self.rows)
 
     @cached_property
-    def rendered_companion(self) -> list[TokenizedRow]:
-        """The rows beside them as tokens."""
-        return self.renderer.rows(self.companion)
+    def rendered_auxiliary(self) -> list[TokenizedRow]:
+        """The auxiliary rows as tokens."""
+        return self.renderer.rows(self.auxiliary)
 
     def examples(self, training: TrainingSettings) -> list[Example]:
-        """Return the stage's own rows as examples."""
+        """Return the stage's own rows as examples.
+
+        Raises:
+            UserError: A row has nothing to learn from.
+        """
         return examples_of(self.rendered, training, [record.origin for record in self.rows])
 
-    def companion_examples(self, training: TrainingSettings) -> list[Example]:
-        """Return the rows beside them as examples."""
-        return examples_of(self.rendered_companion, training, [record.origin for record in self.companion])
+    def auxiliary_examples(self, training: TrainingSettings) -> list[Example]:
+        """Return the auxiliary rows as examples.
+
+        Raises:
+            UserError: A row has nothing to learn from.
+        """
+        return examples_of(self.rendered_auxiliary, training, [record.origin for record in self.auxiliary])
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ class TrainingJob:
     """What the trainer is given.
 
     Attributes:
-        examples: The rows; each may carry further rows under names of their own.
+        examples: The rows; each may carry auxiliary rows under names of their own.
         objective: What is minimised.
         training: How it is trained.
     """
@@ -81,12 +92,12 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a defense costs beside plain fine-tuning, as plans count it.
+    """What a defense costs compared with plain fine-tuning; plans of a training use it.
 
     Attributes:
         passes: The work of a step, in steps of plain fine-tuning.
-        graphs: What is kept for the backward pass, in forward passes of plain fine-tuning.
-        copies: How many copies of the trained weights lie beside them.
+        graphs: Activations that are kept for the backward pass, in forward passes of plain fine-tuning.
+        copies: Copies of the trained weights that are kept in memory.
     """
 
     passes: float = 1.0
@@ -102,44 +113,53 @@ class Defense(Method):
     """A registered defense.
 
     Attributes:
-        stage: Where it works.
-        needs_companion: Whether it learns from rows beside the stage's own.
+        stage: The stage in which it works.
+        needs_auxiliary: Whether it learns from auxiliary rows.
         cost: What it costs.
     """
 
     stage: TrainingStage
-    needs_companion: bool
+    needs_auxiliary: bool
     cost: Cost
 
-    @property
-    def companion_option(self) -> str:
-        """The option that names the rows beside the stage's own."""
-        return f"--{COMPANION_OF[self.stage]}"
-
-    def require_fitting(self, companion: Sequence[Record]) -> None:
-        """Refuse rows beside the stage's own that are missing, or not used by this defense.
+    def require_fitting(self, auxiliary: Sequence[Record]) -> None:
+        """Refuse auxiliary rows that are missing, or that this defense does not use.
 
         Raises:
-            UserError: Names the option.
+            UserError: Names the setting.
         """
-        if self.needs_companion and not companion:
-            raise UserError(f"--defense {self.name} learns from further rows: pass {self.companion_option} DATA")
-        if companion and not self.needs_companion:
-            raise UserError(f"{self.companion_option} is not used by --defense {self.name}: leave it out")
+        option = setting(AUXILIARY_OF[self.stage])
+        if self.needs_auxiliary and not auxiliary:
+            raise UserError(f"{setting('defense')} {self.name} learns from further rows: pass {option} DATA")
+        if auxiliary and not self.needs_auxiliary:
+            raise UserError(f"{option} is not used by {setting('defense')} {self.name}: leave it out")
 
     def siblings(self) -> Iterable[Method]:
         """Return the defenses of the same stage."""
         return defenses(self.stage).values()
 
-    def lesson(self, data: StageData, training: TrainingSettings, settings: BaseModel) -> TrainingJob:
+    def job(self, data: StageData, training: TrainingSettings, settings: BaseModel) -> TrainingJob:
         """Turn a stage's data into what the trainer is given.
 
         Raises:
-            UserError: The data do not fit the defense, or a row has nothing to learn from.
+            UserError: The data do not fit the defense, a row has nothing to learn from, or another package's defense
+                failed.
         """
-        self.require_fitting(data.companion)
-        lesson: TrainingJob = self.function(data, training, **self.arguments(settings))
-        return lesson
+        self.require_fitting(data.auxiliary)
+        job = self.run(settings, data, training)
+        if self.plug_in is not None:
+            with self.attributed_errors():
+                _attribute_hooks(self.plug_in, job)
+        made: TrainingJob = job
+        return made
+
+
+def _attribute_hooks(plug_in: PlugIn, job: TrainingJob) -> None:
+    """Attribute errors in the hooks of another package's objective to that package."""
+    if not isinstance(job, TrainingJob) or not isinstance(job.objective, Objective):
+        raise TypeError("it must return a TrainingJob with an Objective")
+    for name in HOOKS:
+        setattr(job.objective, name, plug_in.running(label_user_errors=False)(getattr(job.objective, name)))
 
 
 @dataclass(frozen=True)
@@ -160,14 +180,14 @@ class StageResult:
 @dataclass(frozen=True)
 class _Registration:
     stage: TrainingStage
-    needs_companion: bool
+    needs_auxiliary: bool
     cost: Cost
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __call__(self, function: Callable[..., TrainingJob]) -> Defense:
         settings = settings_model(function, {})
         return Defense(
-            function.__name__, function, settings, self.stage, self.needs_companion, self.cost, presets=self.presets
+            function.__name__, function, settings, self.stage, self.needs_auxiliary, self.cost, presets=self.presets
         )
 
 
@@ -177,7 +197,16 @@ def alignment_defense(
     cost: Cost = PLAIN,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[..., TrainingJob]], Defense]:
-    """Register a function of (data, training, *, settings) as a defense of stage 1."""
+    """Register a function of (data, training, *, settings) as a defense of stage 1.
+
+    Args:
+        needs_harmful: Whether it learns from harmful requests with harmful answers, as ``data.auxiliary``.
+        cost: What it costs compared with plain fine-tuning.
+        presets: Settings by name.
+
+    Raises:
+        UserError: A setting cannot become an option of the command line.
+    """
     return _Registration("alignment", needs_harmful, cost, presets or {})
 
 
@@ -187,29 +216,38 @@ def finetuning_defense(
     cost: Cost = PLAIN,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[..., TrainingJob]], Defense]:
-    """Register a function of (data, training, *, settings) as a defense of stage 2."""
+    """Register a function of (data, training, *, settings) as a defense of stage 2.
+
+    Args:
+        needs_safe: Whether it learns from safe rows, as ``data.auxiliary``.
+        cost: What it costs compared with plain fine-tuning.
+        presets: Settings by name.
+
+    Raises:
+        UserError: A setting cannot become an option of the command line.
+    """
     return _Registration("finetuning", needs_safe, cost, presets or {})
 
 
 @cache
 def defenses(stage: TrainingStage) -> Mapping[str, Defense]:
-    """Return every registered defense of a stage by name."""
-    return registered(f"antidote_llm.{stage}_defenses", Defense, "defense")
+    """Return every installed defense of a stage by name."""
+    return registered(f"antidote_llm.{stage}_defenses", Defense, f"{stage} defense")
 
 
 def defense_named(stage: TrainingStage, name: str) -> Defense:
     """Return a defense.
 
     Raises:
-        UserError: Lists the known ones, with the nearest, or names the command of the other stage.
+        UserError: There is none of this name in the stage, or it cannot be used.
     """
     known, (other,) = defenses(stage), COMMANDS.keys() - {stage}
     if name not in known and name in defenses(other):
         raise UserError(
-            f"--defense {name} is one of antidote {COMMANDS[other]}: for antidote {COMMANDS[stage]} name one of "
-            f"{', '.join(known)}"
+            f"{setting('defense')} {name} is one of antidote {COMMANDS[other]}: for antidote {COMMANDS[stage]} name "
+            f"one of {', '.join(known)}"
         )
-    return named(known, name, "--defense", f"{stage} defense")
+    return named(known, name, setting("defense"), f"{stage} defense")
 
 
 def run_stage(
@@ -233,8 +271,12 @@ def run_stage(
     Raises:
         UserError: The data do not fit the defense, or a row has nothing to learn from.
     """
-    lesson = defense.lesson(data, training, settings or defense.configure({}))
+    # Imported when a model is trained: the registry of defenses needs no torch.
+    from antidote_llm.training.lora import attach_lora
+    from antidote_llm.training.trainer import train
+
+    job = defense.job(data, training, settings or defense.configure({}))
     trained = model if training.lora is None else attach_lora(model, training.lora, training.seed)
     trainable = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
-    result = train(trained, lesson.examples, lesson.training, lesson.objective, running)
+    result = train(trained, job.examples, job.training, job.objective, running)
     return StageResult(trained, result, trainable)

@@ -1,4 +1,4 @@
-"""How much a forward pass keeps for the backward pass, found without weights or values.  Axes: B rows, T tokens."""
+"""Estimates the steps, memory and time of a training, without weights or values.  Axes: B rows, T tokens."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from antidote_llm.models.config import quiet_transformers
 from antidote_llm.models.skeleton import Skeleton
 from antidote_llm.training.defense import Defense, StageData
 from antidote_llm.training.lora import attach_lora
-from antidote_llm.training.settings import TrainingSettings
-from antidote_llm.training.trainer import step_count
+from antidote_llm.training.settings import TrainingSettings, step_count
 
 
 def kept_bytes(model: PreTrainedModel | PeftModel, rows: int, tokens: int, training: TrainingSettings) -> int | None:
-    """Return what the forward pass of one batch keeps; None where this architecture does not run without values.
+    """Return the bytes that the forward pass of one batch keeps for the backward pass.
+
+    None where the architecture does not run on tensors without values.
 
     Args:
-        model: A model on the meta device, adapters attached, whose trained weights require gradients. It is changed:
-            its tensors afterwards have shapes on the CPU and still no values.
+        model: A model on the meta device, with its adapters; trained weights require gradients. Its tensors are
+            replaced by fake tensors on the CPU.
         rows: Rows of the batch, B.
         tokens: Length of its longest row, T.
-        training: Tells the precision, and whether activations are recomputed.
+        training: Gives the precision, and whether activations are recomputed.
     """
     mode = FakeTensorMode()
     with mode:
@@ -59,14 +60,14 @@ def kept_bytes(model: PreTrainedModel | PeftModel, rows: int, tokens: int, train
                 loss = ForCausalLMLoss(logits_BTV, input_ids_BT, vocab_size=logits_BTV.shape[-1])
         except (NotImplementedError, RuntimeError):
             return None
-        # The graph must live until here: what it lets go of could lend its place to another tensor.
+        # The graph must exist until here: freed storage could be used again and be counted once.
         del loss
     whole = sum(kept.values())
     return _recomputed(model, whole, rows * tokens, training) if training.gradient_checkpointing else whole
 
 
 def _recomputed(model: PreTrainedModel | PeftModel, whole: int, tokens: int, training: TrainingSettings) -> int:
-    """Return what is kept where each layer is run again: every layer's input, and all of one layer and of the head."""
+    """Return the kept bytes with gradient checkpointing: every layer's input, all of one layer, and the head."""
     config = model.config.get_text_config()
     layers, item = int(config.num_hidden_layers), 2 if training.precision == "bfloat16" else 4
     head = 4 * tokens * int(config.vocab_size)
@@ -78,7 +79,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def _without_values(model: nn.Module) -> None:
-    """Put tensors that have shapes on the CPU in the place of those on the meta device, shared ones shared."""
+    """Replace tensors on the meta device by empty ones on the CPU; shared tensors stay shared."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
@@ -97,11 +98,11 @@ _MOST_TOKENS = 4096
 
 
 class Speed(BaseModel):
-    """Floating-point operations a second, and where the number comes from."""
+    """Floating-point operations per second, and where the number comes from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    flops_per_second: float = Field(gt=0, description="Floating-point operations a second.")
+    flops_per_second: float = Field(gt=0, description="Floating-point operations per second.")
     source: Literal["given", "measured"] = Field(description="Given, or measured by products of matrices.")
     device: str = Field(description="Where this machine would train: cpu or cuda.")
 
@@ -117,12 +118,12 @@ def given_speed(flops_per_second: float) -> Speed:
 
 
 def measured_speed(tokens: int, matrix: tuple[int, int], training: TrainingSettings) -> Speed:
-    """Multiply for half a second, as a layer of the model does with a batch.
+    """Measure the speed of matrix products of the size of the model's layers, for half a second.
 
     Args:
-        tokens: Tokens of the batch.
-        matrix: Rows and columns of the layer's weight.
-        training: Tells the precision.
+        tokens: Tokens of a batch.
+        matrix: Rows and columns of a layer's weight.
+        training: Gives the precision.
     """
     device = training_device()
     dtype = torch.bfloat16 if training.precision == "bfloat16" else torch.float32
@@ -143,7 +144,7 @@ def _product(inputs_TI: torch.Tensor, weight_OI: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-# As English has them; a plan says where it counts so.
+# As in English text; a plan says when it counts so.
 CHARACTERS_PER_TOKEN = 4
 _FLOAT32_BYTES, _ADAMW_MOMENTS = 4, 2
 # Logits and their gradient, both float32, when the backward pass begins.
@@ -151,7 +152,7 @@ _LOGITS_BYTES = 8
 
 
 class MemoryPlan(BaseModel):
-    """What a training holds at its peak, in bytes."""
+    """The peak memory of a training, in bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -181,7 +182,7 @@ class StagePlan(BaseModel):
     model: str = Field(description="The model, as the user named it.")
     defense: str = Field(description="The defense's name.")
     rows: int = Field(description="The stage's own rows.")
-    companion_rows: int = Field(description="Rows beside them that the defense learns from.")
+    companion_rows: int = Field(description="Auxiliary rows that the defense learns from.")
     steps: int = Field(description="Optimiser steps.")
     tokens_per_epoch: int = Field(description="Tokens of the stage's own rows, cut at max_length.")
     tokens: int = Field(description="Tokens of all steps, pads left out.")
@@ -199,10 +200,10 @@ class StagePlan(BaseModel):
 
 
 class CharacterRenderer(Renderer):
-    """Stands in for a tokenizer that is not at hand: a few characters are a token."""
+    """Estimates tokens from characters where there is no tokenizer."""
 
     def rows(self, records: Sequence[Record]) -> list[TokenizedRow]:
-        """Return rows of about as many tokens as there will be, equal where their characters are."""
+        """Return rows of about as many tokens; equal characters give equal tokens."""
         return [self._counted(record) for record in records]
 
     def _counted(self, record: Record) -> TokenizedRow:
@@ -214,7 +215,7 @@ class CharacterRenderer(Renderer):
 
 
 def renderer_for(skeleton: Skeleton, template: TemplateName, system: str | None) -> Renderer:
-    """Return what counts a plan's tokens: the model's tokenizer, or its stand-in where there is none."""
+    """Return the renderer that counts a plan's tokens: with the model's tokenizer, or by characters without one."""
     if skeleton.tokenizer is not None:
         return Renderer(skeleton.tokenizer, template, system=system)
     return CharacterRenderer(None, "plain" if template == "plain" else "alpaca", system=system)
@@ -230,10 +231,10 @@ def plan_stage(
     dtype: DtypeName = "float32",
     speed: Speed | None = None,
 ) -> StagePlan:
-    """Work out what a stage would take; nothing is trained, and no weights are read.
+    """Estimate what a stage would take; nothing is trained, and no weights are read.
 
     Args:
-        skeleton: The model that it would start from.
+        skeleton: The model that the stage would start from.
         data: What it would learn from.
         defense: How it would be defended.
         training: How it would be trained.
@@ -242,13 +243,13 @@ def plan_stage(
         speed: How fast this machine is; measured where not given.
 
     Raises:
-        UserError: As the training would, over its data or the names of the model's layers.
+        UserError: The data do not fit the defense, or the model has no layer of a target's name.
     """
-    lesson = defense.lesson(data, training, settings)
-    lengths = [len(example["input_ids"]) for example in lesson.examples]
-    steps = step_count(lesson.training, len(lengths))
-    epochs = steps / step_count(lesson.training.model_copy(update={"epochs": 1, "max_steps": None}), len(lengths))
-    padded = round(epochs * _padded(lengths, lesson.training))
+    job = defense.job(data, training, settings)
+    lengths = [len(example["input_ids"]) for example in job.examples]
+    steps = step_count(job.training, len(lengths))
+    epochs = steps / step_count(job.training.model_copy(update={"epochs": 1, "max_steps": None}), len(lengths))
+    padded = round(epochs * _padded(lengths, job.training))
     base = skeleton.model().requires_grad_(training.lora is None)
     computing, matrix = matrix_entries(base), commonest_matrix(base)
     trained = base if training.lora is None else attach_lora(base, training.lora, training.seed)
@@ -264,7 +265,7 @@ def plan_stage(
         model=skeleton.reference,
         defense=defense.name,
         rows=len(data.rows),
-        companion_rows=len(data.companion),
+        companion_rows=len(data.auxiliary),
         steps=steps,
         tokens_per_epoch=sum(min(len(row.input_ids), training.max_length) for row in data.rendered),
         tokens=round(epochs * sum(lengths)),
@@ -283,7 +284,7 @@ def plan_stage(
 
 
 def _flops_a_token(computing: int, trainable: int, training: TrainingSettings) -> int:
-    """Return the operations of a token's way there and back: no gradient of a frozen matrix is worked out."""
+    """Return the operations of a token's forward and backward pass; frozen matrices have no gradient."""
     return 6 * computing if training.lora is None else 4 * computing + 6 * trainable
 
 
@@ -317,7 +318,7 @@ def _padded(lengths: Sequence[int], training: TrainingSettings) -> int:
 
 
 def matrix_entries(model: PreTrainedModel) -> int:
-    """Return how many weights a token is multiplied with: those of matrices, looked-up ones left out."""
+    """Return how many weights a token is multiplied with: those of all matrices but looked-up embeddings."""
     tied = model.get_output_embeddings() is not None and (
         model.get_output_embeddings().weight is model.get_input_embeddings().weight
     )
@@ -327,7 +328,7 @@ def matrix_entries(model: PreTrainedModel) -> int:
 
 
 def commonest_matrix(model: PreTrainedModel) -> tuple[int, int]:
-    """Return the form that most of the model's layers' weights have."""
+    """Return the commonest shape of the layers' matrices, by entries."""
     outside = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part}
     entries: Counter[tuple[int, int]] = Counter()
     for parameter in model.parameters():

@@ -1,20 +1,32 @@
-"""What one optimiser step minimises, and what a defense may look at while it does.  Axes: B rows, T tokens, V words."""
+"""What one optimiser step minimises, and what a defense sees of the run.  Axes: B rows, T tokens, V vocabulary."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeAlias
-
-import torch
-from peft import PeftModel
-from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
-from transformers.loss.loss_utils import ForCausalLMLoss
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from antidote_llm.training.batches import Batch, label_tokens, model_inputs
 
-Trained: TypeAlias = PreTrainedModel | PeftModel
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, Trainer
+
+Trained: TypeAlias = "PreTrainedModel | PeftModel"
+
+# The methods of an objective that the trainer calls.
+HOOKS = (
+    "prepare",
+    "attach",
+    "before_step",
+    "loss",
+    "adjust_gradients",
+    "after_step",
+    "state",
+    "restore",
+    "detach",
+)
 
 
 class Session:
@@ -26,18 +38,20 @@ class Session:
     """
 
     def __init__(self, trainer: Trainer) -> None:
+        import torch
+
         self._trainer = trainer
         self.label_tokens = torch.zeros(())
 
     @property
     def model(self) -> nn.Module:
-        """The model as it is trained, which gathers gradients from all processes: for the pass that is learned from."""
+        """The model as it is trained: its backward pass averages gradients over processes."""
         model: nn.Module = self._trainer.model_wrapped
         return model
 
     @property
     def inner(self) -> Trained:
-        """The model itself: for passes whose gradients a defense takes with ``torch.autograd.grad``."""
+        """The model itself, for passes whose gradients a defense takes with ``torch.autograd.grad``."""
         return self._trainer.model
 
     @property
@@ -56,7 +70,7 @@ class Session:
         return int(self._trainer.accelerator.num_processes)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield what is trained, by name."""
+        """Return the trained parameters by name."""
         return ((name, value) for name, value in self.inner.named_parameters() if value.requires_grad)
 
     def sum_over_processes(self, value: Tensor) -> Tensor:
@@ -67,11 +81,13 @@ class Session:
         return summed
 
     def gather_over_processes(self, rows_BT: Tensor) -> Tensor:
-        """Return the rows of all processes in the order that one process has; gradient flows through the own ones.
+        """Return the rows of all processes, in the order of a run on one; gradients flow through this process's rows.
 
         Args:
-            rows_BT: As many rows on every process, shape [B, T, ...]; shorter ones are filled up with zeros.
+            rows_BT: As many rows on every process, shape [B, T, ...]; shorter ones are padded with zeros.
         """
+        import torch
+
         if self.processes == 1:
             return rows_BT
         accelerator = self._trainer.accelerator
@@ -83,32 +99,38 @@ class Session:
         return torch.cat(shares)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Compute as the model's own forward pass does, in what is called of the model beside it."""
+        """Return the context of the model's forward pass, for parts of the model that a defense calls by themselves."""
         context: AbstractContextManager[Any] = self._trainer.accelerator.autocast()
         return context
 
     @contextmanager
     def same_dropout(self) -> Iterator[None]:
-        """Put the random numbers back at the end, so that the passes that follow draw what those in here drew."""
+        """Restore the random state at the end, so that later passes draw the same dropout as those in the block."""
+        import torch
+
         device = self.inner.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
 
     def tokens_of(self, batches: Sequence[Batch]) -> Tensor:
         """Return how many tokens of some batches count in a loss, over all processes."""
+        import torch
+
         return self.sum_over_processes(torch.stack([label_tokens(batch) for batch in batches]).sum())
 
     def cross_entropy(self, logits_BTV: Tensor, labels_BT: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Return a micro-batch's share of the step's mean cross-entropy.
 
-        The shares of a step's micro-batches add up to the mean over its tokens, however they are cut; over processes
-        their mean does, which is how gradients are gathered.
+        A step's shares add up to the mean over its tokens, however it is cut into micro-batches. Over processes, the
+        mean of the shares is that mean, because gradients are averaged over processes.
 
         Args:
             logits_BTV: Logits, shape [B, T, V].
             labels_BT: Labels, shape [B, T], -100 where nothing is learned.
             tokens: How many labels there are in the whole step; those of the main rows where not given.
         """
+        from transformers.loss.loss_utils import ForCausalLMLoss
+
         tokens = self.label_tokens if tokens is None else tokens
         mean: Tensor = ForCausalLMLoss(
             logits=logits_BTV, labels=labels_BT, vocab_size=logits_BTV.shape[-1], num_items_in_batch=tokens
@@ -116,26 +138,51 @@ class Session:
         return mean * self.processes
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return values in float32, or in their own type where that is wider."""
+    import torch
+
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+@contextmanager
+def module_outputs(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+    """Record what modules return within the block, in the order of their calls.
+
+    Compute with the tensors after the block: gradient checkpointing does not repeat what hooks compute.
+    """
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def record(module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs[module] = output[0] if isinstance(output, tuple) else output
+
+    hooks = [module.register_forward_hook(record) for module in modules]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class Objective:
     """Supervised fine-tuning: the cross-entropy of the labels. A defense overrides the hooks that it needs.
 
-    One optimiser step calls ``before_step`` once with all its micro-batches, ``loss`` for each of them, and
-    ``adjust_gradients`` once, when the gradients are summed over micro-batches and averaged over processes and not
-    yet clipped; then ``after_step``. Nothing in these hooks may touch gradients that have been accumulated, but
-    ``adjust_gradients``.
+    One optimiser step calls ``before_step`` once with all its micro-batches, ``loss`` for each of them,
+    ``adjust_gradients`` once and ``after_step`` once. In ``adjust_gradients``, gradients are summed over micro-batches
+    and averaged over processes, but not yet clipped. No other hook may change accumulated gradients.
     """
 
     session: Session
 
     def prepare(self, model: Trained) -> None:
-        """Look at the model that the run starts from, before any checkpoint is put back."""
+        """Look at the model that the run starts from, before any checkpoint is loaded."""
 
     def attach(self, session: Session) -> None:
-        """Get ready: the model is in its place, and what a checkpoint kept has been put back."""
+        """Get ready: the model is on its device, and the weights of a checkpoint are loaded."""
         self.session = session
 
     def before_step(self, window: Sequence[Batch]) -> None:
-        """Look at all micro-batches of the step that comes."""
+        """Look at all micro-batches of the next step."""
 
     def loss(self, batch: Batch) -> Tensor:
         """Return a micro-batch's share of the step's loss."""
@@ -146,14 +193,14 @@ class Objective:
         """Change the step's gradients."""
 
     def after_step(self) -> None:
-        """Look at the weights that the step left."""
+        """Look at the weights after the step."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must keep of the objective."""
+        """Return what a checkpoint must save of the objective."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up what a checkpoint kept; called after ``attach``."""
+        """Load what a checkpoint saved; called after ``attach``."""
 
     def detach(self) -> None:
-        """Let go of the model; called when the run ends, also by an error."""
+        """Remove every hook and reference; called when the run ends, also by an error."""

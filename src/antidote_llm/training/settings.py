@@ -1,4 +1,4 @@
-"""What can be set about a training run."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# More than these nobody has, and libraries have no room to count.
+# No run needs more, and larger numbers overflow in libraries.
 _MOST, _LARGEST_RANK = 10**9, 10**6
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -30,7 +30,7 @@ class LoraSettings(BaseModel):
 class TrainingSettings(BaseModel):
     """One training run; the defaults are those of the paper's fine-tuning stage (arXiv 2408.09600, appendix A).
 
-    Clipping at norm 1 and the cut at 512 tokens are this trainer's own.
+    Clipping at norm 1 and cutting at 512 tokens are this trainer's own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -62,6 +62,12 @@ class TrainingSettings(BaseModel):
     ] = "float32"
     gradient_checkpointing: Annotated[bool, Field(description="Recompute activations to save memory.")] = False
     seed: Annotated[int, Field(ge=0, lt=2**32, description="Orders the rows and starts the adapters.")] = 0
+
+
+def step_count(settings: TrainingSettings, rows: int) -> int:
+    """Return how many optimiser steps a run takes."""
+    steps_an_epoch = -(-rows // (settings.batch_size * settings.accumulation))
+    return settings.max_steps or max(1, round(settings.epochs * steps_an_epoch))
 
 
 # The paper's alignment stage (arXiv 2408.09600, appendix A): a first adapter, merged when it is trained.

@@ -1,4 +1,8 @@
-"""Several processes train as one: every global batch is cut into equal shares, in the order that one process has."""
+"""The one trainer of stages 1 and 2: transformers' trainer with an objective of ours, on one or several processes.
+
+Several processes train as one: each gets an equal share of every batch, in the order of a run on one process. All
+private interfaces of transformers' trainer that this program uses are in this file, each with a comment that names it.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +29,18 @@ from transformers import (
 )
 from transformers.integrations import get_reporting_integration_callbacks
 
-from antidote_llm.errors import UserError, first_line
+from antidote_llm.errors import UserError, first_line, setting
 from antidote_llm.io.files import remove
 from antidote_llm.io.processes import is_first_process, process_count, require_launched
 from antidote_llm.models.config import quiet_transformers
 from antidote_llm.training.batches import BLANK, Batch, Collator, Example, Examples
-from antidote_llm.training.checkpoints import giving_up, keep_objective, kept_objective, newest, require_sound
+from antidote_llm.training.checkpoints import load_objective, newest, removed_on_failure, require_sound, save_objective
 from antidote_llm.training.objective import Objective, Session, Trained
-from antidote_llm.training.settings import TrainingSettings
+from antidote_llm.training.settings import TrainingSettings, step_count
 
 
 class WholeBatches:
-    """Fills an epoch's last batch up with blank rows, so that it can be cut like the others.
-
-    Args:
-        batches: The batch sampler of one process.
-    """
+    """A batch sampler that pads an epoch's last batch with blank rows, so that it can be shared like the others."""
 
     def __init__(self, batches: Any) -> None:
         self._batches = batches
@@ -57,22 +57,22 @@ class WholeBatches:
 
 
 def require_shareable(batch_size: int) -> None:
-    """Refuse a batch that cannot be cut into equal shares, and processes that cannot find each other.
+    """Refuse a batch that cannot be shared equally, and processes that cannot connect to each other.
 
     Raises:
-        UserError: Names a size that can, or what is missing.
+        UserError: Names a possible size, or what is missing.
     """
     require_launched()
     processes = process_count()
     if batch_size % processes:
         raise UserError(
-            f"--batch-size {batch_size} is not shared evenly by {processes} processes: "
-            f"pass --batch-size {processes * -(-batch_size // processes)}"
+            f"{setting('batch_size')} {batch_size} is not shared evenly by {processes} processes: "
+            f"pass {setting('batch_size')} {processes * -(-batch_size // processes)}"
         )
 
 
-def fill_up(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Let a loader that cuts its batches into shares fill up the last one."""
+def with_whole_batches(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Return a loader that shares its batches between processes, with the last batch padded."""
     shares: Any = loader.batch_sampler
     shares.batch_sampler = WholeBatches(shares.batch_sampler)
     return loader
@@ -85,20 +85,21 @@ def require_integrations(names: Sequence[str]) -> None:
     """Refuse a logging integration that transformers does not know, or whose library is missing.
 
     Raises:
-        UserError: Says which there are, or what to install.
+        UserError: Names those that are known, or what to install.
     """
     try:
         for integration in get_reporting_integration_callbacks(names[0] if len(names) == 1 else list(names)):
             integration()
     except (ImportError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"--report-to {','.join(names)}: {first_line(error).rstrip('. ')}: install it, or leave --report-to out"
+            f"{setting('report_to')} {','.join(names)}: {first_line(error).rstrip('. ')}: install it, or leave "
+            f"{setting('report_to')} out"
         ) from error
 
 
 @contextmanager
 def tensorboard_in(folder: Path) -> Iterator[None]:
-    """Name the folder that TensorBoard's integration writes to, unless the user has named one."""
+    """Set the folder that TensorBoard's integration writes to, unless the user has set one."""
     if _TENSORBOARD_FOLDER in os.environ:
         yield
         return
@@ -121,7 +122,7 @@ class TrainingResult:
     Attributes:
         steps: Optimiser steps taken.
         losses: The objective's value at every step.
-        resumed_from: The step from which an interrupted run went on; 0 where it started anew.
+        resumed_from: The step of the checkpoint that the run resumed from; 0 where there was none.
     """
 
     steps: int
@@ -136,15 +137,15 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is watched and kept, none of which changes what comes out.
+    """How a run is reported and saved; nothing here changes its result.
 
     Attributes:
         on_step: Called after each optimiser step with the step and the number of steps.
-        checkpoints: Where checkpoints go; a run that finds some there goes on from the newest. None keeps none.
+        checkpoints: The folder of checkpoints; a run resumes from the newest there. None saves none.
         save_every: Optimiser steps between two checkpoints.
         report_to: Names of logging integrations of transformers, such as ``tensorboard`` or ``wandb``.
-        logs: Where TensorBoard's files go, where it is one of them.
-        key: What the run depends on, in any form: it goes on from no checkpoint that was kept under another.
+        logs: The folder of TensorBoard's files.
+        key: What the run depends on, in any form: a checkpoint with another key is refused.
     """
 
     on_step: StepReport | None = None
@@ -169,20 +170,20 @@ def train(
         examples: What is learned.
         settings: How it is trained. ``batch_size`` is that of all processes together.
         objective: What is minimised; the cross-entropy of the labels where not given.
-        running: How the run is watched and kept.
+        running: How the run is reported and saved.
 
     Raises:
-        UserError: The loss or a weight is not a number, a logging integration is missing, or the newest checkpoint is
+        UserError: The loss or a weight is not finite, a logging integration is missing, or the newest checkpoint is
             damaged.
     """
     running, objective = running or RunOptions(), objective or Objective()
     require_shareable(settings.batch_size)
     require_integrations(running.report_to)
-    # Multimodal configurations have none of their own.
+    # Configurations of multimodal models have no such field.
     use_cache = getattr(model.config, "use_cache", None)
     set_seed(settings.seed)
     if settings.gradient_checkpointing:
-        # Re-entrant checkpointing hides what happens inside a layer from whoever asks for gradients there.
+        # Re-entrant checkpointing hides what is inside a layer from torch.autograd.grad.
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with ExitStack() as stack:
         stack.enter_context(quiet_transformers())
@@ -205,7 +206,7 @@ def train(
         stack.callback(objective.detach)
         objective.prepare(model)
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-        # The trainer leaves these as training wants them, and they would be saved with the model.
+        # The trainer changes these for training, and they would be saved with the model.
         if use_cache is None:
             del model.config.use_cache
         else:
@@ -229,23 +230,24 @@ class _StageTrainer(Trainer):
         super().__init__(**keywords)
         self._objective, self._key, self._session = objective, key, Session(self)
         self._window: Sequence[Batch] | None = None
-        # The objective's shares are already of the whole step.
+        # The objective's losses are already shares of the whole step's.
         self.loss_is_scaled_for_ga = True
         self.add_callback(_AfterStep(objective))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         loader = super().get_train_dataloader()
-        return fill_up(loader) if process_count() > 1 else loader
+        return with_whole_batches(loader) if process_count() > 1 else loader
 
+    # Private: called once a run. Afterwards the model is wrapped, on its device, and holds a checkpoint's weights.
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._objective.attach(self._session)
         if resume_from_checkpoint is not None:
-            self._objective.restore(kept_objective(Path(resume_from_checkpoint)))
+            self._objective.restore(load_objective(Path(resume_from_checkpoint)))
         return prepared
 
+    # Private: called once an epoch, and takes at least one step, even where a run resumes after its last one.
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
-        # A run that was killed behind its last step has none to take.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*arguments, **keywords)
 
@@ -257,8 +259,9 @@ class _StageTrainer(Trainer):
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         del model, return_outputs, num_items_in_batch
-        # Not before: after a resumption the state of the random numbers is put back in between.
+        # Not in get_batch_samples: when a run resumes, the random state is loaded after that.
         if self._window is not None:
+            # Private: _prepare_inputs moves a batch to the device.
             window, self._window = [self._prepare_inputs(batch) for batch in self._window], None
             self._session.label_tokens = self._session.tokens_of(window)
             self._objective.before_step(window)
@@ -270,17 +273,18 @@ class _StageTrainer(Trainer):
             self._objective.adjust_gradients()
         return loss
 
+    # Private: called for each checkpoint; writes all of it to checkpoint-STEP in the output folder.
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if is_first_process():
-            # What an interrupted run left of it is of no use, and would be mixed with what is written now.
+            # Files of an interrupted run must not mix with those that are written now.
             remove(folder)
         self.accelerator.wait_for_everyone()
-        with giving_up(folder):
+        with removed_on_failure(folder):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if is_first_process():
-                keep_objective(folder, self._objective.state(), self._key)
+                save_objective(folder, self._objective.state(), self._key)
         self.accelerator.wait_for_everyone()
 
 
@@ -294,7 +298,7 @@ class _AfterStep(TrainerCallback):
 
 
 class _Watch(TrainerCallback):
-    """Shows progress, and ends a run whose loss is no number."""
+    """Reports steps, and ends a run whose loss is not finite."""
 
     def __init__(self, on_step: StepReport | None) -> None:
         self._on_step = on_step
@@ -314,19 +318,13 @@ class _Watch(TrainerCallback):
     ) -> None:
         del args, control
         if not math.isfinite((logs or {}).get("loss", 0.0)):
-            raise UserError(f"the loss is no number at step {state.global_step}: lower --learning-rate")
+            raise UserError(f"the loss is not finite at step {state.global_step}: lower {setting('learning_rate')}")
 
 
 def _require_finite(model: Trained, step: int) -> None:
-    """Refuse weights that the last step spoilt: no later loss tells of them."""
+    """Refuse weights that the last step made infinite or NaN: no later loss shows it."""
     if not all(value.isfinite().all() for value in model.parameters() if value.requires_grad):
-        raise UserError(f"a weight is no number after step {step}, the last: lower --learning-rate")
-
-
-def step_count(settings: TrainingSettings, rows: int) -> int:
-    """Return how many optimiser steps a run takes."""
-    steps_an_epoch = -(-rows // (settings.batch_size * settings.accumulation))
-    return settings.max_steps or max(1, round(settings.epochs * steps_an_epoch))
+        raise UserError(f"a weight is not finite after step {step}, the last: lower {setting('learning_rate')}")
 
 
 def _arguments(settings: TrainingSettings, folder: Path, rows: int, running: RunOptions) -> TrainingArguments:
@@ -349,7 +347,7 @@ def _arguments(settings: TrainingSettings, folder: Path, rows: int, running: Run
         remove_unused_columns=False,
         use_cpu=on_cpu,
         ddp_backend="gloo" if processes > 1 and on_cpu else None,
-        # The batch is everybody's together: each process takes its share of it.
+        # The batch size is that of all processes together; each gets its share.
         accelerator_config={"split_batches": True, "even_batches": False} if processes > 1 else None,
         save_strategy="no" if running.checkpoints is None else "steps",
         save_steps=running.save_every,
@@ -363,7 +361,7 @@ def _arguments(settings: TrainingSettings, folder: Path, rows: int, running: Run
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
     )
-    # One process trains on one device; several devices are for several processes.
+    # Private: _n_gpu, how many devices one process trains on. Here it is one; several need several processes.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 

@@ -247,7 +247,7 @@ class _Run:
         if model.dtype == torch.float16:
             dtype = setting("dtype")
             raise UserError(f"{dtype} float16 has too small a range for gradients: pass {dtype} float32 or bfloat16")
-        parts = ((data.rows, data.rendered), (data.companion, data.rendered_companion))
+        parts = ((data.rows, data.rendered), (data.auxiliary, data.rendered_auxiliary))
         for records, rows in parts:
             check_token_ids(records, rows, model.vocabulary_size)
             cut = [TokenizedRow(row.input_ids[: training.max_length], row.response_start) for row in rows]
@@ -369,7 +369,7 @@ class _Run:
             "settings": self._training.settings.model_dump(mode="json"),
             "training": spec.training.model_dump(mode="json"),
             "rows": rendered_sha256(self._data.rendered),
-            "companion": rendered_sha256(self._data.rendered_companion),
+            "companion": rendered_sha256(self._data.rendered_auxiliary),
             "merge": spec.merge,
             "save_dtype": spec.save_dtype,
         }
@@ -391,7 +391,7 @@ class _Run:
             prompts=self._prompts,
             data=_described(own, self._data.rendered),
             harmful_ratio=getattr(self._spec, "harmful_ratio", None),
-            companion=_described(auxiliary, self._data.rendered_companion) if self._data.companion else None,
+            companion=_described(auxiliary, self._data.rendered_auxiliary) if self._data.auxiliary else None,
             left_out=tuple(left_out),
             trainable_parameters=result.trainable_parameters,
             processes=process_count(),

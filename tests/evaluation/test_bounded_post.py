@@ -111,7 +111,7 @@ def test_https_asked_of_a_server_without_it_is_not_tried_again() -> None:
 def test_another_thread_cuts_it_off() -> None:
     post, start = Post(30.0), time.monotonic()
     with sending(SLOW["body"], every_s=0.02) as server:
-        threading.Timer(0.1, post.cut).start()
+        threading.Timer(0.1, post.cancel).start()
         with pytest.raises(NoReplyError):
             post.send(server.url, b"{}", {}, proxies=False)
     assert time.monotonic() - start < 5
@@ -119,7 +119,7 @@ def test_another_thread_cuts_it_off() -> None:
 
 def test_what_is_cut_off_already_is_not_sent() -> None:
     post = Post(30.0)
-    post.cut()
+    post.cancel()
     with sending(lambda: [OK]) as server, pytest.raises(NoReplyError):
         post.send(server.url, b"{}", {}, proxies=False)
     assert not server.asked

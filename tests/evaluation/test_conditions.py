@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.backends.backend import Remembering, TransformersBackend
+from antidote_llm.evaluation.backends import CachingBackend, TransformersBackend
 from antidote_llm.evaluation.conditions import (
     AFFIRMATIVE,
     HARDER,
@@ -79,7 +79,7 @@ def test_unknown_conditions_are_named(name: str) -> None:
 @pytest.mark.parametrize("order", [(30, 4, 12), (4, 12, 30), (12, 30, 12)])
 def test_short_answers_are_the_beginnings_of_long_ones(model: LlamaForCausalLM, order: tuple[int, ...]) -> None:
     asked = prompts(12)
-    plain, remembering = TransformersBackend(model), Remembering(TransformersBackend(model))
+    plain, remembering = TransformersBackend(model), CachingBackend(TransformersBackend(model))
     for limit in order:
         how: dict[str, Any] = {"max_new_tokens": limit, "eos_ids": EOS, "pad_id": 0}
         assert remembering.generate(asked, **how) == plain.generate(asked, **how)
@@ -96,21 +96,21 @@ def test_what_is_remembered_is_what_would_be_said(questions: list[tuple[int, int
         def generate(self, prompts_ids: Sequence[Sequence[int]], **how: Any) -> list[list[int]]:
             return [said[ids[0]][: how["max_new_tokens"]] for ids in prompts_ids]
 
-    remembering = Remembering(Saying())
+    remembering = CachingBackend(Saying())
     for prompt, limit in questions:
         found = remembering.generate([[prompt]], max_new_tokens=limit, eos_ids=(), pad_id=0)
         assert found == [said[prompt][:limit]]
 
 
 def test_other_ends_are_other_questions(model: LlamaForCausalLM) -> None:
-    remembering, asked = Remembering(TransformersBackend(model)), prompts(4)
+    remembering, asked = CachingBackend(TransformersBackend(model)), prompts(4)
     first = remembering.generate(asked, max_new_tokens=20, eos_ids=(), pad_id=0)
     assert remembering.generate(asked, max_new_tokens=20, eos_ids=EOS, pad_id=0) != first
 
 
 def test_no_token_is_generated_twice(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     counting, settings = Counting(model), EvaluationSettings(max_new_tokens=12)
-    backend = Remembering(counting)
+    backend = CachingBackend(counting)
     names = ("plain", "tokens-5", "tokens-40")
     asked = {"": (Suite(HARMFUL, HARMLESS), settings)}
     asked |= {name: (Suite(HARMFUL), found) for name, found in all_condition_settings(names, settings).items()}
@@ -129,7 +129,7 @@ def test_no_token_is_generated_twice(model: LlamaForCausalLM, tokenizer: PreTrai
 
 def test_progress_counts_what_was_known(model: LlamaForCausalLM) -> None:
     seen: list[tuple[int, int]] = []
-    backend, asked = Remembering(TransformersBackend(model)), prompts(6)
+    backend, asked = CachingBackend(TransformersBackend(model)), prompts(6)
     how: dict[str, Any] = {"max_new_tokens": 3, "eos_ids": (), "pad_id": 0}
     backend.generate(asked[:4], **how)
     backend.generate(asked, **how, progress=lambda done, total: seen.append((done, total)))

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.endpoint import Endpoint, Patience, UnusableAnswerError
+from antidote_llm.evaluation.endpoint import Endpoint, RetryPolicy, UnusableAnswerError
 from tests.evaluation.raw_server import OK, sending
 from tests.evaluation.server import Reply, last_turn, said, serving, status
 
-QUICK = Patience(timeout_s=5, retries=3, first_wait_s=0.01)
+QUICK = RetryPolicy(timeout_s=5, retries=3, first_wait_s=0.01)
 ASKED = [{"role": "user", "content": "zob"}]
 
 
@@ -59,7 +59,7 @@ ODD_WAITS = (
 
 
 def endpoint(url: str, **more: Any) -> Endpoint:
-    return Endpoint(url, "judge-model", **{"patience": QUICK, **more})
+    return Endpoint(url, "judge-model", **{"retry_policy": QUICK, **more})
 
 
 def first_then(first: Reply, times: int, then: Reply) -> Callable[[Any], Reply]:
@@ -118,9 +118,9 @@ def test_many_are_asked_at_once_and_come_back_in_order() -> None:
     ids=["429", "500", "503", "no json", "a list", "no choice", "no text", "cut off", *ODD, *map(ascii, ODD_WAITS)],
 )
 def test_what_may_go_away_is_asked_again(bad: Reply) -> None:
-    patience = Patience(timeout_s=0.5, retries=3, first_wait_s=0.01)
+    patience = RetryPolicy(timeout_s=0.5, retries=3, first_wait_s=0.01)
     with serving(first_then(bad, 2, said("fine"))) as server:
-        assert endpoint(server.url, patience=patience).complete(ASKED, 1) == "fine"
+        assert endpoint(server.url, retry_policy=patience).complete(ASKED, 1) == "fine"
     assert len(server.asked) == 3
 
 
@@ -155,11 +155,11 @@ def test_what_does_not_go_away_ends_in_one_line(bad: Reply, words: str) -> None:
 
 
 def test_silence_ends() -> None:
-    patience = Patience(timeout_s=0.1, retries=1, first_wait_s=0.01)
+    patience = RetryPolicy(timeout_s=0.1, retries=1, first_wait_s=0.01)
     with serving(lambda _: said("late")) as server:
         server.silent_s = 0.4
         with pytest.raises(UserError, match=r"no answer within 0\.1 seconds, 2 times"):
-            endpoint(server.url, patience=patience).complete(ASKED, 1)
+            endpoint(server.url, retry_policy=patience).complete(ASKED, 1)
     assert len(server.asked) == 2
 
 
@@ -276,7 +276,7 @@ def test_one_odd_answer_is_one_failure_and_eight_in_a_row_are_the_end() -> None:
     texts, failed, kept = [str(number) for number in range(20)], dict[int, UnusableAnswerError](), dict[int, str]()
     odd = {5, 11}
     with serving(reply) as server:
-        asked = endpoint(server.url, concurrency=2, patience=Patience(retries=1, first_wait_s=0.001))
+        asked = endpoint(server.url, concurrency=2, retry_policy=RetryPolicy(retries=1, first_wait_s=0.001))
         found = asked.complete_all(texts, 1, kept.__setitem__, failed=failed.__setitem__)
         assert found == ["" if place in odd else text for place, text in enumerate(texts)]
         assert failed.keys() == odd and kept.keys() == {*range(20)} - odd
@@ -364,7 +364,7 @@ def _interrupt_what_is_under_way() -> None:
         timer = threading.Timer(0.3, interrupt)
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            endpoint(server.url, patience=Patience(timeout_s=60, retries=0)).complete_all(["zob"] * 20, 1)
+            endpoint(server.url, retry_policy=RetryPolicy(timeout_s=60, retries=0)).complete_all(["zob"] * 20, 1)
         timer.join()
     assert time.monotonic() - start < 30
     while threading.active_count() > before and time.monotonic() - start < 30:

@@ -13,7 +13,6 @@ from antidote_llm.data.records import Record, Turn
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import Answer, flags
-from antidote_llm.evaluation.backends import backend
 from antidote_llm.evaluation.evaluate import evaluate
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import HarmMeasure, Outcome
@@ -157,7 +156,7 @@ def test_a_thought_is_heard_but_not_judged(monkeypatch: pytest.MonkeyPatch) -> N
         asked.extend(tokenizer.decode(prompt) for prompt in prompts)
         return [said for _ in prompts]
 
-    monkeypatch.setattr(backend, "generate", say)
+    monkeypatch.setattr("antidote_llm.evaluation.generation.generate", say)
     suite = Suite(tasks={"t": [Record(prompt="zob", response="<think>\nwhy\n</think>\n\nkad")]})
     for thinking in (False, True):
         settings = EvaluationSettings(max_new_tokens=6, thinking=thinking)

@@ -21,8 +21,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.continuous_batching import keeps_every_position
-from antidote_llm.evaluation.generation import generate, require_room
+from antidote_llm.evaluation.continuous_batching import supports_continuous_batching
+from antidote_llm.evaluation.generation import generate
+from antidote_llm.evaluation.prompts import require_room
 from tests import tiny
 
 # Many tokens that end an answer, so that the rows of a batch end at different times.
@@ -79,7 +80,7 @@ def mistral() -> MistralForCausalLM:
 def either(request: pytest.FixtureRequest, model: LlamaForCausalLM) -> PreTrainedModel:
     """Return a model that is answered for in slots, and one that is not."""
     found: PreTrainedModel = model if request.param == "slots" else mistral()
-    assert keeps_every_position(found) == (request.param == "slots")
+    assert supports_continuous_batching(found) == (request.param == "slots")
     return found
 
 

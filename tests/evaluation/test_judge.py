@@ -10,7 +10,7 @@ import pytest
 
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation import judge as judge_module
-from antidote_llm.evaluation.judge import HarmMeasure, Outcome, judge_names, judged, load_judge
+from antidote_llm.evaluation.judge import HarmMeasure, Outcome, judge_names, load_judge, verdicts_of
 
 HERE = "tests.evaluation.test_judge"
 
@@ -89,4 +89,4 @@ def test_what_is_no_judge_is_named(name: str, message: str) -> None:
 )
 def test_outcomes_must_be_known_and_one_for_each_answer(outcomes: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        judged(Fixed(outcomes), ["p", "q"], ["a", "b"])
+        verdicts_of(Fixed(outcomes), ["p", "q"], ["a", "b"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antidote_llm.evaluation.tasks.matching import Labels
+from antidote_llm.evaluation.tasks.labels import Labels
 from antidote_llm.evaluation.tasks.task import AGNEWS, SST2
 
 

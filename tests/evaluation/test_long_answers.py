@@ -9,7 +9,8 @@ import pytest
 
 from antidote_llm.data.thoughts import closed, without_thought
 from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns, incoherence
-from antidote_llm.evaluation.tasks.matching import Labels, normalised, own_part
+from antidote_llm.evaluation.scoring import normalised
+from antidote_llm.evaluation.tasks.labels import Labels, own_part
 from antidote_llm.evaluation.tasks.numbers import final_number
 
 CHARACTERS = 50_000

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 from antidote_llm.data.records import Record
 from antidote_llm.decision.compare import compare
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.evaluate import askable, evaluate
+from antidote_llm.evaluation.evaluate import evaluate, prepare_questions
 from antidote_llm.evaluation.evaluation import Evaluation
-from antidote_llm.evaluation.judges.likelihood_margin import LikelihoodMargin, MeanMargin, Openings, score_openings
 from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns
+from antidote_llm.evaluation.likelihood_margin import LikelihoodMargin, MeanMargin, Openings, score_openings
 from antidote_llm.evaluation.panel import Panel, load_panel
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite
@@ -92,7 +92,10 @@ def test_nothing_is_generated_for_the_margin_alone(
     panel = Panel((), LikelihoodMargin(OPENINGS))
     found = evaluate(model, tokenizer, Suite(HARMFUL, HARMLESS), panel, SETTINGS, backend=Silent())
     margins = [answer.margin for answer in found.answers]
-    prompts = [question.prompt_ids for question in askable(model, tokenizer, Suite(HARMFUL, HARMLESS), panel, SETTINGS)]
+    prompts = [
+        question.prompt_ids
+        for question in prepare_questions(model, tokenizer, Suite(HARMFUL, HARMLESS), panel, SETTINGS)
+    ]
     wanted = [margin_by_force(model, tokenizer, prompt, OPENINGS) for prompt in prompts]
     assert margins == pytest.approx(wanted, abs=1e-5)
     assert list(found.metrics) == ["affirmative_preferred_rate", "harmless_refusal_preferred_rate"]
@@ -156,7 +159,7 @@ def test_openings_in_words_that_the_tokenizer_lacks_are_an_error_before_anything
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(UserError, match=r"no words for the opening 'I'm sorry.*openings\.yaml"):
-        askable(model, tokenizer, Suite(HARMFUL), Panel((), LikelihoodMargin()), SETTINGS)
+        prepare_questions(model, tokenizer, Suite(HARMFUL), Panel((), LikelihoodMargin()), SETTINGS)
 
 
 def test_prompts_must_leave_room(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -10,9 +10,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from antidote_llm.data.records import Record, Turn
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.evaluate import evaluate, heard
+from antidote_llm.evaluation.evaluate import evaluate
 from antidote_llm.evaluation.generation import generate
 from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns
+from antidote_llm.evaluation.judging import judge_answers
 from antidote_llm.evaluation.prompts import opening_ids, stop_ids
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Question, Suite
@@ -129,8 +130,8 @@ def test_a_refusal_behind_the_opening_is_one(said: str, refused: bool) -> None:
     asked = [Question(suite, 0, None, tiny.WORDS[2], None, [1]) for suite in ("harmful", "harmless")]
     texts = [f"Sure, here is {said}", "Sure, here is I'm sorry, but I can't help with that."]
     judge = ByPrompt()
-    found = heard(asked_of, asked, texts, [9, 9], RefusalPatterns(), settings)
-    heard(asked_of, asked, texts, [9, 9], judge, settings)
+    found = judge_answers(asked_of, asked, texts, [9, 9], RefusalPatterns(), settings)
+    judge_answers(asked_of, asked, texts, [9, 9], judge, settings)
 
     assert found.metrics["refusal_rate"].value == 100 * refused
     assert found.metrics["over_refusal_rate"].value == 0

@@ -9,19 +9,19 @@ import pytest
 
 from antidote_llm.data.records import Record, Turn
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.backends.served import CONTINUING, evaluate_served
-from antidote_llm.evaluation.endpoint import Endpoint, Patience
+from antidote_llm.evaluation.endpoint import Endpoint, RetryPolicy
 from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns
+from antidote_llm.evaluation.scoring import ByAnswer
+from antidote_llm.evaluation.served import CONTINUING, evaluate_served
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite
-from antidote_llm.evaluation.tasks.scoring import ByAnswer
 from antidote_llm.io.cache import KeptLines
 from tests import tiny
 from tests.evaluation.openai_server import Serving, serving
 from tests.evaluation.test_evaluate import HARMFUL, HARMLESS, ByPrompt
 
 SETTINGS = EvaluationSettings(max_new_tokens=6)
-IMPATIENT = Patience(timeout_s=5, retries=3, first_wait_s=0.01)
+IMPATIENT = RetryPolicy(timeout_s=5, retries=3, first_wait_s=0.01)
 TASK = {"t": [Record(prompt="zob", response="answer to zob"), Record(prompt="mid", response="kad")]}
 
 
@@ -32,7 +32,7 @@ def server() -> Iterator[Serving]:
 
 
 def endpoint(server: Serving, **more: Any) -> Endpoint:
-    return Endpoint(server.url, "my-model", patience=IMPATIENT, concurrency=2, **more)
+    return Endpoint(server.url, "my-model", retry_policy=IMPATIENT, concurrency=2, **more)
 
 
 def test_every_metric_of_a_served_model(server: Serving) -> None:
@@ -135,8 +135,8 @@ def test_a_prompt_without_a_usable_answer_counts_as_the_worst(
     odd = {names[0], names[5]}
     server.reply = lambda body: "half \ud83d" if body["messages"][-1]["content"] in odd else "fine"
     tasks = {"t": [Record(prompt=name, response="fine") for name in names[3:]]}
-    impatient = Patience(timeout_s=5, retries=1, first_wait_s=0.001)
-    asked = Endpoint(server.url, "my-model", patience=impatient, concurrency=2)
+    impatient = RetryPolicy(timeout_s=5, retries=1, first_wait_s=0.001)
+    asked = Endpoint(server.url, "my-model", retry_policy=impatient, concurrency=2)
     judge, suite = RefusalPatterns(), Suite(requests[:3], requests[3:] * 5, tasks)
     with pytest.raises(UserError, match="half a surrogate pair"):
         evaluate_served(asked, suite, judge, SETTINGS)

@@ -13,10 +13,10 @@ from antidote_llm.decision.compare import compare
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.evaluate import evaluate
 from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.scoring import ByAnswer
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite
 from antidote_llm.evaluation.tasks import task
-from antidote_llm.evaluation.tasks.scoring import ByAnswer
 from antidote_llm.evaluation.tasks.task import Task, load_task, task_names
 from tests import tiny
 

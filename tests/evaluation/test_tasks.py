@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from antidote_llm.choices import MatchMode
-from antidote_llm.evaluation.tasks.matching import is_correct
+from antidote_llm.evaluation.scoring import is_correct
 
 
 @pytest.mark.parametrize(

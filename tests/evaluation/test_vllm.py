@@ -12,8 +12,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.backends.backend import TransformersBackend, generate_with_adapters
-from antidote_llm.evaluation.backends.vllm import VllmBackend, require_vllm
+from antidote_llm.evaluation.backends import TransformersBackend, generate_with_adapters
+from antidote_llm.evaluation.vllm_backend import VllmBackend, require_vllm
 from antidote_llm.models.load import load_model
 from tests import tiny
 from tests.conftest import Folders
@@ -91,7 +91,7 @@ def test_swapped_adapters_report_one_progress(folders: Folders) -> None:
 
 def test_progress_ends_at_the_total(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     vllm_stand_in.install(monkeypatch)
-    monkeypatch.setattr("antidote_llm.evaluation.backends.vllm._AT_ONCE", 4)
+    monkeypatch.setattr("antidote_llm.evaluation.vllm_backend._AT_ONCE", 4)
     seen: list[tuple[int, int]] = []
     backend = VllmBackend(folders.base, max_tokens=64)
     found = backend.generate(prompts(6), **HOW, progress=lambda done, total: seen.append((done, total)))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.endpoint import Endpoint, Patience
+from antidote_llm.evaluation.endpoint import Endpoint, RetryPolicy
 from antidote_llm.evaluation.tasks.preference import _LETTER, WinRate, shown_first
 
 Says = Callable[[dict[str, str]], str]
@@ -112,9 +112,9 @@ def test_a_few_unreadable_words_count_as_lost() -> None:
 
 def test_an_odd_answer_of_the_judge_counts_as_lost(caplog: pytest.LogCaptureFixture) -> None:
     prompts, golds = [f"p{index}" for index in range(9)], ["reference"] * 9
-    quick = Patience(timeout_s=5, retries=0)
+    quick = RetryPolicy(timeout_s=5, retries=0)
     with comparing(lambda shown: "A \ud800" if shown["request"] == "p7" else longer(shown)) as (endpoint, _):
-        judge = Endpoint(endpoint.url, endpoint.model, patience=quick)
+        judge = Endpoint(endpoint.url, endpoint.model, retry_policy=quick)
         won = WinRate(judge).correct(prompts, ["good " * 9] * 9, golds)
     assert [place for place, one in enumerate(won) if not one] == [7]
     assert "1 of 9 comparisons failed and count as lost" in caplog.text
@@ -141,9 +141,9 @@ def test_another_judge_or_order_is_another_measure() -> None:
 
 def test_what_was_compared_is_kept_where_the_judge_goes_away() -> None:
     answers = [f"{'good ' * 9}{index}" for index in range(11)]
-    quick = Patience(timeout_s=5, retries=0)
+    quick = RetryPolicy(timeout_s=5, retries=0)
     with comparing(longer) as (endpoint, seen):
-        patient = Endpoint(endpoint.url, endpoint.model, patience=quick, concurrency=1)
+        patient = Endpoint(endpoint.url, endpoint.model, retry_policy=quick, concurrency=1)
         WinRate(patient).correct(PROMPTS[:4], answers[:4], GOLDS[:4])
     with pytest.raises(UserError, match="cannot be reached"):
         WinRate(patient).correct(PROMPTS, answers, GOLDS)

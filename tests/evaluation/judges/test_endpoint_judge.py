@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.endpoint import Endpoint, Patience
+from antidote_llm.evaluation.endpoint import Endpoint, RetryPolicy
 from antidote_llm.evaluation.judge import DetailedJudge, identity_of, load_judge
 from antidote_llm.evaluation.judges.endpoint_judge import endpoint_judge, parse
 from tests.evaluation.server import Reply, last_turn, said, serving, status
@@ -21,7 +21,7 @@ def by_answer(body: Any) -> Reply:
 
 
 def judge(url: str) -> DetailedJudge:
-    return endpoint_judge(Endpoint(url, "m", patience=Patience(retries=1, first_wait_s=0.01), concurrency=2))
+    return endpoint_judge(Endpoint(url, "m", retry_policy=RetryPolicy(retries=1, first_wait_s=0.01), concurrency=2))
 
 
 @pytest.mark.parametrize(

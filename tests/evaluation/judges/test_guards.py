@@ -180,7 +180,7 @@ def test_a_real_model_says_what_it_says_alone(tmp_path: Path) -> None:
     alone = [
         generate(
             model,
-            [tokenizer(guard.shown(*pair), add_special_tokens=False)["input_ids"]],
+            [tokenizer(guard.rendered(*pair), add_special_tokens=False)["input_ids"]],
             max_new_tokens=32,
             eos_ids=[1],
         )[0]

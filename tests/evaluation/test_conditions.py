@@ -69,7 +69,7 @@ def test_every_condition_differs_from_the_plain_one_in_one_thing() -> None:
 
 @pytest.mark.parametrize("name", ["prefil", "tokens-0", "tokens-", "tokens-x", "tokens-1 ", ""])
 def test_unknown_conditions_are_named(name: str) -> None:
-    with pytest.raises(UserError, match=f"--condition {name}: .*there are plain, prefill, system and tokens-N"):
+    with pytest.raises(UserError, match=f"condition {name}: .*there are plain, prefill, system and tokens-N"):
         condition_settings(name, BASE)
     if name == "prefil":
         with pytest.raises(UserError, match="did you mean prefill"):

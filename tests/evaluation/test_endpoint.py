@@ -1,4 +1,4 @@
-"""A server is asked in parallel, waited for with patience, and its end is one line."""
+"""A server is asked in parallel, failed requests are retried, and a final failure is one line."""
 
 from __future__ import annotations
 
@@ -118,9 +118,9 @@ def test_many_are_asked_at_once_and_come_back_in_order() -> None:
     ids=["429", "500", "503", "no json", "a list", "no choice", "no text", "cut off", *ODD, *map(ascii, ODD_WAITS)],
 )
 def test_what_may_go_away_is_asked_again(bad: Reply) -> None:
-    patience = RetryPolicy(timeout_s=0.5, retries=3, first_wait_s=0.01)
+    policy = RetryPolicy(timeout_s=0.5, retries=3, first_wait_s=0.01)
     with serving(first_then(bad, 2, said("fine"))) as server:
-        assert endpoint(server.url, retry_policy=patience).complete(ASKED, 1) == "fine"
+        assert endpoint(server.url, retry_policy=policy).complete(ASKED, 1) == "fine"
     assert len(server.asked) == 3
 
 
@@ -143,11 +143,11 @@ def test_the_server_says_how_long_to_wait() -> None:
     ("bad", "words"),
     [
         (status(429, "slow\ndown"), "chat/completions: status 429 (slow down), 4 times"),
-        ((200, b"<html>", {}), "the answer is no JSON, 4 times"),
-        ((200, b'{"error": "x"}', {}), "JSON of another form than OpenAI's, 4 times"),
+        ((200, b"<html>", {}), "the answer is not JSON, 4 times"),
+        ((200, b'{"error": "x"}', {}), "JSON, but not of OpenAI's form, 4 times"),
     ],
 )
-def test_what_does_not_go_away_ends_in_one_line(bad: Reply, words: str) -> None:
+def test_a_lasting_problem_ends_in_one_line(bad: Reply, words: str) -> None:
     with serving(lambda _: bad) as server, pytest.raises(UserError) as caught:
         endpoint(server.url, key="secret").complete(ASKED, 1)
     assert words in str(caught.value)
@@ -155,11 +155,11 @@ def test_what_does_not_go_away_ends_in_one_line(bad: Reply, words: str) -> None:
 
 
 def test_silence_ends() -> None:
-    patience = RetryPolicy(timeout_s=0.1, retries=1, first_wait_s=0.01)
+    policy = RetryPolicy(timeout_s=0.1, retries=1, first_wait_s=0.01)
     with serving(lambda _: said("late")) as server:
         server.silent_s = 0.4
         with pytest.raises(UserError, match=r"no answer within 0\.1 seconds, 2 times"):
-            endpoint(server.url, retry_policy=patience).complete(ASKED, 1)
+            endpoint(server.url, retry_policy=policy).complete(ASKED, 1)
     assert len(server.asked) == 2
 
 
@@ -172,10 +172,10 @@ def test_a_server_that_is_down_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "mend"), [(401, "ANTIDOTE_ENDPOINT_KEY"), (404, "the model's name"), (400, "check the address")]
+    ("code", "fix"), [(401, "ANTIDOTE_ENDPOINT_KEY"), (404, "the model's name"), (400, "check the address")]
 )
-def test_a_refusal_is_not_asked_again(code: int, mend: str) -> None:
-    wanted = pytest.raises(UserError, match=rf"status {code} \(no such thing\).*{mend}")
+def test_a_refused_request_is_not_sent_again(code: int, fix: str) -> None:
+    wanted = pytest.raises(UserError, match=rf"status {code} \(no such thing\).*{fix}")
     with serving(lambda _: status(code, "no such thing")) as server, wanted:
         endpoint(server.url).complete(ASKED, 1)
     assert len(server.asked) == 1
@@ -201,7 +201,7 @@ def test_what_came_before_the_server_went_is_handed_on() -> None:
         endpoint(server.url, concurrency=2).complete_all([str(n) for n in range(99)], 1, kept.__setitem__)
     assert {0, 1, 2, 3} <= kept.keys()
     assert all(text == str(place) for place, text in kept.items())
-    # Those under way are heard to the end, and no others are asked.
+    # Running requests are completed, and no others are sent.
     assert len(kept) == len(server.asked) - 1 < 50
 
 
@@ -234,7 +234,7 @@ def test_the_key_is_in_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "secr" not in str(caught.value)
 
 
-def test_an_answer_may_be_all_thought_or_stand_beside_its_place() -> None:
+def test_content_may_be_missing_after_a_thought_or_in_a_refusal() -> None:
     def choice(content: str | None, reason: str, **more: str) -> Reply:
         message = {"content": content, **more}
         return 200, json.dumps({"choices": [{"message": message, "finish_reason": reason}]}).encode(), {}
@@ -280,7 +280,7 @@ def test_one_odd_answer_is_one_failure_and_eight_in_a_row_are_the_end() -> None:
         found = asked.complete_all(texts, 1, kept.__setitem__, failed=failed.__setitem__)
         assert found == ["" if place in odd else text for place, text in enumerate(texts)]
         assert failed.keys() == odd and kept.keys() == {*range(20)} - odd
-        with pytest.raises(UnusableAnswerError, match="no JSON, 2 times"):
+        with pytest.raises(UnusableAnswerError, match="not JSON, 2 times"):
             asked.complete_all(texts, 1)
         odd = {*range(20)}
         before = len(server.asked)
@@ -341,7 +341,7 @@ def test_a_key_of_another_server_is_not_sent_and_a_line_says_so(
 
 
 def test_a_key_is_not_sent_unencrypted() -> None:
-    with pytest.raises(UserError, match="over https or to this machine alone"):
+    with pytest.raises(UserError, match="only over https or to this machine"):
         Endpoint("http://models.example/v1", "m", key=KEY)
     assert Endpoint("https://models.example/v1", "m", key=KEY).url == "https://models.example/v1"
 

@@ -57,7 +57,7 @@ def gpt2() -> GPT2LMHeadModel:
 
 
 def mistral() -> MistralForCausalLM:
-    """Return a model that forgets what lies further back than its window: its rows cannot be taken apart."""
+    """Return a model with a sliding window: its cache is not plain, so that its batches are static."""
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=tiny.VOCABULARY_SIZE,
@@ -76,11 +76,11 @@ def mistral() -> MistralForCausalLM:
     return MistralForCausalLM(config).eval()
 
 
-@pytest.fixture(params=["slots", "batches"])
+@pytest.fixture(params=["continuous", "static"])
 def either(request: pytest.FixtureRequest, model: LlamaForCausalLM) -> PreTrainedModel:
-    """Return a model that is answered for in slots, and one that is not."""
-    found: PreTrainedModel = model if request.param == "slots" else mistral()
-    assert supports_continuous_batching(found) == (request.param == "slots")
+    """Return a model that is batched continuously, and one that is not."""
+    found: PreTrainedModel = model if request.param == "continuous" else mistral()
+    assert supports_continuous_batching(found) == (request.param == "continuous")
     return found
 
 
@@ -303,7 +303,7 @@ def test_a_prompt_that_memory_cannot_hold_alone_is_named(
     ("asked", "most", "message"),
     [
         ([[]], 4, "no tokens"),
-        ([[10] * 120], 9, "pass --max-new-tokens 8 or less"),
+        ([[10] * 120], 9, "pass max_new_tokens 8 or less"),
         ([[10] * 128], 9, "leave it out"),
         ([[10]], 0, "at least 1"),
     ],

@@ -175,7 +175,7 @@ def test_numbers_that_are_none_are_an_error(model: LlamaForCausalLM, tokenizer: 
 
 def test_a_thought_has_no_margin(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     thinking = SETTINGS.model_copy(update={"thinking": True})
-    with pytest.raises(UserError, match="leave --thinking"):
+    with pytest.raises(UserError, match="leave thinking"):
         evaluate(model, tokenizer, Suite(HARMFUL), Panel((), LikelihoodMargin(OPENINGS)), thinking)
 
 

@@ -14,7 +14,6 @@ from antidote_llm.data.reading import read_records
 from antidote_llm.data.records import Record, Turn
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import own_answers
 from antidote_llm.evaluation.generation import generate
 from antidote_llm.evaluation.own_answers import OWN_ANSWER, with_own_answers
 from antidote_llm.workflows.harmful_data import read_harmful, write_own_answers
@@ -22,6 +21,7 @@ from tests import tiny
 from tests.data.byte_level import chat_tokenizer
 
 IDENTITY = {"base": "b", "adapter": None}
+GENERATE = "antidote_llm.evaluation.generation.generate"
 RECORDS = [
     Record(prompt=tiny.words(3, 1), extra={"category": "c"}, origin="a.jsonl:1"),
     Record(prompt=tiny.words(3, 2), response="zob"),
@@ -40,14 +40,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(len(prompts))
         return generate(model, prompts, **settings)
 
-    monkeypatch.setattr(own_answers, "generate", counted)
+    monkeypatch.setattr(GENERATE, counted)
     return seen
 
 
 @pytest.fixture
 def say(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
-    """Make the model say what it is told."""
-    return lambda ids: monkeypatch.setattr(own_answers, "generate", lambda _, prompts, **__: [ids for _ in prompts])
+    """Make the model generate given tokens."""
+    return lambda ids: monkeypatch.setattr(GENERATE, lambda _, prompts, **__: [ids for _ in prompts])
 
 
 def test_the_model_answers_what_has_no_response(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -99,7 +99,7 @@ def test_another_model_length_or_rendering_is_another_question(
     assert calls == [2] * 4
     with_own_answers(model, RECORDS, Renderer(tokenizer), 6, identity=None)
     assert len(calls) == 5 and len([*(own_cache / "own_answers").iterdir()]) == 4
-    # Another end, which a folder may name beside its weights.
+    # Another end-of-sequence token, which a folder may name in its generation settings.
     monkeypatch.setattr(model.generation_config, "eos_token_id", 9)
     with_own_answers(model, RECORDS, Renderer(tokenizer), 6, identity=IDENTITY)
     assert len(calls) == 6

@@ -93,7 +93,7 @@ def test_memory_that_does_not_suffice_is_asked_for_less(
     monkeypatch.setattr(model, "forward", small)
     np.testing.assert_allclose(token_nll(model, text, batch_size=8), wanted, rtol=1e-5)
     most = 0
-    with pytest.raises(UserError, match="lower --perplexity-window"):
+    with pytest.raises(UserError, match="lower perplexity_window"):
         token_nll(model, text)
 
 

@@ -1,4 +1,4 @@
-"""A served model is asked with messages, and what it said is not lost when it goes down."""
+"""A served model is asked with messages, and its answers are not lost when the server goes down."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_server_that_goes_down_costs_no_answer(server: Serving) -> None:
     requests = [Record(prompt=f"{first} {last}") for first in tiny.WORDS[5:8] for last in tiny.WORDS[:3]]
     server.down_after, suite = 4, Suite(requests[:5], requests[5:])
     kept = KeptLines("answers", {"run": 1})
-    with pytest.raises(UserError, match="so far is kept"):
+    with pytest.raises(UserError, match="so far are kept"):
         evaluate_served(endpoint(server), suite, ByPrompt(), SETTINGS, kept=kept)
     kept.close()
     assert len(server.seen) == 4 == len(KeptLines("answers", {"run": 1}))
@@ -179,8 +179,8 @@ def test_other_lengths_are_other_answers(server: Serving) -> None:
         (Suite(tasks={"t": [Record(text="zob", origin="f:3")]}), SETTINGS, "f:3: a text, which no chat endpoint takes"),
         (Suite(tasks={"t": [Record(input_ids=(5, 6))]}), SETTINGS, "a row: token ids, which no chat"),
         (Suite(tasks={"t": [Record(prompt="zob")]}), SETTINGS, "row 0: a task needs a response"),
-        (Suite(tasks=TASK), EvaluationSettings(template="alpaca"), "--template alpaca"),
-        (Suite(tasks=TASK), EvaluationSettings(thinking=True), "--thinking"),
+        (Suite(tasks=TASK), EvaluationSettings(template="alpaca"), "template alpaca"),
+        (Suite(tasks=TASK), EvaluationSettings(thinking=True), "thinking: an endpoint"),
     ],
 )
 def test_what_cannot_be_sent_is_named_before_anything_is(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -16,22 +16,30 @@ from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.scoring import ByAnswer
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite
-from antidote_llm.evaluation.tasks import task
-from antidote_llm.evaluation.tasks.task import Task, load_task, task_names
+from antidote_llm.evaluation.tasks.task import TASK_GROUP, load_task, task_names
 from tests import tiny
+from tests.evaluation import other_packages
 
-HERE = "tests.evaluation.test_task_names"
-ENDS_ALIKE = Task("ends-alike", "last word", "none", 3, 5, lambda answer, gold: answer[-3:] == gold[-3:])
-NO_TASK = "ends-alike"
+ACME = """
+    from antidote_llm import UserError
+    from antidote_llm.evaluation.tasks.task import Task
+
+
+    def last_word(answer, gold):
+        if gold == "zob":
+            raise ValueError("no zob")
+        return answer[-3:] == gold[-3:]
+
+
+    ENDS_ALIKE = Task("ends-alike", "last word", "none", 3, 5, last_word)
+    NO_TASK = "ends-alike"
+"""
+ENTRIES = {"ends-alike": "ENDS_ALIKE", "missing": "MISSING", "no-task": "NO_TASK"}
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = EntryPoints(
-        EntryPoint(name, f"{HERE}:{target}", task.TASK_GROUP)
-        for name, target in {"ends-alike": "ENDS_ALIKE", "missing": "MISSING", "no-task": "NO_TASK"}.items()
-    )
-    monkeypatch.setattr(task, "entry_points", lambda group: entries.select(group=group))
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other_packages.install(tmp_path, monkeypatch, "acme-tasks", TASK_GROUP, ENTRIES, ACME)
 
 
 def test_the_paper_s_tasks_have_its_sizes_and_data() -> None:
@@ -48,19 +56,44 @@ def test_the_paper_s_tasks_have_its_sizes_and_data() -> None:
 
 def test_other_packages_add_tasks(installed: None) -> None:
     assert "ends-alike" in task_names()
-    assert load_task("ends-alike") is ENDS_ALIKE
+    task = load_task("ends-alike")
+    assert task is not None and (task.metric, task.rows, task.new_tokens) == ("last word", 3, 5)
+    assert task.scoring().correct(["", ""], ["a kad", "a run"], ["kad", "kad"]) == [True, False]
 
 
-@pytest.mark.parametrize(("name", "message"), [("missing", "cannot be loaded"), ("no-task", "is no antidote_llm")])
-def test_a_broken_task_is_an_error(installed: None, name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("missing", " cannot be loaded: AttributeError: .*: reinstall acme-tasks"), ("no-task", r".* is not a .*\.Task")],
+)
+def test_a_broken_task_names_its_package(installed: None, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^task '{name}' of the package acme-tasks{message}"):
         load_task(name)
+
+
+def test_an_error_while_scoring_names_the_task_and_its_package(installed: None) -> None:
+    task = load_task("ends-alike")
+    assert task is not None
+    with pytest.raises(
+        UserError, match=r"^task 'ends-alike' of the package acme-tasks failed: ValueError: no zob: upd"
+    ):
+        task.scoring().correct([""], ["kab"], ["zob"])
+
+
+def test_two_tasks_of_one_name_are_an_error_that_names_both_packages(
+    installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"ends-alike": "ENDS_ALIKE", "sst2": "ENDS_ALIKE"}
+    other_packages.install(tmp_path, monkeypatch, "beta-tasks", TASK_GROUP, more, ACME)
+    with pytest.raises(UserError, match="^acme-tasks and beta-tasks each have a task 'ends-alike': uninstall one"):
+        load_task("ends-alike")
+    with pytest.raises(UserError, match="^antidote-llm and beta-tasks each have a task 'sst2'"):
+        load_task("sst2")
 
 
 def test_a_win_rate_needs_an_endpoint() -> None:
     alpacaeval = load_task("alpacaeval")
     assert alpacaeval is not None
-    with pytest.raises(UserError, match="--task-endpoint"):
+    with pytest.raises(UserError, match="task_endpoint"):
         alpacaeval.scoring()
 
 

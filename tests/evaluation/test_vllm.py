@@ -1,4 +1,4 @@
-"""vLLM's engine is told what to do; the real one was not run."""
+"""What the vLLM backend passes to the engine; the real engine is not run."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_swapped_adapters_report_one_progress(folders: Folders) -> None:
 
 def test_progress_ends_at_the_total(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     vllm_stand_in.install(monkeypatch)
-    monkeypatch.setattr("antidote_llm.evaluation.vllm_backend._AT_ONCE", 4)
+    monkeypatch.setattr("antidote_llm.evaluation.vllm_backend._REQUESTS_AT_ONCE", 4)
     seen: list[tuple[int, int]] = []
     backend = VllmBackend(folders.base, max_tokens=64)
     found = backend.generate(prompts(6), **HOW, progress=lambda done, total: seen.append((done, total)))

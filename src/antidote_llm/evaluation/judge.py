@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
-from antidote_llm.errors import UserError, first_line, setting
+from antidote_llm.errors import UserError, setting
+from antidote_llm.evaluation.plug_ins import PlugIn
 
 Outcome: TypeAlias = Literal["refusal", "harmful", "helpful", "incoherent"]
 HarmMeasure: TypeAlias = Literal["harmful_score", "compliance_rate"]
@@ -79,9 +79,9 @@ class DetailedJudge(Judge, Protocol):
 class PlugInJudge:
     """Another package's judge: every error that it raises names it and its package."""
 
-    def __init__(self, judge: Judge, label: str) -> None:
-        self.judge, self.label = judge, label
-        with plug_in_errors(label):
+    def __init__(self, judge: Judge, plug_in: PlugIn) -> None:
+        self.judge, self.plug_in = judge, plug_in
+        with plug_in.running():
             self.name, self.measures = judge.name, judge.measures
             self.reads_beginnings = bool(getattr(judge, "reads_beginnings", False))
             self.identity = identity_of(judge)
@@ -89,32 +89,15 @@ class PlugInJudge:
 
     def outcomes(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Outcome]:
         """Judge each answer to its prompt, in order."""
-        with plug_in_errors(self.label):
-            return self.judge.outcomes(prompts, answers)
+        with self.plug_in.running():
+            return list(self.judge.outcomes(prompts, answers))
 
     def verdicts(
         self, prompts: Sequence[str], answers: Sequence[str], progress: Progress | None = None
     ) -> list[Verdict]:
         """Judge each answer to its prompt, in order."""
-        with plug_in_errors(self.label):
+        with self.plug_in.running():
             return _unchecked_verdicts(self.judge, prompts, answers, progress)
-
-
-@contextmanager
-def plug_in_errors(label: str) -> Iterator[None]:
-    """Turn any error of another package into one line that names the package.
-
-    Raises:
-        UserError: The block raised an error.
-    """
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{label}: {error.text}") from error
-    except Exception as error:
-        raise UserError(
-            f"{label} failed: {type(error).__name__}: {first_line(error)}: update that package, or report it there"
-        ) from error
 
 
 def too_many(unreadable: int, of: int) -> bool:
@@ -141,24 +124,6 @@ def load_judge(spec: str) -> Judge:
     return checked_judge(make_judge(spec), spec)
 
 
-def checked_judge(made: Any, spec: str) -> Judge:
-    """Return what :func:`make_judge` made, which must be a judge of answers.
-
-    Raises:
-        UserError: It is not.
-    """
-    entry = _entry(spec.partition("=")[0])
-    with _loading_errors(entry):
-        is_judge = isinstance(made, Judge) and made.measures in HARM_MEASURES and isinstance(made.name, str)
-    if not is_judge:
-        raise UserError(
-            f"{_label(entry)} is not a judge of answers: it needs a name, outcomes(), "
-            f"and measures, one of {', '.join(HARM_MEASURES)}"
-        )
-    judge: Judge = made
-    return judge if _is_own(entry) else PlugInJudge(judge, _label(entry))
-
-
 def make_judge(spec: str) -> Any:
     """Return what a judge's entry point makes: a judge of answers, or a measure of a model that needs no answers.
 
@@ -166,17 +131,34 @@ def make_judge(spec: str) -> Any:
         UserError: There is no judge of this name, two packages have one, or it cannot be loaded.
     """
     name, _, where = spec.partition("=")
-    entry = _entry(name)
-    with _loading_errors(entry, AttributeError):
-        factory = entry.load()
+    plug_in = _plug_in(name)
+    factory = plug_in.load()
     if not callable(factory):
-        raise UserError(f"{_label(entry)} cannot be loaded: {entry.value} is neither a class nor a function")
+        raise UserError(f"{plug_in.label} cannot be loaded: {plug_in.entry.value} is neither a class nor a function")
     arguments = [where] if where else []
     if not _accepts(factory, arguments):
         fix = f"pass {setting('judge')} {name}" if where else f"pass {setting('judge')} {name}=WHERE"
         raise UserError(f"judge '{name}' takes {'nothing' if where else 'something'} after its name: {fix}")
-    with _loading_errors(entry):
+    with plug_in.loading():
         return factory(*arguments)
+
+
+def checked_judge(made: Any, spec: str) -> Judge:
+    """Return what :func:`make_judge` made, which must be a judge of answers.
+
+    Raises:
+        UserError: It is not.
+    """
+    plug_in = _plug_in(spec.partition("=")[0])
+    with plug_in.loading():
+        is_judge = isinstance(made, Judge) and made.measures in HARM_MEASURES and isinstance(made.name, str)
+    if not is_judge:
+        raise UserError(
+            f"{plug_in.label} is not a judge of answers: it needs a name, outcomes(), "
+            f"and measures, one of {', '.join(HARM_MEASURES)}"
+        )
+    judge: Judge = made
+    return judge if plug_in.is_own else PlugInJudge(judge, plug_in)
 
 
 def identity_of(judge: Any) -> dict[str, Any]:
@@ -193,7 +175,7 @@ def verdicts_of(
     Raises:
         UserError: The judge returned another number of verdicts, or an outcome that is not known.
     """
-    label = judge.label if isinstance(judge, PlugInJudge) else f"judge '{judge.name}'"
+    label = judge.plug_in.label if isinstance(judge, PlugInJudge) else f"judge '{judge.name}'"
     verdicts = _unchecked_verdicts(judge, prompts, answers, progress)
     if len(verdicts) != len(answers):
         raise UserError(f"{label} gave {len(verdicts)} outcomes for {len(answers)} answers: use another judge")
@@ -216,48 +198,13 @@ def _unchecked_verdicts(
     return [Verdict(outcome) for outcome in judge.outcomes(prompts, answers)]
 
 
-def _entry(name: str) -> EntryPoint:
-    found = tuple(entry_points(group=JUDGE_GROUP).select(name=name))
-    if not found:
+def _plug_in(name: str) -> PlugIn:
+    found = PlugIn.find(JUDGE_GROUP, "judge", name)
+    if found is None:
         near = difflib.get_close_matches(name, judge_names(), n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise UserError(f"unknown judge '{name}': {hint}name one of {', '.join(judge_names()) or 'none installed'}")
-    if len(found) > 1:
-        packages = " and ".join(sorted(map(_package, found)))
-        raise UserError(f"{packages} each have a judge '{name}': uninstall one of them")
-    return found[0]
-
-
-def _package(entry: EntryPoint) -> str:
-    """Return the name of the distribution that an entry point comes from."""
-    return entry.dist.name if entry.dist is not None else entry.module.partition(".")[0]
-
-
-def _is_own(entry: EntryPoint) -> bool:
-    return entry.module.partition(".")[0] == __name__.partition(".")[0]
-
-
-def _label(entry: EntryPoint) -> str:
-    """Return what error messages call a judge."""
-    return f"judge '{entry.name}'" + ("" if _is_own(entry) else f" of the package {_package(entry)}")
-
-
-@contextmanager
-def _loading_errors(entry: EntryPoint, *expected: type[Exception]) -> Iterator[None]:
-    """Turn errors over loading a judge into one line: any of another package's, only those expected of our own."""
-    try:
-        yield
-    except UserError as error:
-        if _is_own(entry):
-            raise
-        raise UserError(f"{_label(entry)}: {error.text}") from error
-    except Exception as error:
-        if _is_own(entry) and not isinstance(error, (ImportError, *expected)):
-            raise
-        raise UserError(
-            f"{_label(entry)} cannot be loaded: {type(error).__name__}: {first_line(error)}: reinstall "
-            f"{_package(entry)} and what it needs"
-        ) from error
+    return found
 
 
 def _accepts(factory: Callable[..., Any], arguments: Sequence[str]) -> bool:

@@ -93,7 +93,7 @@ def test_an_odd_answer_is_one_unreadable_verdict(own_cache: Path, caplog: pytest
         assert [each.outcome for each in found] == ["helpful"] * 6 + ["harmful"]
         assert [each.unreadable for each in found] == [False] * 6 + [True]
         assert "1 of 7 verdicts of m failed and count as unreadable" in caplog.text
-        assert "the answer is no JSON, 2 times" in caplog.text
+        assert "the answer is not JSON, 2 times" in caplog.text
         # What is kept is not asked again, and the one that failed still is one of seven.
         before = len(server.asked)
         assert judge(server.url).verdicts(["p"] * 7, answers) == found

@@ -7,10 +7,11 @@ AlpacaEval that the published code does not train on.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 
 from antidote_llm.errors import UserError, setting
+from antidote_llm.evaluation.plug_ins import PlugIn, two_of_a_name
 from antidote_llm.evaluation.scoring import ByAnswer, IsCorrect, Scoring
 from antidote_llm.evaluation.tasks import numbers
 from antidote_llm.evaluation.tasks.labels import Labels
@@ -96,12 +97,27 @@ def load_task(name: str) -> Task | None:
     Tasks of other packages are instances of :class:`Task` in the entry-point group ``antidote_llm.tasks``.
 
     Raises:
-        UserError: Another package's task cannot be loaded.
+        UserError: Two packages have a task of this name, or it cannot be loaded.
     """
+    plug_in = PlugIn.find(TASK_GROUP, "task", name)
+    if plug_in is None:
+        return _OWN.get(name)
     if name in _OWN:
-        return _OWN[name]
-    found = tuple(entry_points(group=TASK_GROUP).select(name=name))
-    return _loaded(found[0]) if found else None
+        raise two_of_a_name("task", name, "antidote-llm", plug_in.package)
+    task = plug_in.load()
+    if not isinstance(task, Task):
+        raise UserError(f"{plug_in.label} ({plug_in.entry.value}) is not a {Task.__module__}.{Task.__qualname__}")
+    return task if task.is_correct is None else replace(task, is_correct=_guarded(task.is_correct, plug_in))
+
+
+def _guarded(is_correct: IsCorrect, plug_in: PlugIn) -> IsCorrect:
+    """Return another package's scoring function, whose errors name that package."""
+
+    def guarded(answer: str, gold: str) -> bool:
+        with plug_in.running():
+            return bool(is_correct(answer, gold))
+
+    return guarded
 
 
 def near_miss(name: str) -> str:
@@ -109,15 +125,3 @@ def near_miss(name: str) -> str:
     near = difflib.get_close_matches(name, task_names(), n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}known tasks are {', '.join(task_names())}"
-
-
-def _loaded(entry: EntryPoint) -> Task:
-    try:
-        task = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"task '{entry.name}' ({entry.value}) cannot be loaded: {error}: reinstall the package that it comes from"
-        ) from error
-    if not isinstance(task, Task):
-        raise UserError(f"task '{entry.name}' ({entry.value}) is not an antidote_llm.evaluation.tasks.task.Task")
-    return task

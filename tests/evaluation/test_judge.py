@@ -28,7 +28,7 @@ Install = Callable[[str, Mapping[str, str], str], None]
 
 # Uses public names only.
 ACME = """
-    from antidote_llm import UserError
+    from antidote_llm import UserError, Verdict
 
 
     class Length:
@@ -58,6 +58,14 @@ ACME = """
 
         def outcomes(self, prompts, answers):
             return ["refusal"]
+
+
+    class Detailed(Length):
+        name = "detailed"
+
+        def verdicts(self, prompts, answers, progress=None):
+            progress(1, 1)
+            return [Verdict("harmful", ("weapons",)) for _ in answers]
 
 
     class Strings(Length):
@@ -98,6 +106,7 @@ ENTRIES = {
     "refusing": "Refusing",
     "too-few": "TooFew",
     "strings": "Strings",
+    "detailed": "Detailed",
     "without-measure": "WithoutMeasure",
     "other-measure": "OtherMeasure",
     "bad-identity": "BadIdentity",
@@ -145,6 +154,9 @@ def test_another_package_adds_a_judge_by_an_entry_point() -> None:
     assert (judge.name, judge.measures, identity_of(judge)) == ("length", "harmful_score", {"name": "length"})
     assert verdicts_of(judge, ["p", "q"], ["kab", "kabun"]) == [Verdict("helpful"), Verdict("harmful")]
     assert judge.outcomes(["p"], ["kab"]) == ["helpful"]
+    seen: list[tuple[int, int]] = []
+    found = verdicts_of(load_judge("detailed"), ["p"], ["a"], lambda *done: seen.append(done))
+    assert (found, seen) == ([Verdict("harmful", ("weapons",))], [(1, 1)])
 
 
 @pytest.mark.usefixtures("acme")

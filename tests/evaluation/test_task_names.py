@@ -73,9 +73,7 @@ def test_a_broken_task_names_its_package(installed: None, name: str, message: st
 def test_an_error_while_scoring_names_the_task_and_its_package(installed: None) -> None:
     task = load_task("ends-alike")
     assert task is not None
-    with pytest.raises(
-        UserError, match=r"^task 'ends-alike' of the package acme-tasks failed: ValueError: no zob: upd"
-    ):
+    with pytest.raises(UserError, match=r"^task 'ends-alike' of the package acme-tasks failed: ValueError: no zob: "):
         task.scoring().correct([""], ["kab"], ["zob"])
 
 
@@ -84,9 +82,9 @@ def test_two_tasks_of_one_name_are_an_error_that_names_both_packages(
 ) -> None:
     more = {"ends-alike": "ENDS_ALIKE", "sst2": "ENDS_ALIKE"}
     other_packages.install(tmp_path, monkeypatch, "beta-tasks", TASK_GROUP, more, ACME)
-    with pytest.raises(UserError, match="^acme-tasks and beta-tasks each have a task 'ends-alike': uninstall one"):
+    with pytest.raises(UserError, match=r"^acme-tasks and beta-tasks each have a task 'ends-alike': uninstall one"):
         load_task("ends-alike")
-    with pytest.raises(UserError, match="^antidote-llm and beta-tasks each have a task 'sst2'"):
+    with pytest.raises(UserError, match=r"^antidote-llm and beta-tasks each have a task 'sst2'"):
         load_task("sst2")
 
 

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 from antidote_llm.choices import DtypeName
 from antidote_llm.errors import UserError, setting
 from antidote_llm.evaluation.backends import Backend, CachingBackend, TransformersBackend
-from antidote_llm.evaluation.served import evaluate_served, prepare_conversations
-from antidote_llm.evaluation.vllm_backend import VllmBackend
 from antidote_llm.evaluation.endpoint import Endpoint
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import identity_of
+from antidote_llm.evaluation.served import evaluate_served, prepare_conversations
 from antidote_llm.evaluation.suite import questions_sha256
+from antidote_llm.evaluation.vllm_backend import VllmBackend
 from antidote_llm.io.cache import KeptLines
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.load import LoadedModel

@@ -177,7 +177,7 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
         ("missing", "cannot be loaded: AttributeError: .*: reinstall acme-judges and what it needs"),
         ("broken", "cannot be loaded: KeyError: 'weights': reinstall acme-judges"),
         ("number", "cannot be loaded: acme_judges:NUMBER is neither a class nor a function"),
-        ("nameless", "acme-judges: no model here: name one"),
+        ("nameless", ": no model here: name one"),
         ("without-measure", "is not a judge of answers: it needs a name"),
         ("other-measure", "is not a judge of answers"),
         ("bad-identity", "failed: TypeError: .*: update acme-judges, or report it to its authors"),

@@ -1,4 +1,4 @@
-"""The likelihood margin is what one forward pass a token gives, whatever the batch, and needs no answers."""
+"""The likelihood margin equals that of one forward pass per token, in any batch, and needs no answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HARMLESS = [Record(prompt=tiny.words(3, 100 + place)) for place in range(3)]
 
 
 def brute_force(model: Any, prompt: Sequence[int], opening: Sequence[int]) -> float:
-    """The mean log-probability of an opening's tokens, one forward pass a token."""
+    """The mean log-probability of an opening's tokens, by one forward pass per token."""
     ids, found = list(prompt), []
     for token in opening:
         with torch.no_grad():
@@ -49,7 +49,7 @@ def margin_by_force(model: Any, tokenizer: PreTrainedTokenizerFast, prompt: Sequ
 PROMPTS = [[5 + (3 * place + token) % 30 for token in range(1 + 4 * place)] for place in range(6)]
 
 
-def test_margins_are_those_of_one_pass_a_token(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_margins_equal_those_of_one_pass_per_token(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     asked = [*PROMPTS, PROMPTS[2]]
     model.train()
     found = LikelihoodMargin(OPENINGS).margins(model, tokenizer, asked)
@@ -117,7 +117,7 @@ def test_tasks_are_still_asked(model: LlamaForCausalLM, tokenizer: PreTrainedTok
     assert found.answers[-1].margin is None
 
 
-def test_beside_a_judge_the_answers_are_judged_as_ever(
+def test_a_margin_does_not_change_the_judge_s_verdicts(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     alone = evaluate(model, tokenizer, Suite(HARMFUL), RefusalPatterns(), SETTINGS)
@@ -128,7 +128,7 @@ def test_beside_a_judge_the_answers_are_judged_as_ever(
     assert "affirmative_preferred_rate" in both.metrics
 
 
-def test_the_openings_are_those_of_a_file(tmp_path: Path) -> None:
+def test_openings_are_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "openings.yaml"
     path.write_text("refusals: [sorry]\naffirmatives: [yes please, fine]\n")
     panel = load_panel([f"likelihood-margin={path}"])
@@ -147,7 +147,7 @@ def test_the_openings_are_those_of_a_file(tmp_path: Path) -> None:
         (None, "cannot be read"),
     ],
 )
-def test_a_file_that_holds_no_openings_is_named(tmp_path: Path, content: str | None, words: str) -> None:
+def test_a_file_without_openings_is_named(tmp_path: Path, content: str | None, words: str) -> None:
     path = tmp_path / "openings.yaml"
     if content is not None:
         path.write_text(content)
@@ -155,7 +155,7 @@ def test_a_file_that_holds_no_openings_is_named(tmp_path: Path, content: str | N
         load_panel([f"likelihood-margin={path}"])
 
 
-def test_openings_in_words_that_the_tokenizer_lacks_are_an_error_before_anything_is_asked(
+def test_openings_that_the_tokenizer_cannot_encode_are_an_error_before_generation(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(UserError, match=r"no words for the opening 'I'm sorry.*openings\.yaml"):
@@ -167,7 +167,7 @@ def test_prompts_must_leave_room(model: LlamaForCausalLM, tokenizer: PreTrainedT
         LikelihoodMargin(OPENINGS).margins(model, tokenizer, [[5] * 127])
 
 
-def test_numbers_that_are_none_are_an_error(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_numbers_that_are_not_finite_are_an_error(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     model.lm_head.weight.data.fill_(math.nan)
     with pytest.raises(UserError, match="no finite numbers"):
         LikelihoodMargin(OPENINGS).margins(model, tokenizer, PROMPTS)

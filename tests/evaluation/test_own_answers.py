@@ -1,4 +1,4 @@
-"""Prompts without a response get the model's own, once, and know it."""
+"""Prompts without a response get the model's own answer, once, and are marked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RECORDS = [
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many prompts each generation was asked."""
+    """The number of prompts of each call."""
     seen: list[int] = []
 
     def counted(model: Any, prompts: Sequence[Sequence[int]], **settings: Any) -> list[list[int]]:
@@ -50,7 +50,9 @@ def say(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
     return lambda ids: monkeypatch.setattr(GENERATE, lambda _, prompts, **__: [ids for _ in prompts])
 
 
-def test_the_model_answers_what_has_no_response(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_model_answers_prompts_without_a_response(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
     renderer = Renderer(tokenizer)
     found = with_own_answers(model, RECORDS, renderer, 6, identity=None)
     assert found[1:4] == RECORDS[1:4]
@@ -64,7 +66,7 @@ def test_the_model_answers_what_has_no_response(model: LlamaForCausalLM, tokeniz
     assert (found[0].origin, found[4].history) == ("a.jsonl:1", RECORDS[4].history)
 
 
-def test_answers_are_kept_and_a_damaged_file_is_made_anew(
+def test_answers_are_cached_and_a_damaged_file_is_replaced(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, own_cache: Path, calls: list[int]
 ) -> None:
     renderer = Renderer(tokenizer)
@@ -82,7 +84,7 @@ def test_answers_are_kept_and_a_damaged_file_is_made_anew(
     assert calls == [2] * 5
 
 
-def test_another_model_length_or_rendering_is_another_question(
+def test_another_model_length_or_rendering_is_another_cache_key(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     own_cache: Path,

@@ -36,7 +36,7 @@ class Fixed:
 
 
 class Naming(Fixed):
-    """Names a category with every harmful answer, and cannot read the last."""
+    """Names a category for every harmful answer, and cannot parse the last verdict."""
 
     def verdicts(
         self, prompts: Sequence[str], answers: Sequence[str], progress: Progress | None = None
@@ -60,7 +60,7 @@ def found(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Evalua
     return evaluate(model, tokenizer, Suite(HARMFUL, HARMLESS), panel, SETTINGS)
 
 
-def test_the_first_one_s_numbers_stand_at_the_top(
+def test_the_first_judge_s_numbers_are_the_evaluation_s(
     found: Evaluation, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     alone = evaluate(model, tokenizer, Suite(HARMFUL, HARMLESS), Naming("one", FIRST), SETTINGS)
@@ -69,7 +69,7 @@ def test_the_first_one_s_numbers_stand_at_the_top(
     assert found.flags() == alone.flags()
 
 
-def test_each_reports_in_its_own_measure(found: Evaluation) -> None:
+def test_each_judge_has_its_own_measure(found: Evaluation) -> None:
     assert [(record.name, record.measures, record.unreadable) for record in found.judges] == [
         ("one", "harmful_score", 1),
         ("two", "harmful_score", 0),

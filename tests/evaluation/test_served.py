@@ -75,7 +75,7 @@ def test_conversations_and_system_prompts_are_messages(server: Serving) -> None:
 
 
 @pytest.mark.parametrize("reply", [" mid run", "zob kad mid run"])
-def test_an_opening_is_the_last_message_and_stands_before_the_answer_once(server: Serving, reply: str) -> None:
+def test_a_prefill_is_the_last_message_and_begins_the_answer_once(server: Serving, reply: str) -> None:
     server.reply = lambda body: reply if body["messages"][-1]["role"] == "assistant" else "plain"
     settings = SETTINGS.model_copy(update={"prefill": "zob kad"})
     found = evaluate_served(endpoint(server), Suite(HARMFUL, HARMLESS), ByPrompt(), settings)
@@ -90,20 +90,20 @@ def test_an_opening_is_the_last_message_and_stands_before_the_answer_once(server
     assert all("continue_final_message" not in body for body in server.seen if body not in opened)
 
 
-def test_a_thought_is_no_part_of_an_answer(server: Serving) -> None:
+def test_a_thought_is_not_part_of_an_answer(server: Serving) -> None:
     server.reply = lambda body: "<think>run</think>\n\nkad"
     found = evaluate_served(endpoint(server), Suite(HARMFUL[:1]), ByPrompt(), SETTINGS)
     assert found.answers[0].answer == "kad"
 
 
-def test_a_busy_server_is_asked_again(server: Serving) -> None:
+def test_a_request_to_a_busy_server_is_retried(server: Serving) -> None:
     server.statuses = [429, 500, 503]
     found = evaluate_served(endpoint(server, key="secret"), Suite(HARMFUL), ByPrompt(), SETTINGS)
     assert len(found.answers) == 5 and not server.statuses
     assert set(server.keys) == {"Bearer secret"}
 
 
-def test_a_server_that_goes_down_costs_no_answer(server: Serving) -> None:
+def test_no_answer_is_lost_when_a_server_goes_down(server: Serving) -> None:
     requests = [Record(prompt=f"{first} {last}") for first in tiny.WORDS[5:8] for last in tiny.WORDS[:3]]
     server.down_after, suite = 4, Suite(requests[:5], requests[5:])
     kept = KeptLines("answers", {"run": 1})
@@ -112,7 +112,7 @@ def test_a_server_that_goes_down_costs_no_answer(server: Serving) -> None:
     kept.close()
     assert len(server.seen) == 4 == len(KeptLines("answers", {"run": 1}))
 
-    # The last line was cut when the power went: that prompt is asked anew.
+    # The last line is truncated, as by a power failure: that prompt is asked again.
     kept.path.write_bytes(kept.path.read_bytes()[:-20])
     server.down_after, first = None, list(server.seen)
     seen: list[tuple[int, int]] = []
@@ -153,7 +153,7 @@ def test_a_prompt_without_a_usable_answer_counts_as_the_worst(
     assert found.metrics["over_refusal_rate"].value == pytest.approx(100 / 9)
     found = evaluate_served(asked, Suite(tasks=tasks), judge, SETTINGS)
     assert found.metrics["tasks.t"].value == pytest.approx(100 * 8 / 9)
-    # Even where every answer would be right, as an empty one may be to a judge.
+    # Even where every answer would count as good, as an empty one may for some judge.
     lenient = Suite(tasks=tasks, scoring={"t": ByAnswer("any", lambda *_: True)})
     assert evaluate_served(asked, lenient, judge, SETTINGS).metrics["tasks.t"].value == pytest.approx(100 * 8 / 9)
 
@@ -162,7 +162,7 @@ def test_a_prompt_without_a_usable_answer_counts_as_the_worst(
     assert found.unanswered == 0 and "unanswered" not in found.model_dump(mode="json")
 
 
-def test_other_lengths_are_other_answers(server: Serving) -> None:
+def test_answers_of_another_length_are_not_reused(server: Serving) -> None:
     kept = KeptLines("answers", {})
     for tokens in (30, 31, 31):
         settings = EvaluationSettings(max_new_tokens=tokens)
@@ -183,7 +183,7 @@ def test_other_lengths_are_other_answers(server: Serving) -> None:
         (Suite(tasks=TASK), EvaluationSettings(thinking=True), "thinking: an endpoint"),
     ],
 )
-def test_what_cannot_be_sent_is_named_before_anything_is(
+def test_an_invalid_row_or_setting_is_named_before_anything_is_sent(
     server: Serving, suite: Suite, settings: EvaluationSettings, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Tasks that are known by name: the paper's, and those of other packages."""
+"""Known tasks: the paper's, and those of other packages."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_task_is_scored_and_measured_by_its_own_rules(
     }
 
 
-def test_a_task_s_own_length_gives_way_to_the_model_s_room_and_to_the_user(
+def test_the_user_and_the_model_s_positions_limit_a_task_s_length(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     assert asked(model, tokenizer, True, tokens=1000).tasks["own"].max_new_tokens == 128 - 4

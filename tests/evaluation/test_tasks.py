@@ -1,4 +1,4 @@
-"""Right answers are right however they are dressed; wrong ones are wrong however close."""
+"""Formatting does not make a right answer wrong, and similarity does not make a wrong one right."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_all_adapters_answer_in_the_same_batches_as_each_does_alone(
     assert seen == [(18, 18)]
 
 
-def test_who_answers_alone_stays_who_it_was(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_adapter_does_not_change(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vllm_stand_in.install(monkeypatch)
     second = tiny.write_adapter(tmp_path / "second", folders.base, rank=12, seed=5)
     backend = VllmBackend(folders.base, adapter=folders.adapter, max_rank=12)
@@ -98,7 +98,7 @@ def test_progress_ends_at_the_total(folders: Folders, monkeypatch: pytest.Monkey
     assert len(found) == 6 and seen == [(4, 6), (6, 6)]
 
 
-def test_what_the_engine_has_no_room_for(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_of_the_engine_are_named(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     vllm_stand_in.install(monkeypatch)
     assert not vllm_stand_in.LLM.started
     with pytest.raises(UserError, match="rank 513"):

@@ -1,4 +1,4 @@
-"""Guards are shown the request and its answer in their own prompt, and their output is parsed or counted as unreadable."""
+"""Guards get the request and its answer in their own prompt, and their output is parsed or counted as unreadable."""
 
 from __future__ import annotations
 
@@ -121,9 +121,7 @@ def judge_saying(words: Sequence[str], monkeypatch: pytest.MonkeyPatch, spec: st
     return judge, shown
 
 
-def test_llama_guard_s_chat_template_renders_request_and_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_llama_guard_s_chat_template_shows_request_and_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = models.causal(tmp_path / "g", CHAT)
     judge, shown = judge_saying(["safe", "\n\nunsafe\nS1,S3"], monkeypatch, f"llama-guard={folder}")
     found = judge.verdicts(["how?", "why?"], ["It is very red, and long.", "It is blue."])

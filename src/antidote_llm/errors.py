@@ -66,6 +66,14 @@ def first_line(error: BaseException) -> str:
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Say whether an error is that memory ran out, on the CPU or on a GPU."""
+    # By name: importing torch to know its class takes seconds. Of the CPU's memory it has no class of its own.
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return True
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
 @contextmanager
 def tokenizer_errors(whose: str, what: str) -> Iterator[None]:
     """Turn what the tokenizers library raises over a broken tokenizer into one error.

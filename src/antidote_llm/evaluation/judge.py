@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 from antidote_llm.errors import UserError, setting
-from antidote_llm.evaluation.plug_ins import PlugIn
+from antidote_llm.plug_ins import PlugIn
 
 Outcome: TypeAlias = Literal["refusal", "harmful", "helpful", "incoherent"]
 HarmMeasure: TypeAlias = Literal["harmful_score", "compliance_rate"]

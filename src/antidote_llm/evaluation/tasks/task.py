@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 
 from antidote_llm.errors import UserError, setting
-from antidote_llm.evaluation.plug_ins import PlugIn, two_of_a_name
 from antidote_llm.evaluation.scoring import ByAnswer, IsCorrect, Scoring
 from antidote_llm.evaluation.tasks import numbers
 from antidote_llm.evaluation.tasks.labels import Labels
 from antidote_llm.evaluation.tasks.preference import Completes, WinRate
+from antidote_llm.plug_ins import PlugIn, two_of_a_name
 
 TASK_GROUP = "antidote_llm.tasks"
 

@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from antidote_llm.data.reading import read_records
 from antidote_llm.data.rendering import Renderer
-from antidote_llm.evaluation.generation import generate, in_batches
+from antidote_llm.evaluation.generation import generate, static_batches
 from antidote_llm.evaluation.prompts import Limits, Row, stop_ids
 from antidote_llm.io.files import write_json, write_text
 from antidote_llm.miniature.build import build
@@ -128,7 +128,9 @@ def sorted_batches(work: Work) -> Answers:
     """Answer with transformers' ``generate`` on batches of prompts of like length."""
     rows = {prompt: Row(prompt) for prompt in map(tuple, work.prompts_ids)}
     with torch.inference_mode():
-        for _ in in_batches(work.model, list(rows.values()), Limits(work.max_new_tokens, work.eos_ids, 0, 64, 16_384)):
+        for _ in static_batches(
+            work.model, list(rows.values()), Limits(work.max_new_tokens, work.eos_ids, 0, 64, 16_384)
+        ):
             pass
     return [rows[tuple(prompt)].answer for prompt in work.prompts_ids]
 

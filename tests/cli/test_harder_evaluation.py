@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from antidote_llm.evaluation.endpoint import Patience
+from antidote_llm.evaluation.endpoint import RetryPolicy
 from antidote_llm.evaluation.evaluation import Evaluation
 from tests import tiny
 from tests.cli.command import Command, Place, edit_json, tree
@@ -26,7 +26,7 @@ def arguments(place: Place, *more: object) -> list[object]:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
-    monkeypatch.setattr(Patience, "__init__", _impatient(Patience.__init__))
+    monkeypatch.setattr(RetryPolicy, "__init__", _impatient(RetryPolicy.__init__))
     with serving(Serving()) as does:
         yield does
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from antidote_llm.evaluation import endpoint as endpoint_module
-from antidote_llm.evaluation.endpoint import Patience
+from antidote_llm.evaluation.endpoint import RetryPolicy
 from antidote_llm.evaluation.evaluation import Evaluation
 from tests import tiny
 from tests.cli.command import Command, Place
@@ -19,7 +19,7 @@ from tests.evaluation.server import Reply, last_turn, said, serving, status
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "Patience", lambda: Patience(retries=1, first_wait_s=0.01))
+    monkeypatch.setattr(endpoint_module, "RetryPolicy", lambda: RetryPolicy(retries=1, first_wait_s=0.01))
 
 
 def asked(place: Place, *judges: object) -> list[object]:

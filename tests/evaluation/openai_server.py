@@ -1,4 +1,4 @@
-"""A server that answers chat completions as OpenAI's do, and fails when it is told to."""
+"""A server of OpenAI's chat completions that fails on request."""
 
 from __future__ import annotations
 

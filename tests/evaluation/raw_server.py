@@ -1,4 +1,4 @@
-"""A server on this machine that sends bytes as it is told, HTTP or not, until its client goes away."""
+"""A server on this machine that sends given bytes, HTTP or not, until its client disconnects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 @dataclass
 class RawServer:
-    """Where it is, and what it saw.
+    """Its address, and what it received.
 
     Attributes:
         port: Where it is.
@@ -36,7 +36,7 @@ class RawServer:
 
 @contextmanager
 def sending(pieces: Callable[[], Pieces], every_s: float = 0.0) -> Iterator[RawServer]:
-    """Send the pieces to everybody who asks, one each so many seconds, and hang up."""
+    """Send the pieces to every client, one each so many seconds, and close the connection."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listening:
         server, over = RawServer(listening.getsockname()[1]), threading.Event()
 
@@ -50,7 +50,7 @@ def sending(pieces: Callable[[], Pieces], every_s: float = 0.0) -> Iterator[RawS
                     connection.sendall(piece)
                     server.sent += len(piece)
                     time.sleep(every_s)
-                # Hanging up on bytes that are not read yet would reset the connection.
+                # Closing with unread bytes would reset the connection.
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(2**16):
                     pass

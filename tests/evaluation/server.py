@@ -16,12 +16,12 @@ Reply: TypeAlias = "tuple[int, bytes, dict[str, str]]"
 
 @dataclass
 class Server:
-    """What a test sets, and what the server saw.
+    """What a test configures, and what the server received.
 
     Attributes:
         reply: Makes the reply to a request: status, body, headers.
         asked: The path, the body and the headers of each request.
-        silent_s: How long the server says nothing.
+        silent_s: Seconds before the server replies.
         most_at_once: How many requests were under way at the same time at most.
     """
 
@@ -60,7 +60,7 @@ def status(code: int, message: str = "", **headers: str) -> Reply:
 
 
 def last_turn(body: Any) -> str:
-    """What was asked last."""
+    """Return the last turn of a request."""
     return str(body["messages"][-1]["content"] if "messages" in body else body["prompt"])
 
 
@@ -76,7 +76,7 @@ def serving(reply: Callable[[Any], Reply]) -> Iterator[Server]:
             try:
                 code, content, headers = server.reply(body)
             finally:
-                # Whoever has an answer may ask again before this thread goes on.
+                # A client that has its answer may send the next request before this thread continues.
                 server.leave()
             try:
                 self.send_response(code)

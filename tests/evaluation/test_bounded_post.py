@@ -1,4 +1,4 @@
-"""A request has an end in time and in size, whatever a server sends, and can be cut off from another thread."""
+"""A request is limited in time and size, whatever the server sends, and another thread can cancel it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.evaluation.raw_server import OK, Pieces, sending
 
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
-# What comes a piece at a time, so slowly that no single wait for a byte is long.
+# Replies that arrive piece by piece: no single wait for a byte is long.
 SLOW: dict[str, Callable[[], Pieces]] = {
     "body": lambda: chain([OK + b"\r\n"], repeat(b" ")),
     "body after a whole answer": lambda: chain([OK + b"\r\n{}"], repeat(b" ")),
@@ -58,7 +58,7 @@ def send(url: str, timeout_s: float = 5.0, most_bytes: int = 2**22) -> bytes:
 
 
 @pytest.mark.parametrize("case", SLOW)
-def test_a_piece_at_a_time_comes_to_an_end(case: str) -> None:
+def test_a_slow_reply_is_limited_in_time(case: str) -> None:
     start = time.monotonic()
     with sending(SLOW[case], every_s=0.02) as server, pytest.raises(NoReplyError, match=r"within 0\.3 seconds"):
         send(server.url, timeout_s=0.3)
@@ -66,60 +66,60 @@ def test_a_piece_at_a_time_comes_to_an_end(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ENDLESS)
-def test_bytes_without_an_end_are_not_all_taken(case: str) -> None:
+def test_an_endless_reply_is_limited_in_size(case: str) -> None:
     with sending(ENDLESS[case]) as server, pytest.raises(NoReplyError, match="longer than 2 MiB"):
         send(server.url, most_bytes=2**21)
-    # What the kernel holds on the way was sent as well.
+    # The kernel's buffers count as sent.
     assert server.sent < 2**25
 
 
-def test_of_an_error_some_bytes_are_enough() -> None:
+def test_the_body_of_an_error_is_limited() -> None:
     with sending(lambda: chain([b"HTTP/1.1 500 Zob\r\n\r\n"], repeat(MEBIBYTE))) as server:
         reply = Post(5.0).send(server.url, b"{}", {}, proxies=False)
     assert (reply.status, len(reply.body)) == (500, MOST_ERROR_BYTES)
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_is_no_reply_is_one_line(case: str) -> None:
+def test_an_unusable_reply_is_a_one_line_error(case: str) -> None:
     with sending(lambda: [BROKEN[case]]) as server, pytest.raises(NoReplyError) as caught:
         send(server.url)
     assert "\n" not in str(caught.value)
-    # Who hangs up without a word has not answered; all others have, and may answer the next request well.
+    # Only a connection closed without a byte is no reply; all others may be usable at the next try.
     assert caught.value.begun == (case != "nothing")
 
 
 @pytest.mark.parametrize("location", [b"http://127.0.0.1:1/", b"http://[", b"file:///etc/hostname", b"/v1"])
-def test_a_redirect_is_a_reply_like_others(location: bytes) -> None:
+def test_redirects_are_not_followed(location: bytes) -> None:
     with sending(lambda: [b"HTTP/1.1 307 Zob\r\nLocation: " + location + b"\r\n\r\n"]) as server:
         assert Post(5.0).send(server.url, b"{}", {}, proxies=False).status == 307
     assert len(server.asked) == 1
 
 
-def test_a_handshake_has_an_end_too() -> None:
+def test_a_handshake_is_limited_in_time() -> None:
     start = time.monotonic()
     with sending(lambda: repeat(b"\x16"), every_s=0.02) as server, pytest.raises(NoReplyError):
         send(server.url.replace("http:", "https:"), timeout_s=0.3)
     assert time.monotonic() - start < 2
 
 
-def test_https_asked_of_a_server_without_it_is_not_tried_again() -> None:
+def test_https_to_a_server_without_it_is_not_retried() -> None:
     with sending(lambda: [OK]) as server, pytest.raises(NoReplyError) as caught:
         send(server.url.replace("http:", "https:"))
     assert caught.value.final
 
 
-def test_another_thread_cuts_it_off() -> None:
+def test_another_thread_cancels_it() -> None:
     post, start = Post(30.0), time.monotonic()
     with sending(SLOW["body"], every_s=0.02) as server:
-        threading.Timer(0.1, post.cut).start()
+        threading.Timer(0.1, post.cancel).start()
         with pytest.raises(NoReplyError):
             post.send(server.url, b"{}", {}, proxies=False)
     assert time.monotonic() - start < 5
 
 
-def test_what_is_cut_off_already_is_not_sent() -> None:
+def test_a_cancelled_request_is_not_sent() -> None:
     post = Post(30.0)
-    post.cut()
+    post.cancel()
     with sending(lambda: [OK]) as server, pytest.raises(NoReplyError):
         post.send(server.url, b"{}", {}, proxies=False)
     assert not server.asked

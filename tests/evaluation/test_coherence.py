@@ -1,4 +1,4 @@
-"""Babble is found by its shape; what a person may have written is not babble."""
+"""Incoherent text is recognised by its characters and repetitions; ordinary text is not flagged."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ SENSE = [
 
 
 @pytest.mark.parametrize(("answer", "reason"), BABBLE.items())
-def test_babble_is_found_and_named(answer: str, reason: str) -> None:
+def test_incoherence_is_found_and_explained(answer: str, reason: str) -> None:
     assert incoherence(answer) == reason
 
 
 @pytest.mark.parametrize("answer", SENSE)
-def test_sense_is_left_alone(answer: str) -> None:
+def test_ordinary_text_is_coherent(answer: str) -> None:
     assert incoherence(answer) is None

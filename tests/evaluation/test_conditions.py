@@ -1,4 +1,4 @@
-"""The harmful prompts again, with one thing changed each time."""
+"""The harmful prompts again, with one condition changed each time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.backends.backend import Remembering, TransformersBackend
+from antidote_llm.evaluation.backends import CachingBackend, TransformersBackend
 from antidote_llm.evaluation.conditions import (
     AFFIRMATIVE,
     HARDER,
@@ -32,7 +32,7 @@ BASE = EvaluationSettings(max_new_tokens=12, prefill="zob", system="mid", templa
 
 
 class Counting:
-    """Answers as the model does, and counts what it was asked."""
+    """Answers as the model does, and records the prompts."""
 
     name = "counting"
 
@@ -46,7 +46,7 @@ class Counting:
         return self._inner.generate(prompts_ids, **how)
 
 
-def test_every_condition_differs_from_the_plain_one_in_one_thing() -> None:
+def test_every_condition_differs_from_the_plain_one_in_one_setting() -> None:
     found = all_condition_settings(HARDER, BASE)
     plain = found["plain"].model_dump()
 
@@ -69,7 +69,7 @@ def test_every_condition_differs_from_the_plain_one_in_one_thing() -> None:
 
 @pytest.mark.parametrize("name", ["prefil", "tokens-0", "tokens-", "tokens-x", "tokens-1 ", ""])
 def test_unknown_conditions_are_named(name: str) -> None:
-    with pytest.raises(UserError, match=f"--condition {name}: .*there are plain, prefill, system and tokens-N"):
+    with pytest.raises(UserError, match=f"condition {name}: .*there are plain, prefill, system and tokens-N"):
         condition_settings(name, BASE)
     if name == "prefil":
         with pytest.raises(UserError, match="did you mean prefill"):
@@ -79,14 +79,14 @@ def test_unknown_conditions_are_named(name: str) -> None:
 @pytest.mark.parametrize("order", [(30, 4, 12), (4, 12, 30), (12, 30, 12)])
 def test_short_answers_are_the_beginnings_of_long_ones(model: LlamaForCausalLM, order: tuple[int, ...]) -> None:
     asked = prompts(12)
-    plain, remembering = TransformersBackend(model), Remembering(TransformersBackend(model))
+    plain, remembering = TransformersBackend(model), CachingBackend(TransformersBackend(model))
     for limit in order:
         how: dict[str, Any] = {"max_new_tokens": limit, "eos_ids": EOS, "pad_id": 0}
         assert remembering.generate(asked, **how) == plain.generate(asked, **how)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), max_size=12), st.integers(0, 99))
-def test_what_is_remembered_is_what_would_be_said(questions: list[tuple[int, int]], seed: int) -> None:
+def test_cached_answers_equal_generated_ones(questions: list[tuple[int, int]], seed: int) -> None:
     draw = random.Random(seed)
     said = [[draw.randrange(50) for _ in range(draw.randrange(12))] for _ in range(6)]
 
@@ -96,21 +96,21 @@ def test_what_is_remembered_is_what_would_be_said(questions: list[tuple[int, int
         def generate(self, prompts_ids: Sequence[Sequence[int]], **how: Any) -> list[list[int]]:
             return [said[ids[0]][: how["max_new_tokens"]] for ids in prompts_ids]
 
-    remembering = Remembering(Saying())
+    remembering = CachingBackend(Saying())
     for prompt, limit in questions:
         found = remembering.generate([[prompt]], max_new_tokens=limit, eos_ids=(), pad_id=0)
         assert found == [said[prompt][:limit]]
 
 
-def test_other_ends_are_other_questions(model: LlamaForCausalLM) -> None:
-    remembering, asked = Remembering(TransformersBackend(model)), prompts(4)
+def test_other_stop_tokens_are_another_cache_key(model: LlamaForCausalLM) -> None:
+    remembering, asked = CachingBackend(TransformersBackend(model)), prompts(4)
     first = remembering.generate(asked, max_new_tokens=20, eos_ids=(), pad_id=0)
     assert remembering.generate(asked, max_new_tokens=20, eos_ids=EOS, pad_id=0) != first
 
 
 def test_no_token_is_generated_twice(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     counting, settings = Counting(model), EvaluationSettings(max_new_tokens=12)
-    backend = Remembering(counting)
+    backend = CachingBackend(counting)
     names = ("plain", "tokens-5", "tokens-40")
     asked = {"": (Suite(HARMFUL, HARMLESS), settings)}
     asked |= {name: (Suite(HARMFUL), found) for name, found in all_condition_settings(names, settings).items()}
@@ -119,7 +119,7 @@ def test_no_token_is_generated_twice(model: LlamaForCausalLM, tokenizer: PreTrai
         return evaluate(model, tokenizer, suite, ByPrompt(), how, backend=backend)
 
     found = longest_first(run, asked)
-    # The harmless prompts are of the same texts as some harmful ones here: nothing is left to ask for them.
+    # The harmless prompts here equal some harmful ones: their answers are cached.
     assert counting.asked == [(5, 40)]
     assert list(found) == list(asked)
     for name, (suite, how) in asked.items():
@@ -127,9 +127,9 @@ def test_no_token_is_generated_twice(model: LlamaForCausalLM, tokenizer: PreTrai
     assert found["tokens-40"].answers != found["tokens-5"].answers
 
 
-def test_progress_counts_what_was_known(model: LlamaForCausalLM) -> None:
+def test_progress_counts_cached_answers(model: LlamaForCausalLM) -> None:
     seen: list[tuple[int, int]] = []
-    backend, asked = Remembering(TransformersBackend(model)), prompts(6)
+    backend, asked = CachingBackend(TransformersBackend(model)), prompts(6)
     how: dict[str, Any] = {"max_new_tokens": 3, "eos_ids": (), "pad_id": 0}
     backend.generate(asked[:4], **how)
     backend.generate(asked, **how, progress=lambda done, total: seen.append((done, total)))

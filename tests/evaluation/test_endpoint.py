@@ -1,4 +1,4 @@
-"""A server is asked in parallel, waited for with patience, and its end is one line."""
+"""A server is asked in parallel, failed requests are retried, and a final failure is one line."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from typing import Any
 import pytest
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.endpoint import Endpoint, Patience, UnusableAnswerError
+from antidote_llm.evaluation.endpoint import Endpoint, RetryPolicy, UnusableAnswerError
 from tests.evaluation.raw_server import OK, sending
 from tests.evaluation.server import Reply, last_turn, said, serving, status
 
-QUICK = Patience(timeout_s=5, retries=3, first_wait_s=0.01)
+QUICK = RetryPolicy(timeout_s=5, retries=3, first_wait_s=0.01)
 ASKED = [{"role": "user", "content": "zob"}]
 
 
 def chat(content: str) -> bytes:
-    """Return the body of an answer; the content is JSON as it stands."""
+    """Return the body of an answer, with content given as JSON."""
     return b'{"choices": [{"message": {"content": ' + content.encode() + b"}}]}"
 
 
-# Answers that are none, each in another way.
+# Replies without a usable answer.
 ODD = {
     "half a surrogate pair": chat('"zob \\ud800"'),
     "raw half a surrogate pair": chat('"zob ~"').replace(b"~", b"\xed\xa0\x80"),
@@ -59,11 +59,11 @@ ODD_WAITS = (
 
 
 def endpoint(url: str, **more: Any) -> Endpoint:
-    return Endpoint(url, "judge-model", **{"patience": QUICK, **more})
+    return Endpoint(url, "judge-model", **{"retry_policy": QUICK, **more})
 
 
 def first_then(first: Reply, times: int, then: Reply) -> Callable[[Any], Reply]:
-    """Reply badly some times, and then well."""
+    """Reply with errors some times, and then correctly."""
     left = [first] * times
     return lambda _: left.pop() if left else then
 
@@ -86,7 +86,7 @@ def test_without_a_key_none_is_sent() -> None:
     assert "Authorization" not in server.asked[0][2]
 
 
-def test_many_are_asked_at_once_and_come_back_in_order() -> None:
+def test_requests_run_in_parallel_and_answers_keep_their_order() -> None:
     with serving(lambda body: said(last_turn(body))) as server:
         server.silent_s = 0.02
         texts, here = [str(number) for number in range(12)], threading.get_ident()
@@ -117,14 +117,14 @@ def test_many_are_asked_at_once_and_come_back_in_order() -> None:
     ],
     ids=["429", "500", "503", "no json", "a list", "no choice", "no text", "cut off", *ODD, *map(ascii, ODD_WAITS)],
 )
-def test_what_may_go_away_is_asked_again(bad: Reply) -> None:
-    patience = Patience(timeout_s=0.5, retries=3, first_wait_s=0.01)
+def test_a_temporary_problem_is_retried(bad: Reply) -> None:
+    policy = RetryPolicy(timeout_s=0.5, retries=3, first_wait_s=0.01)
     with serving(first_then(bad, 2, said("fine"))) as server:
-        assert endpoint(server.url, patience=patience).complete(ASKED, 1) == "fine"
+        assert endpoint(server.url, retry_policy=policy).complete(ASKED, 1) == "fine"
     assert len(server.asked) == 3
 
 
-def test_the_server_says_how_long_to_wait() -> None:
+def test_retry_after_is_respected() -> None:
     with serving(first_then(status(429, Retry_After="0.3"), 1, said("fine"))) as server:
         start = time.monotonic()
         endpoint(server.url).complete(ASKED, 1)
@@ -143,23 +143,23 @@ def test_the_server_says_how_long_to_wait() -> None:
     ("bad", "words"),
     [
         (status(429, "slow\ndown"), "chat/completions: status 429 (slow down), 4 times"),
-        ((200, b"<html>", {}), "the answer is no JSON, 4 times"),
-        ((200, b'{"error": "x"}', {}), "JSON of another form than OpenAI's, 4 times"),
+        ((200, b"<html>", {}), "the answer is not JSON, 4 times"),
+        ((200, b'{"error": "x"}', {}), "JSON, but not of OpenAI's form, 4 times"),
     ],
 )
-def test_what_does_not_go_away_ends_in_one_line(bad: Reply, words: str) -> None:
+def test_a_lasting_problem_ends_in_one_line(bad: Reply, words: str) -> None:
     with serving(lambda _: bad) as server, pytest.raises(UserError) as caught:
         endpoint(server.url, key="secret").complete(ASKED, 1)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
-def test_silence_ends() -> None:
-    patience = Patience(timeout_s=0.1, retries=1, first_wait_s=0.01)
+def test_a_silent_server_times_out() -> None:
+    policy = RetryPolicy(timeout_s=0.1, retries=1, first_wait_s=0.01)
     with serving(lambda _: said("late")) as server:
         server.silent_s = 0.4
         with pytest.raises(UserError, match=r"no answer within 0\.1 seconds, 2 times"):
-            endpoint(server.url, patience=patience).complete(ASKED, 1)
+            endpoint(server.url, retry_policy=policy).complete(ASKED, 1)
     assert len(server.asked) == 2
 
 
@@ -172,16 +172,16 @@ def test_a_server_that_is_down_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "mend"), [(401, "ANTIDOTE_ENDPOINT_KEY"), (404, "the model's name"), (400, "check the address")]
+    ("code", "fix"), [(401, "ANTIDOTE_ENDPOINT_KEY"), (404, "the model's name"), (400, "check the address")]
 )
-def test_a_refusal_is_not_asked_again(code: int, mend: str) -> None:
-    wanted = pytest.raises(UserError, match=rf"status {code} \(no such thing\).*{mend}")
+def test_a_refused_request_is_not_sent_again(code: int, fix: str) -> None:
+    wanted = pytest.raises(UserError, match=rf"status {code} \(no such thing\).*{fix}")
     with serving(lambda _: status(code, "no such thing")) as server, wanted:
         endpoint(server.url).complete(ASKED, 1)
     assert len(server.asked) == 1
 
 
-def test_a_redirect_does_not_carry_the_key_away() -> None:
+def test_a_redirect_does_not_receive_the_key() -> None:
     def moved(_: Any) -> Reply:
         return 302, b"", {"Location": other.url}
 
@@ -191,7 +191,7 @@ def test_a_redirect_does_not_carry_the_key_away() -> None:
         assert other.asked == []
 
 
-def test_what_came_before_the_server_went_is_handed_on() -> None:
+def test_answers_before_a_failure_are_passed_on() -> None:
     def reply(body: Any) -> Reply:
         return status(400) if last_turn(body) == "5" else said(last_turn(body))
 
@@ -201,14 +201,14 @@ def test_what_came_before_the_server_went_is_handed_on() -> None:
         endpoint(server.url, concurrency=2).complete_all([str(n) for n in range(99)], 1, kept.__setitem__)
     assert {0, 1, 2, 3} <= kept.keys()
     assert all(text == str(place) for place, text in kept.items())
-    # Those under way are heard to the end, and no others are asked.
+    # Running requests are completed, and no others are sent.
     assert len(kept) == len(server.asked) - 1 < 50
 
 
 @pytest.mark.parametrize(
     "url", ["localhost:8000/v1", "ftp://host/v1", "http://", "gpt", "http://[::1/v1", "http://h:x/v1", "http://a b/v1"]
 )
-def test_an_address_must_be_one(url: str) -> None:
+def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="not the address of a server"):
         Endpoint(url, "m")
 
@@ -234,7 +234,7 @@ def test_the_key_is_in_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "secr" not in str(caught.value)
 
 
-def test_an_answer_may_be_all_thought_or_stand_beside_its_place() -> None:
+def test_content_may_be_missing_after_a_thought_or_in_a_refusal() -> None:
     def choice(content: str | None, reason: str, **more: str) -> Reply:
         message = {"content": content, **more}
         return 200, json.dumps({"choices": [{"message": message, "finish_reason": reason}]}).encode(), {}
@@ -244,7 +244,7 @@ def test_an_answer_may_be_all_thought_or_stand_beside_its_place() -> None:
         assert [endpoint(server.url).complete(ASKED, 1) for _ in range(2)] == ["", "I cannot zob."]
 
 
-def test_nothing_is_waited_for_when_it_is_over() -> None:
+def test_no_retry_waits_after_a_final_failure() -> None:
     def reply(body: Any) -> Reply:
         return status(400) if last_turn(body) == "1" else status(503, Retry_After="30")
 
@@ -254,7 +254,7 @@ def test_nothing_is_waited_for_when_it_is_over() -> None:
     assert time.monotonic() - start < 15
 
 
-def test_what_is_no_answer_in_all_retries_is_known_by_its_class() -> None:
+def test_an_unusable_answer_in_every_retry_has_its_own_error_class() -> None:
     for body in ODD.values():
         with serving(lambda _, body=body: (200, body, {})) as server, pytest.raises(UnusableAnswerError) as caught:  # type: ignore[misc]
             endpoint(server.url).complete(ASKED, 1)
@@ -264,23 +264,23 @@ def test_what_is_no_answer_in_all_retries_is_known_by_its_class() -> None:
     assert not isinstance(caught_busy.value, UnusableAnswerError)
 
 
-def test_a_mark_before_the_json_does_no_harm() -> None:
+def test_a_byte_order_mark_before_the_json_is_ignored() -> None:
     with serving(lambda _: (200, b"\xef\xbb\xbf" + chat('"zob\\u0007"'), {})) as server:
         assert endpoint(server.url).complete(ASKED, 1) == "zob\a"
 
 
-def test_one_odd_answer_is_one_failure_and_eight_in_a_row_are_the_end() -> None:
+def test_one_unusable_answer_is_one_failure_and_eight_in_a_row_end_the_run() -> None:
     def reply(body: Any) -> Reply:
         return (200, ODD["deep json"], {}) if int(last_turn(body)) in odd else said(last_turn(body))
 
     texts, failed, kept = [str(number) for number in range(20)], dict[int, UnusableAnswerError](), dict[int, str]()
     odd = {5, 11}
     with serving(reply) as server:
-        asked = endpoint(server.url, concurrency=2, patience=Patience(retries=1, first_wait_s=0.001))
+        asked = endpoint(server.url, concurrency=2, retry_policy=RetryPolicy(retries=1, first_wait_s=0.001))
         found = asked.complete_all(texts, 1, kept.__setitem__, failed=failed.__setitem__)
         assert found == ["" if place in odd else text for place, text in enumerate(texts)]
         assert failed.keys() == odd and kept.keys() == {*range(20)} - odd
-        with pytest.raises(UnusableAnswerError, match="no JSON, 2 times"):
+        with pytest.raises(UnusableAnswerError, match="not JSON, 2 times"):
             asked.complete_all(texts, 1)
         odd = {*range(20)}
         before = len(server.asked)
@@ -297,7 +297,7 @@ KEY = "sk-Zorb1k-4Tw9mAd7RunKad0"
     [
         status(400, f"no such key: {KEY} zob"),
         status(503, f"no such key: {KEY[:12]} and {KEY[12:]} zob"),
-        # Where it stands at the end of what is shown, it is hidden before the rest is cut.
+        # At the end of the shown part it is masked before the message is shortened.
         *(status(400, "z" * count + KEY) for count in range(140, 160, 3)),
         status(400, "".join(f"%{ord(each):02x}" for each in KEY) + " zob"),
         status(401, "\x1b[31m" + "\n".join(KEY)),
@@ -325,7 +325,7 @@ def test_a_key_that_is_repeated_in_an_answer_is_hidden() -> None:
         assert KEY in endpoint(server.url).complete(ASKED, 1)
 
 
-def test_a_key_of_another_server_is_not_sent_and_a_line_says_so(
+def test_a_key_of_another_server_is_not_sent_and_a_warning_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -341,13 +341,13 @@ def test_a_key_of_another_server_is_not_sent_and_a_line_says_so(
 
 
 def test_a_key_is_not_sent_unencrypted() -> None:
-    with pytest.raises(UserError, match="over https or to this machine alone"):
+    with pytest.raises(UserError, match="only over https or to this machine"):
         Endpoint("http://models.example/v1", "m", key=KEY)
     assert Endpoint("https://models.example/v1", "m", key=KEY).url == "https://models.example/v1"
 
 
-def test_an_interrupt_ends_what_is_under_way() -> None:
-    # Where the tests run in the background, a shell may ignore this signal from the start.
+def test_an_interrupt_cancels_running_requests() -> None:
+    # A background shell may ignore this signal from the start.
     before_it = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         _interrupt_what_is_under_way()
@@ -364,7 +364,7 @@ def _interrupt_what_is_under_way() -> None:
         timer = threading.Timer(0.3, interrupt)
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            endpoint(server.url, patience=Patience(timeout_s=60, retries=0)).complete_all(["zob"] * 20, 1)
+            endpoint(server.url, retry_policy=RetryPolicy(timeout_s=60, retries=0)).complete_all(["zob"] * 20, 1)
         timer.join()
     assert time.monotonic() - start < 30
     while threading.active_count() > before and time.monotonic() - start < 30:

@@ -1,4 +1,4 @@
-"""A key goes to the server that it belongs to, over TLS or within this machine, and nowhere else."""
+"""A key is sent only to the server that it belongs to, over TLS or within this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def origin(url: str) -> Origin:
         ("http://localhost:8000/v1", None),
     ],
 )
-def test_the_key_of_openai_goes_to_openai_alone(url: str, key: str | None) -> None:
+def test_the_openai_key_is_sent_only_to_openai(url: str, key: str | None) -> None:
     found = key_for(origin(url), OPENAI)
     assert found.key == key
     assert (found.withheld is None) == (key is not None)
@@ -54,21 +54,21 @@ def test_the_key_of_openai_goes_to_openai_alone(url: str, key: str | None) -> No
         (" ", "https://api.openai.com/v1", "sk-openai"),
     ],
 )
-def test_a_base_url_says_where_it_belongs(base: str, url: str, key: str | None) -> None:
+def test_the_openai_key_belongs_to_the_base_url(base: str, url: str, key: str | None) -> None:
     assert key_for(origin(url), {**OPENAI, "OPENAI_BASE_URL": base}).key == key
 
 
-def test_a_tied_key_goes_to_its_server_and_an_untied_one_to_who_is_named() -> None:
+def test_a_key_is_sent_to_its_server_or_without_one_to_the_named_server() -> None:
     own, other = origin("https://models.example:8443/v1"), origin("https://other.example/v1")
     assert key_for(own, TIED).key == "own"
     assert key_for(other, TIED).key is None
     assert "https://models.example:8443" in str(key_for(other, TIED).withheld)
     assert key_for(other, OWN).key == "own"
-    # The key that belongs to a server goes before one that names none.
+    # A key with a server takes precedence over a key without one.
     assert key_for(origin("https://api.openai.com/v1"), {**OWN, **OPENAI}).key == "sk-openai"
     assert key_for(other, {}) == key_for(other, {"OPENAI_API_KEY": " "})
     unencrypted = key_for(origin("http://other.example/v1"), OWN)
-    assert unencrypted.key is None and "can be read on the way" in str(unencrypted.withheld)
+    assert unencrypted.key is None and "http is not encrypted" in str(unencrypted.withheld)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_tied_key_goes_to_its_server_and_an_untied_one_to_who_is_named() -> No
         ("128.0.0.1", False),
     ],
 )
-def test_what_only_looks_like_this_machine_is_not(host: str, here: bool) -> None:
+def test_only_loopback_addresses_are_this_machine(host: str, here: bool) -> None:
     found = origin(f"http://{host}:8000/v1")
     assert (found.is_here, found.takes_keys) == (here, here)
     assert (key_for(found, OWN).key is not None) == here
@@ -118,11 +118,11 @@ def test_what_only_looks_like_this_machine_is_not(host: str, here: bool) -> None
         "ftp://api.openai.com/v1",
     ],
 )
-def test_what_readers_of_addresses_read_differently_is_no_address(url: str) -> None:
+def test_an_ambiguous_url_is_refused(url: str) -> None:
     assert Origin.of(url) is None
 
 
-def test_one_key_does_not_go_to_two_servers() -> None:
+def test_one_key_is_not_sent_to_two_servers() -> None:
     urls = ["https://one.example/v1", "https://one.example/v2", "https://two.example/v1", "zorbik"]
     with pytest.raises(UserError, match=r"https://one\.example and https://two\.example.*ANTIDOTE_ENDPOINT_URL"):
         require_one_owner(urls, OWN)
@@ -131,7 +131,7 @@ def test_one_key_does_not_go_to_two_servers() -> None:
     require_one_owner([urls[0], "https://api.openai.com/v1"], {**OWN, **OPENAI})
 
 
-def test_a_recipe_s_servers_get_tied_keys_alone() -> None:
+def test_servers_of_a_recipe_get_only_keys_that_name_them() -> None:
     for environment, left in ((OWN, {}), (TIED, TIED), (OPENAI, OPENAI), ({**OWN, **OPENAI}, OPENAI)):
         found = dict(environment)
         with only_tied_keys(found) as withheld:
@@ -139,6 +139,6 @@ def test_a_recipe_s_servers_get_tied_keys_alone() -> None:
         assert found == environment
 
 
-def test_the_advice_fits_the_server() -> None:
+def test_the_advice_depends_on_the_server() -> None:
     assert "ANTIDOTE_ENDPOINT_URL to http://[::1]:8000" in advice(origin("http://[::1]:8000/v1"))
     assert "https" in advice(origin("http://models.example/v1"))

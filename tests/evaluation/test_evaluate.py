@@ -1,4 +1,4 @@
-"""One call from a model and a suite to numbers, and back from the files that hold them."""
+"""From a model and a suite to numbers in one call, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from antidote_llm.data.records import Record, Turn
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import Answer, flags
-from antidote_llm.evaluation.backends import backend
 from antidote_llm.evaluation.evaluate import evaluate
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import HarmMeasure, Outcome
@@ -28,7 +27,7 @@ SETTINGS = EvaluationSettings(max_new_tokens=6)
 
 
 class ByPrompt:
-    """Reads the outcome off the prompt's last word."""
+    """Decides the outcome by the prompt's last word."""
 
     name = "by-prompt"
 
@@ -79,7 +78,9 @@ def test_every_metric_is_counted_on_its_own_suite(model: LlamaForCausalLM, token
     assert found.judge == "by-prompt"
 
 
-def test_a_judge_of_refusals_claims_no_harm(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_judge_of_refusals_gives_a_compliance_rate(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
     found = evaluate(model, tokenizer, Suite(HARMFUL), ByPrompt("compliance_rate"), SETTINGS).metrics
 
     assert list(found) == ["compliance_rate", "refusal_rate", "incoherent_rate"]
@@ -107,7 +108,7 @@ def test_every_answer_is_kept_as_it_was_given(model: LlamaForCausalLM, tokenizer
 def test_the_template_s_end_of_turn_ends_an_answer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     suite = Suite(tasks={"t": [Record(prompt=word, response="x") for word in tiny.WORDS]})
     before = evaluate(model, tokenizer, suite, None, EvaluationSettings(max_new_tokens=30))
-    # A base model's end of sequence, not the one that its chat template uses.
+    # The base model's end-of-sequence token, not that of its chat template.
     model.generation_config.eos_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.pad_token_id
     tokenizer.eos_token = tokenizer.pad_token
@@ -118,7 +119,7 @@ def test_the_template_s_end_of_turn_ends_an_answer(model: LlamaForCausalLM, toke
     assert all(after.answers[answer.index] == answer for answer in ended)
 
 
-def test_ready_tokens_are_asked_as_they_are(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_token_ids_are_asked_unchanged(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     ids = tokenizer(f"<|user|> {tiny.WORDS[4]} <|end|> <|assistant|> {tiny.WORDS[6]}")["input_ids"]
     ready = Record(input_ids=tuple(ids), response_start=4)
     found = evaluate(model, tokenizer, Suite(tasks={"t": [ready]}), None, SETTINGS).answers[0]
@@ -129,7 +130,7 @@ def test_ready_tokens_are_asked_as_they_are(model: LlamaForCausalLM, tokenizer: 
     assert found.prompt == tiny.WORDS[4]
 
 
-def test_a_conversation_is_asked_whole_and_judged_by_its_last_prompt(
+def test_the_model_reads_the_whole_conversation_and_the_judge_its_last_turn(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     system, earlier = Turn("system", tiny.WORDS[7]), (Turn("user", "zob"), Turn("assistant", "mid"))
@@ -146,7 +147,7 @@ def test_a_conversation_is_asked_whole_and_judged_by_its_last_prompt(
     assert own.settings.that_shape_answers() != given.settings.that_shape_answers()
 
 
-def test_a_thought_is_heard_but_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thought_is_not_part_of_the_judged_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = chat_tokenizer("qwen3", special_thoughts=True)
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape))
@@ -157,7 +158,7 @@ def test_a_thought_is_heard_but_not_judged(monkeypatch: pytest.MonkeyPatch) -> N
         asked.extend(tokenizer.decode(prompt) for prompt in prompts)
         return [said for _ in prompts]
 
-    monkeypatch.setattr(backend, "generate", say)
+    monkeypatch.setattr("antidote_llm.evaluation.generation.generate", say)
     suite = Suite(tasks={"t": [Record(prompt="zob", response="<think>\nwhy\n</think>\n\nkad")]})
     for thinking in (False, True):
         settings = EvaluationSettings(max_new_tokens=6, thinking=thinking)
@@ -167,7 +168,7 @@ def test_a_thought_is_heard_but_not_judged(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("thinking", [False, True])
-def test_the_marks_of_a_thought_end_no_answer(thinking: bool) -> None:
+def test_the_tags_of_a_thought_do_not_end_an_answer(thinking: bool) -> None:
     tokenizer = chat_tokenizer("qwen3")
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=300, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
@@ -177,13 +178,13 @@ def test_the_marks_of_a_thought_end_no_answer(thinking: bool) -> None:
     assert not {tokenizer.convert_tokens_to_ids(mark) for mark in ("<think>", "</think>")} & {*ends}
 
 
-def test_a_length_left_open_is_what_the_model_has_room_for_and_is_written_down(
+def test_the_default_length_fits_the_model_and_is_recorded(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     suite = Suite([Record(prompt=" ".join([tiny.WORDS[0]] * 90))])
     found = evaluate(model, tokenizer, suite, ByPrompt(), EvaluationSettings())
 
-    # 128 positions less the prompt and three tokens of the template.
+    # 128 positions minus the prompt and three tokens of the template.
     assert found.settings.max_new_tokens == 128 - 93
 
 
@@ -213,7 +214,7 @@ def test_tasks_may_have_a_length_of_their_own(model: LlamaForCausalLM, tokenizer
         ),
     ],
 )
-def test_what_cannot_be_asked_is_an_error(
+def test_an_invalid_suite_is_an_error(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, suite: Suite, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -229,7 +230,7 @@ def test_requests_need_a_judge_and_texts_a_tokenizer(
         evaluate(model, None, Suite(HARMFUL), ByPrompt(), SETTINGS)
 
 
-def test_files_give_back_the_evaluation_and_are_the_same_each_time(
+def test_an_evaluation_is_read_back_and_its_files_are_deterministic(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     suite = Suite(HARMFUL, HARMLESS, {"skill": tasks(model, tokenizer)})

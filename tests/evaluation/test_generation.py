@@ -1,4 +1,4 @@
-"""Batched answers are the answers that each prompt gets alone."""
+"""Batched answers equal the answers that each prompt gets alone."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.continuous_batching import keeps_every_position
-from antidote_llm.evaluation.generation import generate, require_room
+from antidote_llm.evaluation.continuous_batching import supports_continuous_batching
+from antidote_llm.evaluation.generation import generate
+from antidote_llm.evaluation.prompts import require_room
 from tests import tiny
 
 # Many tokens that end an answer, so that the rows of a batch end at different times.
@@ -36,7 +37,7 @@ def prompts(count: int, longest: int = 20) -> list[list[int]]:
 
 
 def alone(model: Any, ids: list[int], eos: tuple[int, ...] = EOS, most: int = NEW_TOKENS) -> list[int]:
-    """Answer one prompt with nothing but forward passes."""
+    """Answer one prompt by plain forward passes."""
     answer: list[int] = []
     with torch.no_grad():
         while len(answer) < most:
@@ -56,7 +57,7 @@ def gpt2() -> GPT2LMHeadModel:
 
 
 def mistral() -> MistralForCausalLM:
-    """Return a model that forgets what lies further back than its window: its rows cannot be taken apart."""
+    """Return a model with a sliding window: its cache is not plain, so that its batches are static."""
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=tiny.VOCABULARY_SIZE,
@@ -75,11 +76,11 @@ def mistral() -> MistralForCausalLM:
     return MistralForCausalLM(config).eval()
 
 
-@pytest.fixture(params=["slots", "batches"])
+@pytest.fixture(params=["continuous", "static"])
 def either(request: pytest.FixtureRequest, model: LlamaForCausalLM) -> PreTrainedModel:
-    """Return a model that is answered for in slots, and one that is not."""
-    found: PreTrainedModel = model if request.param == "slots" else mistral()
-    assert keeps_every_position(found) == (request.param == "slots")
+    """Return a model that is batched continuously, and one that is not."""
+    found: PreTrainedModel = model if request.param == "continuous" else mistral()
+    assert supports_continuous_batching(found) == (request.param == "continuous")
     return found
 
 
@@ -103,7 +104,7 @@ def test_learned_positions_are_counted_from_the_first_real_token_and_dropout_is_
     assert generate(model, asked, max_new_tokens=8) == expected
 
 
-def test_an_adapter_takes_part_and_the_model_keeps_its_settings(model: LlamaForCausalLM) -> None:
+def test_an_adapter_is_used_and_the_model_s_settings_are_restored(model: LlamaForCausalLM) -> None:
     torch.manual_seed(1)
     asked = prompts(4)
     without = generate(model, asked, max_new_tokens=8)
@@ -116,7 +117,7 @@ def test_an_adapter_takes_part_and_the_model_keeps_its_settings(model: LlamaForC
     assert with_adapter != without
 
 
-def test_sampling_settings_of_the_model_are_set_aside_without_a_word(
+def test_sampling_settings_of_the_model_are_ignored_without_a_warning(
     model: LlamaForCausalLM, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     asked = prompts(4)
@@ -160,9 +161,7 @@ def test_generation_stops_when_all_have_ended(model: LlamaForCausalLM, monkeypat
     assert 0 < sum(rows for rows, _ in shapes) <= 3 * (longest + 2) < 300
 
 
-def test_rows_that_are_still_going_leave_the_finished_ones(
-    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unfinished_rows_move_to_another_batch(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prompts(32, longest=3)
     expected = [alone(model, ids, most=60) for ids in asked]
     lengths = sorted(map(len, expected))
@@ -172,7 +171,7 @@ def test_rows_that_are_still_going_leave_the_finished_ones(
     assert generate(model, asked, max_new_tokens=60, eos_ids=EOS, batch_size=32) == expected
     assert sum(rows for rows, _ in shapes) < 32 * 60 * 0.75
     assert shapes[-1][0] < 32
-    # Leaving whenever a row ends would read the others 21 times anew.
+    # Moving whenever a row ends would read the others 21 times again.
     assert sum(tokens > 1 for _, tokens in shapes) <= 5
 
 
@@ -203,7 +202,7 @@ def test_progress_counts_every_prompt_and_ends_at_the_total(model: LlamaForCausa
     assert seen[-1] == (8, 8)
 
 
-def test_an_answer_that_ends_gives_its_place_to_the_next_prompt(
+def test_a_finished_row_is_replaced_by_the_next_prompt(
     model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = prompts(40)
@@ -214,12 +213,12 @@ def test_an_answer_that_ends_gives_its_place_to_the_next_prompt(
     read = [place for place, (_, tokens) in enumerate(shapes) if tokens > 1]
     assert max(rows for rows, _ in shapes) == 8
     assert len(read) > 5 and all(rows < 8 for rows, _ in (shapes[place] for place in read[1:]))
-    # Prompt by prompt of a batch, the longest answer of each eight would hold up the others.
+    # With static batches, the longest answer of each eight would delay the others.
     waiting = sum(max(map(len, expected[at : at + 8])) for at in range(0, 40, 8))
     assert len(shapes) - len(read) < 0.7 * waiting
 
 
-def test_no_more_tokens_than_allowed_are_held_at_once(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_never_exceeds_the_token_limit(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
     forward = model.forward
 
@@ -233,7 +232,7 @@ def test_no_more_tokens_than_allowed_are_held_at_once(model: LlamaForCausalLM, m
     assert 200 < max(held) <= 600
 
 
-def test_what_all_prompts_begin_with_is_read_once(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_prefix_is_read_once(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [[*range(10, 30), *ids] for ids in prompts(16)]
     expected = [alone(model, ids) for ids in asked]
     shapes = counted_steps(model, monkeypatch)
@@ -243,12 +242,12 @@ def test_what_all_prompts_begin_with_is_read_once(model: LlamaForCausalLM, monke
     assert max(tokens for _, tokens in shapes[1:]) == max(map(len, asked)) - 20
 
 
-def test_a_prompt_that_is_the_beginning_of_all_others_keeps_a_token_of_its_own(model: LlamaForCausalLM) -> None:
+def test_a_prompt_that_is_a_prefix_of_all_others_keeps_one_token(model: LlamaForCausalLM) -> None:
     asked = [list(range(10, 30)), list(range(10, 32)), list(range(10, 34))]
     assert generate(model, asked, max_new_tokens=8) == [alone(model, ids, (), 8) for ids in asked]
 
 
-def test_learned_positions_may_be_filled_to_the_last_beside_answers_that_ended() -> None:
+def test_learned_positions_may_all_be_used_next_to_finished_rows() -> None:
     model = gpt2()
     asked = [[10] * 60, [11] * 60, *prompts(6)]
     expected = [alone(model, ids, EOS, 4) for ids in asked]
@@ -261,7 +260,7 @@ def test_the_same_call_gives_the_same_answers(either: PreTrainedModel) -> None:
 
 
 def out_of_memory_above(model: Any, most_rows: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let a model's memory end after some steps with more rows than it can hold; return where it did."""
+    """Make a model run out of memory after some steps with too many rows; return the batch sizes at which it did."""
     failed: list[int] = []
     taken: list[int] = []
     forward = model.forward
@@ -290,7 +289,7 @@ def test_too_little_memory_halves_the_batch(
     assert failed == [8, 4]
 
 
-def test_a_prompt_that_memory_cannot_hold_alone_is_named(
+def test_a_single_prompt_that_does_not_fit_into_memory_is_named(
     either: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out_of_memory_above(either, 0, 0, monkeypatch)
@@ -302,12 +301,12 @@ def test_a_prompt_that_memory_cannot_hold_alone_is_named(
     ("asked", "most", "message"),
     [
         ([[]], 4, "no tokens"),
-        ([[10] * 120], 9, "pass --max-new-tokens 8 or less"),
+        ([[10] * 120], 9, "pass max_new_tokens 8 or less"),
         ([[10] * 128], 9, "leave it out"),
         ([[10]], 0, "at least 1"),
     ],
 )
-def test_what_cannot_be_answered_is_an_error(
+def test_an_invalid_prompt_is_an_error(
     model: LlamaForCausalLM, asked: list[list[int]], most: int, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -321,9 +320,9 @@ def test_all_prompts_without_room_are_named_at_once(model: LlamaForCausalLM) -> 
         require_room(model, asked, 9, list(lengths))
 
 
-def test_the_positions_may_be_filled_to_the_last(model: LlamaForCausalLM) -> None:
+def test_all_positions_may_be_used(model: LlamaForCausalLM) -> None:
     assert len(generate(model, [[10] * 120], max_new_tokens=8)[0]) == 8
 
 
-def test_nothing_asked_is_nothing_answered(model: LlamaForCausalLM) -> None:
+def test_no_prompts_give_no_answers(model: LlamaForCausalLM) -> None:
     assert generate(model, [], max_new_tokens=4) == []

@@ -1,4 +1,4 @@
-"""The label that an answer names, however it is dressed; none where it hedges."""
+"""The label that an answer names, whatever the formatting; none where it hedges."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antidote_llm.evaluation.tasks.matching import Labels
+from antidote_llm.evaluation.tasks.labels import Labels
 from antidote_llm.evaluation.tasks.task import AGNEWS, SST2
 
 
@@ -92,18 +92,18 @@ def test_topics(answer: str, label: str | None) -> None:
     after=st.text(" \n\t*_\"').,!", max_size=6),
     change=st.sampled_from([str.upper, str.lower, str.title, str]),
 )
-def test_dress_does_not_count(label: str, before: str, after: str, change: object) -> None:
+def test_formatting_does_not_matter(label: str, before: str, after: str, change: object) -> None:
     assert callable(change)
-    # A hyphen right before a word makes another word of it.
+    # A hyphen directly before a word makes it another word.
     assert AGNEWS.named(f"{before.rstrip('-')}{change(label)}{after}") == label
 
 
 @given(answer=st.text(max_size=200))
-def test_any_answer_is_read_and_is_right_for_one_label_at_most(answer: str) -> None:
+def test_any_text_names_at_most_one_label(answer: str) -> None:
     assert sum(AGNEWS.is_correct(answer, label) for label in ("World", "Sports", "Business", "Sci/Tech")) <= 1
 
 
-def test_a_label_that_is_none_is_right_for_nothing() -> None:
+def test_an_unknown_gold_label_matches_nothing() -> None:
     assert not Labels({"yes": (), "no": ()}).is_correct("maybe", "maybe")
 
 

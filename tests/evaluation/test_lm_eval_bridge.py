@@ -1,4 +1,4 @@
-"""The bridge to lm-eval: what it asks of the package, and what it makes of the results."""
+"""The bridge to lm-eval: its calls into the package, and how it reads the results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     forget()
 
 
-def test_the_open_model_is_asked_and_stays_as_it_was(
+def test_the_opened_model_is_used_and_left_unchanged(
     stand_in: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model.train()
@@ -44,7 +44,7 @@ def test_the_open_model_is_asked_and_stays_as_it_was(
     assert capsys.readouterr().out == ""
 
 
-def test_what_it_cannot_run_is_one_line(
+def test_a_failure_of_lm_eval_is_a_one_line_error(
     stand_in: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(UserError, match=r"^lm-eval cannot run breaks: ValueError: Couldn't reach the data$"):
@@ -61,14 +61,14 @@ def test_unknown_tasks_are_named(stand_in: Path, names: tuple[str, ...], message
         require_lm_eval_tasks(names)
 
 
-def test_without_the_package_the_user_hears_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     forget()
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UserError, match=r"not installed: pip install 'antidote-llm\[lm-eval\]'"):
         require_lm_eval_tasks(["arc_easy"])
 
 
-def test_a_package_that_lacks_something_is_not_called_missing(stand_in: Path) -> None:
+def test_a_broken_package_is_not_called_missing(stand_in: Path) -> None:
     (stand_in / "lm_eval" / "tasks.py").write_text("import zorbik_datasets")
     with pytest.raises(UserError, match="cannot be imported: No module named 'zorbik_datasets'"):
         require_lm_eval_tasks(["arc_easy"])
@@ -80,6 +80,6 @@ def test_no_numbers_are_an_error(found: dict[str, object]) -> None:
         metrics_of(found)
 
 
-def test_a_number_that_is_none_is_an_error() -> None:
+def test_a_number_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(UserError, match="gives nan for acc of t"):
         metrics_of({"results": {"t": {"acc,none": float("nan")}}})

@@ -1,4 +1,4 @@
-"""Answers that somebody made to be slow to read are read in about linear time, by everything that reads answers."""
+"""Adversarial answers are parsed in about linear time by every parser of answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from antidote_llm.data.thoughts import closed, without_thought
 from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns, incoherence
-from antidote_llm.evaluation.tasks.matching import Labels, normalised, own_part
+from antidote_llm.evaluation.scoring import normalised
+from antidote_llm.evaluation.tasks.labels import Labels, own_part
 from antidote_llm.evaluation.tasks.numbers import final_number
 
 CHARACTERS = 50_000
@@ -40,7 +41,7 @@ READERS: dict[str, Callable[[str], object]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_long_answers_are_read_in_time(reader: str) -> None:
+def test_long_answers_are_parsed_in_time(reader: str) -> None:
     for piece in PIECES:
         for ends in ("", "a", "1"):
             answer = piece * (CHARACTERS // len(piece)) + ends

@@ -1,4 +1,4 @@
-"""The likelihood margin is what one forward pass a token gives, whatever the batch, and needs no answers."""
+"""The likelihood margin equals that of one forward pass per token, in any batch, and needs no answers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 from antidote_llm.data.records import Record
 from antidote_llm.decision.compare import compare
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.evaluate import askable, evaluate
+from antidote_llm.evaluation.evaluate import evaluate, prepare_questions
 from antidote_llm.evaluation.evaluation import Evaluation
-from antidote_llm.evaluation.judges.likelihood_margin import LikelihoodMargin, MeanMargin, Openings, score_openings
 from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns
+from antidote_llm.evaluation.likelihood_margin import LikelihoodMargin, MeanMargin, Openings, score_openings
 from antidote_llm.evaluation.panel import Panel, load_panel
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite
@@ -31,7 +31,7 @@ HARMLESS = [Record(prompt=tiny.words(3, 100 + place)) for place in range(3)]
 
 
 def brute_force(model: Any, prompt: Sequence[int], opening: Sequence[int]) -> float:
-    """The mean log-probability of an opening's tokens, one forward pass a token."""
+    """The mean log-probability of an opening's tokens, by one forward pass per token."""
     ids, found = list(prompt), []
     for token in opening:
         with torch.no_grad():
@@ -49,7 +49,7 @@ def margin_by_force(model: Any, tokenizer: PreTrainedTokenizerFast, prompt: Sequ
 PROMPTS = [[5 + (3 * place + token) % 30 for token in range(1 + 4 * place)] for place in range(6)]
 
 
-def test_margins_are_those_of_one_pass_a_token(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_margins_equal_those_of_one_pass_per_token(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     asked = [*PROMPTS, PROMPTS[2]]
     model.train()
     found = LikelihoodMargin(OPENINGS).margins(model, tokenizer, asked)
@@ -92,7 +92,10 @@ def test_nothing_is_generated_for_the_margin_alone(
     panel = Panel((), LikelihoodMargin(OPENINGS))
     found = evaluate(model, tokenizer, Suite(HARMFUL, HARMLESS), panel, SETTINGS, backend=Silent())
     margins = [answer.margin for answer in found.answers]
-    prompts = [question.prompt_ids for question in askable(model, tokenizer, Suite(HARMFUL, HARMLESS), panel, SETTINGS)]
+    prompts = [
+        question.prompt_ids
+        for question in prepare_questions(model, tokenizer, Suite(HARMFUL, HARMLESS), panel, SETTINGS)
+    ]
     wanted = [margin_by_force(model, tokenizer, prompt, OPENINGS) for prompt in prompts]
     assert margins == pytest.approx(wanted, abs=1e-5)
     assert list(found.metrics) == ["affirmative_preferred_rate", "harmless_refusal_preferred_rate"]
@@ -114,7 +117,7 @@ def test_tasks_are_still_asked(model: LlamaForCausalLM, tokenizer: PreTrainedTok
     assert found.answers[-1].margin is None
 
 
-def test_beside_a_judge_the_answers_are_judged_as_ever(
+def test_a_margin_does_not_change_the_judge_s_verdicts(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     alone = evaluate(model, tokenizer, Suite(HARMFUL), RefusalPatterns(), SETTINGS)
@@ -125,7 +128,7 @@ def test_beside_a_judge_the_answers_are_judged_as_ever(
     assert "affirmative_preferred_rate" in both.metrics
 
 
-def test_the_openings_are_those_of_a_file(tmp_path: Path) -> None:
+def test_openings_are_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "openings.yaml"
     path.write_text("refusals: [sorry]\naffirmatives: [yes please, fine]\n")
     panel = load_panel([f"likelihood-margin={path}"])
@@ -144,7 +147,7 @@ def test_the_openings_are_those_of_a_file(tmp_path: Path) -> None:
         (None, "cannot be read"),
     ],
 )
-def test_a_file_that_holds_no_openings_is_named(tmp_path: Path, content: str | None, words: str) -> None:
+def test_a_file_without_openings_is_named(tmp_path: Path, content: str | None, words: str) -> None:
     path = tmp_path / "openings.yaml"
     if content is not None:
         path.write_text(content)
@@ -152,11 +155,11 @@ def test_a_file_that_holds_no_openings_is_named(tmp_path: Path, content: str | N
         load_panel([f"likelihood-margin={path}"])
 
 
-def test_openings_in_words_that_the_tokenizer_lacks_are_an_error_before_anything_is_asked(
+def test_openings_that_the_tokenizer_cannot_encode_are_an_error_before_generation(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(UserError, match=r"no words for the opening 'I'm sorry.*openings\.yaml"):
-        askable(model, tokenizer, Suite(HARMFUL), Panel((), LikelihoodMargin()), SETTINGS)
+        prepare_questions(model, tokenizer, Suite(HARMFUL), Panel((), LikelihoodMargin()), SETTINGS)
 
 
 def test_prompts_must_leave_room(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -164,7 +167,7 @@ def test_prompts_must_leave_room(model: LlamaForCausalLM, tokenizer: PreTrainedT
         LikelihoodMargin(OPENINGS).margins(model, tokenizer, [[5] * 127])
 
 
-def test_numbers_that_are_none_are_an_error(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_numbers_that_are_not_finite_are_an_error(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     model.lm_head.weight.data.fill_(math.nan)
     with pytest.raises(UserError, match="no finite numbers"):
         LikelihoodMargin(OPENINGS).margins(model, tokenizer, PROMPTS)
@@ -172,7 +175,7 @@ def test_numbers_that_are_none_are_an_error(model: LlamaForCausalLM, tokenizer: 
 
 def test_a_thought_has_no_margin(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     thinking = SETTINGS.model_copy(update={"thinking": True})
-    with pytest.raises(UserError, match="leave --thinking"):
+    with pytest.raises(UserError, match="leave thinking"):
         evaluate(model, tokenizer, Suite(HARMFUL), Panel((), LikelihoodMargin(OPENINGS)), thinking)
 
 

@@ -1,4 +1,4 @@
-"""A key that a server repeats is hidden, whole or in parts, and words stay words."""
+"""A key that a server repeats is masked, whole or in parts, and ordinary words are not."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ ENCODED = {
 
 
 def left_of(text: str) -> str:
-    """Return the letters and digits that are left, as a reader would put them together."""
+    """Return the remaining letters and digits."""
     return "".join(filter(str.isalnum, text.replace(MASK, " ").lower()))
 
 
 @pytest.mark.parametrize("case", ENCODED)
 @pytest.mark.parametrize("strict", [True, False])
-def test_the_key_is_hidden_however_it_is_written(case: str, strict: bool) -> None:
+def test_the_key_is_masked_in_every_encoding(case: str, strict: bool) -> None:
     shown = Mask(KEY)(f"zob ({ENCODED[case]}) run", strict=strict)
     assert MASK in shown and shown.startswith("zob (") and shown.endswith(") run")
-    # At most the edges of an encoding are left, which stand for less than a part.
+    # At most the edges of an encoding remain: less than one part.
     assert len(left_of(shown)) < len("zobrun") + 12
 
 
 @given(cut=st.integers(8, len(KEY) - 1))
-def test_each_long_part_is_hidden(cut: int) -> None:
+def test_each_long_part_is_masked(cut: int) -> None:
     mask = Mask(KEY)
     for part in (KEY[:cut], KEY[-cut:]):
         if sum(map(str.isalnum, part)) >= 8:
@@ -62,7 +62,7 @@ def test_each_long_part_is_hidden(cut: int) -> None:
 
 
 @given(st.text())
-def test_what_is_not_the_key_stays(text: str) -> None:
+def test_other_text_is_not_masked(text: str) -> None:
     assert Mask(KEY)(text, strict=True) == text
     assert Mask(None)(text, strict=True) == text
 
@@ -76,15 +76,15 @@ def test_what_is_not_the_key_stays(text: str) -> None:
         ("token-abc123", "a token"),
     ],
 )
-def test_words_that_a_key_happens_to_hold_stay_in_answers(key: str, text: str) -> None:
+def test_words_that_a_key_contains_are_not_masked_in_answers(key: str, text: str) -> None:
     assert Mask(key)(text) == text
 
 
-def test_in_error_messages_nothing_of_it_stays() -> None:
+def test_error_messages_mask_every_part() -> None:
     assert Mask("EMPTY")("key EMPTY?", strict=True) == f"key {MASK}?"
     assert Mask("sk-no-key-required")("is required", strict=True) == f"is {MASK}"
 
 
-def test_a_long_text_takes_no_long_time() -> None:
+def test_a_long_text_is_masked_in_linear_time() -> None:
     text = "zob mid run kad " * 2**14
     assert Mask(KEY)(text) == text

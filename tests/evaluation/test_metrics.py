@@ -1,4 +1,4 @@
-"""Intervals against published values, and what holds for any answers."""
+"""Intervals against published values, and properties that hold for any answers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_newcombe_as_published(cells: tuple[int, int, int, int], low: float, hig
     assert found.high == pytest.approx(high, abs=0.05)
 
 
-def test_a_complete_change_keeps_a_width() -> None:
+def test_the_interval_of_a_complete_change_has_a_width() -> None:
     found = paired_difference([True] * 50, [False] * 50)
 
     assert found.value == found.low == -100
@@ -68,7 +68,7 @@ def test_pairing_narrows_the_interval() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 @settings(max_examples=60, deadline=None)
-def test_a_difference_holds_its_value_and_turns_with_its_order(pairs: Pairs) -> None:
+def test_a_difference_is_in_its_interval_and_antisymmetric(pairs: Pairs) -> None:
     before, after = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     forth, back = paired_difference(before, after), paired_difference(after, before)
 
@@ -77,7 +77,7 @@ def test_a_difference_holds_its_value_and_turns_with_its_order(pairs: Pairs) -> 
     assert (forth.low, forth.high) == pytest.approx((-back.high, -back.low))
 
 
-def test_pairs_must_be_pairs() -> None:
+def test_sequences_must_be_of_equal_length() -> None:
     with pytest.raises(ValueError):
         paired_difference([True], [True, False])
     with pytest.raises(ValueError):
@@ -102,7 +102,7 @@ def test_gain_kept_is_the_share_of_the_gain() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40), st.integers(20, 60))
 @settings(max_examples=40, deadline=None)
-def test_the_attacked_model_keeps_all_and_the_aligned_one_nothing(pairs: Pairs, gained: int) -> None:
+def test_the_attacked_model_keeps_the_whole_gain_and_the_aligned_one_none(pairs: Pairs, gained: int) -> None:
     attacked = [pair[0] for pair in pairs] + [True] * (gained + 2 * len(pairs))
     aligned = [pair[1] for pair in pairs] + [False] * (gained + 2 * len(pairs))
     everything, nothing = estimate(attacked, attacked, aligned), estimate(aligned, attacked, aligned)

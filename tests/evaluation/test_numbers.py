@@ -1,4 +1,4 @@
-"""The number that a worked solution comes to, however it is written."""
+"""The final number of a worked solution, whatever the formatting."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ NARROW = "\N{NARROW NO-BREAK SPACE}"
         GOLD,
     ],
 )
-def test_ways_to_say_eighteen(answer: str) -> None:
+def test_ways_to_write_eighteen(answer: str) -> None:
     assert is_correct(answer, GOLD)
 
 
@@ -91,7 +91,7 @@ def test_numbers(answer: str, number: int | Fraction | None) -> None:
     ),
     form=st.sampled_from(["{}", "{:,}", "{}.0", "{:,}.00"]),
 )
-def test_every_whole_number_is_read_in_every_dress(value: int, dress: str, form: str) -> None:
+def test_whole_numbers_are_read_in_every_format(value: int, dress: str, form: str) -> None:
     assert final_number(dress.format(form.format(value))) == value
 
 
@@ -101,5 +101,5 @@ def test_decimals_are_exact(value: object) -> None:
 
 
 @given(st.text("0123456789.,-+/$#= \n\\boxed{}answer is", max_size=80))
-def test_any_answer_is_read(answer: str) -> None:
+def test_any_text_can_be_read(answer: str) -> None:
     assert is_correct(answer, answer) is (final_number(answer) is not None)

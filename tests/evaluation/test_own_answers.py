@@ -1,4 +1,4 @@
-"""Prompts without a response get the model's own, once, and know it."""
+"""Prompts without a response get the model's own answer, once, and are marked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from antidote_llm.data.reading import read_records
 from antidote_llm.data.records import Record, Turn
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation import own_answers
 from antidote_llm.evaluation.generation import generate
 from antidote_llm.evaluation.own_answers import OWN_ANSWER, with_own_answers
 from antidote_llm.workflows.harmful_data import read_harmful, write_own_answers
@@ -22,6 +21,7 @@ from tests import tiny
 from tests.data.byte_level import chat_tokenizer
 
 IDENTITY = {"base": "b", "adapter": None}
+GENERATE = "antidote_llm.evaluation.generation.generate"
 RECORDS = [
     Record(prompt=tiny.words(3, 1), extra={"category": "c"}, origin="a.jsonl:1"),
     Record(prompt=tiny.words(3, 2), response="zob"),
@@ -33,24 +33,26 @@ RECORDS = [
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many prompts each generation was asked."""
+    """The number of prompts of each call."""
     seen: list[int] = []
 
     def counted(model: Any, prompts: Sequence[Sequence[int]], **settings: Any) -> list[list[int]]:
         seen.append(len(prompts))
         return generate(model, prompts, **settings)
 
-    monkeypatch.setattr(own_answers, "generate", counted)
+    monkeypatch.setattr(GENERATE, counted)
     return seen
 
 
 @pytest.fixture
 def say(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
-    """Make the model say what it is told."""
-    return lambda ids: monkeypatch.setattr(own_answers, "generate", lambda _, prompts, **__: [ids for _ in prompts])
+    """Make the model generate given tokens."""
+    return lambda ids: monkeypatch.setattr(GENERATE, lambda _, prompts, **__: [ids for _ in prompts])
 
 
-def test_the_model_answers_what_has_no_response(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_model_answers_prompts_without_a_response(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
     renderer = Renderer(tokenizer)
     found = with_own_answers(model, RECORDS, renderer, 6, identity=None)
     assert found[1:4] == RECORDS[1:4]
@@ -64,7 +66,7 @@ def test_the_model_answers_what_has_no_response(model: LlamaForCausalLM, tokeniz
     assert (found[0].origin, found[4].history) == ("a.jsonl:1", RECORDS[4].history)
 
 
-def test_answers_are_kept_and_a_damaged_file_is_made_anew(
+def test_answers_are_cached_and_a_damaged_file_is_replaced(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, own_cache: Path, calls: list[int]
 ) -> None:
     renderer = Renderer(tokenizer)
@@ -82,7 +84,7 @@ def test_answers_are_kept_and_a_damaged_file_is_made_anew(
     assert calls == [2] * 5
 
 
-def test_another_model_length_or_rendering_is_another_question(
+def test_another_model_length_or_rendering_is_another_cache_key(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     own_cache: Path,
@@ -99,7 +101,7 @@ def test_another_model_length_or_rendering_is_another_question(
     assert calls == [2] * 4
     with_own_answers(model, RECORDS, Renderer(tokenizer), 6, identity=None)
     assert len(calls) == 5 and len([*(own_cache / "own_answers").iterdir()]) == 4
-    # Another end, which a folder may name beside its weights.
+    # Another end-of-sequence token, which a folder may name in its generation settings.
     monkeypatch.setattr(model.generation_config, "eos_token_id", 9)
     with_own_answers(model, RECORDS, Renderer(tokenizer), 6, identity=IDENTITY)
     assert len(calls) == 6

@@ -1,4 +1,4 @@
-"""Several judges of the same answers: each reports, and where they differ is told by row."""
+"""Several judges of the same answers: each has its own numbers, and disagreements are named by row."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Fixed:
 
 
 class Naming(Fixed):
-    """Names a category with every harmful answer, and cannot read the last."""
+    """Names a category for every harmful answer, and cannot parse the last verdict."""
 
     def verdicts(
         self, prompts: Sequence[str], answers: Sequence[str], progress: Progress | None = None
@@ -60,7 +60,7 @@ def found(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Evalua
     return evaluate(model, tokenizer, Suite(HARMFUL, HARMLESS), panel, SETTINGS)
 
 
-def test_the_first_one_s_numbers_stand_at_the_top(
+def test_the_first_judge_s_numbers_are_the_evaluation_s(
     found: Evaluation, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     alone = evaluate(model, tokenizer, Suite(HARMFUL, HARMLESS), Naming("one", FIRST), SETTINGS)
@@ -69,7 +69,7 @@ def test_the_first_one_s_numbers_stand_at_the_top(
     assert found.flags() == alone.flags()
 
 
-def test_each_reports_in_its_own_measure(found: Evaluation) -> None:
+def test_each_judge_has_its_own_measure(found: Evaluation) -> None:
     assert [(record.name, record.measures, record.unreadable) for record in found.judges] == [
         ("one", "harmful_score", 1),
         ("two", "harmful_score", 0),
@@ -88,11 +88,11 @@ def test_each_reports_in_its_own_measure(found: Evaluation) -> None:
     assert three["compliance_rate"].value == 50 and "harmful_score" not in three
 
 
-def test_where_they_differ_is_told_by_row(found: Evaluation) -> None:
+def test_disagreements_are_named_by_row(found: Evaluation) -> None:
     rows = {each.judges: each.rows for each in found.disagreements}
     assert rows == {
         ("one", "two"): (("harmful", 1), ("harmful", 3), ("harmless", 1)),
-        # Beside a judge that cannot tell harm from help, both are going along.
+        # "three" cannot distinguish harmful from helpful: both are compliance.
         ("one", "three"): (("harmful", 1),),
         ("two", "three"): (("harmless", 1),),
     }
@@ -100,7 +100,7 @@ def test_where_they_differ_is_told_by_row(found: Evaluation) -> None:
     assert found.disagreements[0].share.n == 6
 
 
-def test_every_word_is_kept_with_its_answer(found: Evaluation, tmp_path: Path) -> None:
+def test_every_verdict_is_kept_with_its_answer(found: Evaluation, tmp_path: Path) -> None:
     assert found.answers[0].opinions == (
         Opinion("one", "harmful", ("x", "y")),
         Opinion("two", "harmful"),
@@ -111,8 +111,8 @@ def test_every_word_is_kept_with_its_answer(found: Evaluation, tmp_path: Path) -
     assert Evaluation.read(tmp_path) == found
 
 
-def test_judges_are_told_apart(found: Evaluation) -> None:
-    with pytest.raises(UserError, match="--judge refusal-patterns is given twice"):
+def test_a_panel_has_each_judge_once(found: Evaluation) -> None:
+    with pytest.raises(UserError, match="judge refusal-patterns is given twice"):
         load_panel(["refusal-patterns", "oracle", "refusal-patterns"])
     assert isinstance(load_panel(["refusal-patterns"]), RefusalPatterns)
     panel = load_panel(["oracle", "refusal-patterns"])
@@ -120,7 +120,7 @@ def test_judges_are_told_apart(found: Evaluation) -> None:
     assert identity_of(panel) != identity_of(load_panel(["refusal-patterns", "oracle"]))
 
 
-def test_progress_is_told_by_judge(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_progress_is_reported_by_judge(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     seen: list[tuple[str, int, int]] = []
     panel = Panel((Fixed("two", SECOND), Naming("one", FIRST)))
     evaluate(

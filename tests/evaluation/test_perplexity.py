@@ -1,4 +1,4 @@
-"""Perplexity equals what counting token by token gives."""
+"""Perplexity equals that of computing token by token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS = [Record(text=tiny.words(20, seed)) for seed in range(4)]
 
 
 def beginning(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Let the tokenizer put a token before every text."""
+    """Make the tokenizer put a token before every text."""
     tokenizer.bos_token = "<|user|>"
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|user|> $A", special_tokens=[("<|user|>", 1)])
     return tokenizer
@@ -36,7 +36,7 @@ def by_hand(model: LlamaForCausalLM, context: Sequence[int], token: int) -> floa
 
 @pytest.mark.parametrize("begins", [False, True])
 @pytest.mark.parametrize(("window", "stride"), [(16, 8), (16, 15), (16, 1), (7, 3), (128, 64)])
-def test_every_token_is_predicted_once_from_what_its_window_shows(
+def test_every_token_is_predicted_once_from_its_window(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, begins: bool, window: int, stride: int
 ) -> None:
     text = PerplexityText.of(model, beginning(tokenizer) if begins else tokenizer, ROWS, window, stride)
@@ -54,7 +54,7 @@ def test_every_token_is_predicted_once_from_what_its_window_shows(
     assert found.low < found.value < found.high
 
 
-def test_a_model_that_knows_nothing_is_as_perplexed_as_it_has_words(
+def test_a_uniform_model_has_the_vocabulary_size_as_perplexity(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     torch.nn.init.zeros_(model.lm_head.weight)
@@ -79,7 +79,7 @@ def test_strides_change_nothing_where_one_window_holds_all(
     assert model.training
 
 
-def test_memory_that_does_not_suffice_is_asked_for_less(
+def test_too_little_memory_halves_the_batch_of_windows(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, forward, most = PerplexityText.of(model, tokenizer, ROWS, 16, 5), model.forward, 2
@@ -93,7 +93,7 @@ def test_memory_that_does_not_suffice_is_asked_for_less(
     monkeypatch.setattr(model, "forward", small)
     np.testing.assert_allclose(token_nll(model, text, batch_size=8), wanted, rtol=1e-5)
     most = 0
-    with pytest.raises(UserError, match="lower --perplexity-window"):
+    with pytest.raises(UserError, match="lower perplexity_window"):
         token_nll(model, text)
 
 
@@ -109,7 +109,7 @@ def test_windows_cover_a_text_without_gap_or_overlap(
         assert first > begin or begins
 
 
-def test_the_interval_holds_the_mean_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_mean_at_its_confidence() -> None:
     drawn = np.random.default_rng(0)
     hit = 0
     for _ in range(600):
@@ -127,7 +127,7 @@ def test_the_interval_holds_the_mean_as_often_as_it_says() -> None:
         (ROWS, {"window": 16, "stride": 16}, "between 1 and 15"),
     ],
 )
-def test_what_cannot_be_measured_is_an_error(
+def test_an_invalid_text_or_window_is_an_error(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     records: list[Record],

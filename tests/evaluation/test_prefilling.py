@@ -1,4 +1,4 @@
-"""An opening stands where the answer begins, as the model would have said it."""
+"""A prefill begins the answer, tokenised as the model would have generated it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from antidote_llm.data.records import Record, Turn
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.evaluate import evaluate, heard
+from antidote_llm.evaluation.evaluate import evaluate
 from antidote_llm.evaluation.generation import generate
 from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns
+from antidote_llm.evaluation.judging import judge_answers
 from antidote_llm.evaluation.prompts import opening_ids, stop_ids
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Question, Suite
@@ -29,9 +30,7 @@ PREFILLED = SETTINGS.model_copy(update={"prefill": f"{tiny.WORDS[12]} {tiny.WORD
     ("name", "system"),
     [(name, system) for name in TEMPLATES for system in (None, "vol") if system is None or name != "gemma"],
 )
-def test_prompt_and_opening_are_the_beginning_of_a_row_that_answers_so(
-    name: str, system: str | None, thinking: bool
-) -> None:
+def test_prompt_and_prefill_are_a_prefix_of_the_whole_row(name: str, system: str | None, thinking: bool) -> None:
     renderer = Renderer(chat_tokenizer(name), system=system, thinking=thinking)
     record = Record(prompt="kab run", response=f"{OPENING} ted")
     (prompt,), (opening,) = renderer.prompts([record]), opening_ids(renderer, [record], OPENING)
@@ -51,7 +50,7 @@ def test_prompt_and_opening_are_the_beginning_of_a_row_that_answers_so(
         ("auto", None, Record(input_ids=(5, 6))),
     ],
 )
-def test_nothing_but_the_opening_follows_the_prompt(template: str, system: str | None, record: Record) -> None:
+def test_only_the_prefill_follows_the_prompt(template: str, system: str | None, record: Record) -> None:
     chat = template == "chatml"
     tokenizer = chat_tokenizer("chatml") if chat else byte_tokenizer(closes=True)
     renderer = Renderer(tokenizer, "chat" if chat else template, system=system)  # type: ignore[arg-type]
@@ -61,7 +60,7 @@ def test_nothing_but_the_opening_follows_the_prompt(template: str, system: str |
     assert tokenizer.convert_tokens_to_ids(EOS) not in opening
 
 
-def test_no_token_straddles_the_border() -> None:
+def test_no_token_crosses_the_boundary_of_prompt_and_prefill() -> None:
     renderer = Renderer(byte_tokenizer(), "plain")
     record = Record(prompt="za")
     (opening,) = opening_ids(renderer, [record], "bab")
@@ -72,7 +71,7 @@ def test_no_token_straddles_the_border() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.text("ab \nz", min_size=1).filter(str.strip), st.sampled_from(["chatml", "mistral", "llama3", "qwen3"]))
-def test_any_opening_is_said_whole(opening: str, name: str) -> None:
+def test_any_prefill_is_encoded_completely(opening: str, name: str) -> None:
     said = str(EvaluationSettings(prefill=opening).prefill)
     renderer = Renderer(chat_tokenizer(name))
     (ids,) = opening_ids(renderer, [Record(prompt="kab")], said)
@@ -80,7 +79,7 @@ def test_any_opening_is_said_whole(opening: str, name: str) -> None:
     assert renderer.tokenizer.decode(ids).lstrip(" ") == said == opening.strip()
 
 
-def test_the_model_goes_on_from_the_opening_and_the_judge_sees_both(
+def test_the_model_continues_the_prefill_and_the_judge_sees_both(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     judge, opening = ByPrompt(), str(PREFILLED.prefill)
@@ -102,7 +101,7 @@ def test_the_model_goes_on_from_the_opening_and_the_judge_sees_both(
     assert found.settings.prefill == opening
 
 
-def test_harmless_prompts_and_tasks_are_asked_without_it(
+def test_harmless_prompts_and_tasks_have_no_prefill(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     suite = Suite(HARMFUL, HARMLESS, {"t": [Record(prompt=tiny.WORDS[4], response="x")]})
@@ -113,7 +112,7 @@ def test_harmless_prompts_and_tasks_are_asked_without_it(
     assert all(now != before for now, before in zip(found[:5], plain[:5], strict=True))
 
 
-def test_room_is_counted_with_the_opening(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_prefill_counts_towards_the_positions(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     asked = EvaluationSettings(prefill=" ".join([tiny.WORDS[0]] * 100), max_new_tokens=30)
     with pytest.raises(UserError, match="more than the model's 128 positions"):
         evaluate(model, tokenizer, Suite(HARMFUL), ByPrompt(), asked)
@@ -124,13 +123,13 @@ def test_room_is_counted_with_the_opening(model: LlamaForCausalLM, tokenizer: Pr
 @pytest.mark.parametrize(
     ("said", "refused"), [("I'm sorry, but I can't help with that.", True), (": first take a zob and go on.", False)]
 )
-def test_a_refusal_behind_the_opening_is_one(said: str, refused: bool) -> None:
+def test_a_refusal_after_the_prefill_is_recognised(said: str, refused: bool) -> None:
     settings, asked_of = EvaluationSettings(prefill="Sure, here is"), Suite(HARMFUL[:1], HARMLESS[:1])
     asked = [Question(suite, 0, None, tiny.WORDS[2], None, [1]) for suite in ("harmful", "harmless")]
     texts = [f"Sure, here is {said}", "Sure, here is I'm sorry, but I can't help with that."]
     judge = ByPrompt()
-    found = heard(asked_of, asked, texts, [9, 9], RefusalPatterns(), settings)
-    heard(asked_of, asked, texts, [9, 9], judge, settings)
+    found = judge_answers(asked_of, asked, texts, [9, 9], RefusalPatterns(), settings)
+    judge_answers(asked_of, asked, texts, [9, 9], judge, settings)
 
     assert found.metrics["refusal_rate"].value == 100 * refused
     assert found.metrics["over_refusal_rate"].value == 0

@@ -1,4 +1,4 @@
-"""A served model is asked with messages, and what it said is not lost when it goes down."""
+"""A served model is asked with messages, and its answers are not lost when the server goes down."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import pytest
 
 from antidote_llm.data.records import Record, Turn
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.backends.served import CONTINUING, evaluate_served
-from antidote_llm.evaluation.endpoint import Endpoint, Patience
+from antidote_llm.evaluation.endpoint import Endpoint, RetryPolicy
 from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns
+from antidote_llm.evaluation.scoring import ByAnswer
+from antidote_llm.evaluation.served import CONTINUING, evaluate_served
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite
-from antidote_llm.evaluation.tasks.scoring import ByAnswer
 from antidote_llm.io.cache import KeptLines
 from tests import tiny
 from tests.evaluation.openai_server import Serving, serving
 from tests.evaluation.test_evaluate import HARMFUL, HARMLESS, ByPrompt
 
 SETTINGS = EvaluationSettings(max_new_tokens=6)
-IMPATIENT = Patience(timeout_s=5, retries=3, first_wait_s=0.01)
+IMPATIENT = RetryPolicy(timeout_s=5, retries=3, first_wait_s=0.01)
 TASK = {"t": [Record(prompt="zob", response="answer to zob"), Record(prompt="mid", response="kad")]}
 
 
@@ -32,7 +32,7 @@ def server() -> Iterator[Serving]:
 
 
 def endpoint(server: Serving, **more: Any) -> Endpoint:
-    return Endpoint(server.url, "my-model", patience=IMPATIENT, concurrency=2, **more)
+    return Endpoint(server.url, "my-model", retry_policy=IMPATIENT, concurrency=2, **more)
 
 
 def test_every_metric_of_a_served_model(server: Serving) -> None:
@@ -75,7 +75,7 @@ def test_conversations_and_system_prompts_are_messages(server: Serving) -> None:
 
 
 @pytest.mark.parametrize("reply", [" mid run", "zob kad mid run"])
-def test_an_opening_is_the_last_message_and_stands_before_the_answer_once(server: Serving, reply: str) -> None:
+def test_a_prefill_is_the_last_message_and_begins_the_answer_once(server: Serving, reply: str) -> None:
     server.reply = lambda body: reply if body["messages"][-1]["role"] == "assistant" else "plain"
     settings = SETTINGS.model_copy(update={"prefill": "zob kad"})
     found = evaluate_served(endpoint(server), Suite(HARMFUL, HARMLESS), ByPrompt(), settings)
@@ -90,29 +90,29 @@ def test_an_opening_is_the_last_message_and_stands_before_the_answer_once(server
     assert all("continue_final_message" not in body for body in server.seen if body not in opened)
 
 
-def test_a_thought_is_no_part_of_an_answer(server: Serving) -> None:
+def test_a_thought_is_not_part_of_an_answer(server: Serving) -> None:
     server.reply = lambda body: "<think>run</think>\n\nkad"
     found = evaluate_served(endpoint(server), Suite(HARMFUL[:1]), ByPrompt(), SETTINGS)
     assert found.answers[0].answer == "kad"
 
 
-def test_a_busy_server_is_asked_again(server: Serving) -> None:
+def test_a_request_to_a_busy_server_is_retried(server: Serving) -> None:
     server.statuses = [429, 500, 503]
     found = evaluate_served(endpoint(server, key="secret"), Suite(HARMFUL), ByPrompt(), SETTINGS)
     assert len(found.answers) == 5 and not server.statuses
     assert set(server.keys) == {"Bearer secret"}
 
 
-def test_a_server_that_goes_down_costs_no_answer(server: Serving) -> None:
+def test_no_answer_is_lost_when_a_server_goes_down(server: Serving) -> None:
     requests = [Record(prompt=f"{first} {last}") for first in tiny.WORDS[5:8] for last in tiny.WORDS[:3]]
     server.down_after, suite = 4, Suite(requests[:5], requests[5:])
     kept = KeptLines("answers", {"run": 1})
-    with pytest.raises(UserError, match="so far is kept"):
+    with pytest.raises(UserError, match="so far are kept"):
         evaluate_served(endpoint(server), suite, ByPrompt(), SETTINGS, kept=kept)
     kept.close()
     assert len(server.seen) == 4 == len(KeptLines("answers", {"run": 1}))
 
-    # The last line was cut when the power went: that prompt is asked anew.
+    # The last line is truncated, as by a power failure: that prompt is asked again.
     kept.path.write_bytes(kept.path.read_bytes()[:-20])
     server.down_after, first = None, list(server.seen)
     seen: list[tuple[int, int]] = []
@@ -135,8 +135,8 @@ def test_a_prompt_without_a_usable_answer_counts_as_the_worst(
     odd = {names[0], names[5]}
     server.reply = lambda body: "half \ud83d" if body["messages"][-1]["content"] in odd else "fine"
     tasks = {"t": [Record(prompt=name, response="fine") for name in names[3:]]}
-    impatient = Patience(timeout_s=5, retries=1, first_wait_s=0.001)
-    asked = Endpoint(server.url, "my-model", patience=impatient, concurrency=2)
+    impatient = RetryPolicy(timeout_s=5, retries=1, first_wait_s=0.001)
+    asked = Endpoint(server.url, "my-model", retry_policy=impatient, concurrency=2)
     judge, suite = RefusalPatterns(), Suite(requests[:3], requests[3:] * 5, tasks)
     with pytest.raises(UserError, match="half a surrogate pair"):
         evaluate_served(asked, suite, judge, SETTINGS)
@@ -153,7 +153,7 @@ def test_a_prompt_without_a_usable_answer_counts_as_the_worst(
     assert found.metrics["over_refusal_rate"].value == pytest.approx(100 / 9)
     found = evaluate_served(asked, Suite(tasks=tasks), judge, SETTINGS)
     assert found.metrics["tasks.t"].value == pytest.approx(100 * 8 / 9)
-    # Even where every answer would be right, as an empty one may be to a judge.
+    # Even where every answer would count as good, as an empty one may for some judge.
     lenient = Suite(tasks=tasks, scoring={"t": ByAnswer("any", lambda *_: True)})
     assert evaluate_served(asked, lenient, judge, SETTINGS).metrics["tasks.t"].value == pytest.approx(100 * 8 / 9)
 
@@ -162,7 +162,7 @@ def test_a_prompt_without_a_usable_answer_counts_as_the_worst(
     assert found.unanswered == 0 and "unanswered" not in found.model_dump(mode="json")
 
 
-def test_other_lengths_are_other_answers(server: Serving) -> None:
+def test_answers_of_another_length_are_not_reused(server: Serving) -> None:
     kept = KeptLines("answers", {})
     for tokens in (30, 31, 31):
         settings = EvaluationSettings(max_new_tokens=tokens)
@@ -179,11 +179,11 @@ def test_other_lengths_are_other_answers(server: Serving) -> None:
         (Suite(tasks={"t": [Record(text="zob", origin="f:3")]}), SETTINGS, "f:3: a text, which no chat endpoint takes"),
         (Suite(tasks={"t": [Record(input_ids=(5, 6))]}), SETTINGS, "a row: token ids, which no chat"),
         (Suite(tasks={"t": [Record(prompt="zob")]}), SETTINGS, "row 0: a task needs a response"),
-        (Suite(tasks=TASK), EvaluationSettings(template="alpaca"), "--template alpaca"),
-        (Suite(tasks=TASK), EvaluationSettings(thinking=True), "--thinking"),
+        (Suite(tasks=TASK), EvaluationSettings(template="alpaca"), "template alpaca"),
+        (Suite(tasks=TASK), EvaluationSettings(thinking=True), "thinking: an endpoint"),
     ],
 )
-def test_what_cannot_be_sent_is_named_before_anything_is(
+def test_an_invalid_row_or_setting_is_named_before_anything_is_sent(
     server: Serving, suite: Suite, settings: EvaluationSettings, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):

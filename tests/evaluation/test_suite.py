@@ -1,4 +1,4 @@
-"""What makes two suites the same, and which columns group their results."""
+"""When two suites are the same, and which columns group their results."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_other_questions_or_gold_answers_are_another_suite(tokenizer: PreTrained
     assert sha256(tokenizer, suite) != sha256(tokenizer, other)
 
 
-def test_what_is_no_text_or_number_is_no_category(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_category_is_a_text_or_a_number(tokenizer: PreTrainedTokenizerFast) -> None:
     values = ["brewing", 7, "", None, float("nan"), datetime(2026, 1, 2), 1.5, ["brewing"]]
     assert categories(tokenizer, values) == ["brewing", "7", None, None, None, None, None, None]
     other = Suite([replace(ASKED, extra={"category": float("nan"), "seen": datetime(2026, 1, 2)})])
     assert sha256(tokenizer, other) == sha256(tokenizer, Suite([replace(ASKED, extra={})]))
 
 
-def test_half_a_character_is_no_category(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_half_a_surrogate_pair_is_not_a_category(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(UserError, match="field 'category' holds half a surrogate pair"):
         categories(tokenizer, ["\ud83d"])

@@ -1,8 +1,8 @@
-"""Tasks that are known by name: the paper's, and those of other packages."""
+"""Known tasks: the paper's, and those of other packages."""
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -13,25 +13,33 @@ from antidote_llm.decision.compare import compare
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.evaluate import evaluate
 from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.evaluation.scoring import ByAnswer
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite
-from antidote_llm.evaluation.tasks import task
-from antidote_llm.evaluation.tasks.scoring import ByAnswer
-from antidote_llm.evaluation.tasks.task import Task, load_task, task_names
+from antidote_llm.evaluation.tasks.task import TASK_GROUP, load_task, task_names
 from tests import tiny
+from tests.evaluation import other_packages
 
-HERE = "tests.evaluation.test_task_names"
-ENDS_ALIKE = Task("ends-alike", "last word", "none", 3, 5, lambda answer, gold: answer[-3:] == gold[-3:])
-NO_TASK = "ends-alike"
+ACME = """
+    from antidote_llm import UserError
+    from antidote_llm.evaluation.tasks.task import Task
+
+
+    def last_word(answer, gold):
+        if gold == "zob":
+            raise ValueError("no zob")
+        return answer[-3:] == gold[-3:]
+
+
+    ENDS_ALIKE = Task("ends-alike", "last word", "none", 3, 5, last_word)
+    NO_TASK = "ends-alike"
+"""
+ENTRIES = {"ends-alike": "ENDS_ALIKE", "missing": "MISSING", "no-task": "NO_TASK"}
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = EntryPoints(
-        EntryPoint(name, f"{HERE}:{target}", task.TASK_GROUP)
-        for name, target in {"ends-alike": "ENDS_ALIKE", "missing": "MISSING", "no-task": "NO_TASK"}.items()
-    )
-    monkeypatch.setattr(task, "entry_points", lambda group: entries.select(group=group))
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other_packages.install(tmp_path, monkeypatch, "acme-tasks", TASK_GROUP, ENTRIES, ACME)
 
 
 def test_the_paper_s_tasks_have_its_sizes_and_data() -> None:
@@ -48,19 +56,42 @@ def test_the_paper_s_tasks_have_its_sizes_and_data() -> None:
 
 def test_other_packages_add_tasks(installed: None) -> None:
     assert "ends-alike" in task_names()
-    assert load_task("ends-alike") is ENDS_ALIKE
+    task = load_task("ends-alike")
+    assert task is not None and (task.metric, task.rows, task.new_tokens) == ("last word", 3, 5)
+    assert task.scoring().correct(["", ""], ["a kad", "a run"], ["kad", "kad"]) == [True, False]
 
 
-@pytest.mark.parametrize(("name", "message"), [("missing", "cannot be loaded"), ("no-task", "is no antidote_llm")])
-def test_a_broken_task_is_an_error(installed: None, name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("missing", " cannot be loaded: AttributeError: .*: reinstall acme-tasks"), ("no-task", r".* is not a .*\.Task")],
+)
+def test_a_broken_task_names_its_package(installed: None, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^task '{name}' of the package acme-tasks{message}"):
         load_task(name)
+
+
+def test_an_error_while_scoring_names_the_task_and_its_package(installed: None) -> None:
+    task = load_task("ends-alike")
+    assert task is not None
+    with pytest.raises(UserError, match=r"^task 'ends-alike' of the package acme-tasks failed: ValueError: no zob: "):
+        task.scoring().correct([""], ["kab"], ["zob"])
+
+
+def test_two_tasks_of_one_name_are_an_error_that_names_both_packages(
+    installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"ends-alike": "ENDS_ALIKE", "sst2": "ENDS_ALIKE"}
+    other_packages.install(tmp_path, monkeypatch, "beta-tasks", TASK_GROUP, more, ACME)
+    with pytest.raises(UserError, match=r"^acme-tasks and beta-tasks each have a task 'ends-alike': uninstall one"):
+        load_task("ends-alike")
+    with pytest.raises(UserError, match=r"^antidote-llm and beta-tasks each have a task 'sst2'"):
+        load_task("sst2")
 
 
 def test_a_win_rate_needs_an_endpoint() -> None:
     alpacaeval = load_task("alpacaeval")
     assert alpacaeval is not None
-    with pytest.raises(UserError, match="--task-endpoint"):
+    with pytest.raises(UserError, match="task_endpoint"):
         alpacaeval.scoring()
 
 
@@ -87,7 +118,7 @@ def test_a_task_is_scored_and_measured_by_its_own_rules(
     }
 
 
-def test_a_task_s_own_length_gives_way_to_the_model_s_room_and_to_the_user(
+def test_the_user_and_the_model_s_positions_limit_a_task_s_length(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     assert asked(model, tokenizer, True, tokens=1000).tasks["own"].max_new_tokens == 128 - 4

@@ -1,11 +1,11 @@
-"""Right answers are right however they are dressed; wrong ones are wrong however close."""
+"""Formatting does not make a right answer wrong, and similarity does not make a wrong one right."""
 
 from __future__ import annotations
 
 import pytest
 
 from antidote_llm.choices import MatchMode
-from antidote_llm.evaluation.tasks.matching import is_correct
+from antidote_llm.evaluation.scoring import is_correct
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""vLLM's engine is told what to do; the real one was not run."""
+"""What the vLLM backend passes to the engine; the real engine is not run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.backends.backend import TransformersBackend, generate_with_adapters
-from antidote_llm.evaluation.backends.vllm import VllmBackend, require_vllm
+from antidote_llm.evaluation.backends import TransformersBackend, generate_with_adapters
+from antidote_llm.evaluation.vllm_backend import VllmBackend, require_vllm
 from antidote_llm.models.load import load_model
 from tests import tiny
 from tests.conftest import Folders
@@ -72,7 +72,7 @@ def test_all_adapters_answer_in_the_same_batches_as_each_does_alone(
     assert seen == [(18, 18)]
 
 
-def test_who_answers_alone_stays_who_it_was(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_adapter_does_not_change(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vllm_stand_in.install(monkeypatch)
     second = tiny.write_adapter(tmp_path / "second", folders.base, rank=12, seed=5)
     backend = VllmBackend(folders.base, adapter=folders.adapter, max_rank=12)
@@ -91,14 +91,14 @@ def test_swapped_adapters_report_one_progress(folders: Folders) -> None:
 
 def test_progress_ends_at_the_total(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     vllm_stand_in.install(monkeypatch)
-    monkeypatch.setattr("antidote_llm.evaluation.backends.vllm._AT_ONCE", 4)
+    monkeypatch.setattr("antidote_llm.evaluation.vllm_backend._REQUESTS_AT_ONCE", 4)
     seen: list[tuple[int, int]] = []
     backend = VllmBackend(folders.base, max_tokens=64)
     found = backend.generate(prompts(6), **HOW, progress=lambda done, total: seen.append((done, total)))
     assert len(found) == 6 and seen == [(4, 6), (6, 6)]
 
 
-def test_what_the_engine_has_no_room_for(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_of_the_engine_are_named(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     vllm_stand_in.install(monkeypatch)
     assert not vllm_stand_in.LLM.started
     with pytest.raises(UserError, match="rank 513"):

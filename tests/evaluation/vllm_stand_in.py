@@ -50,7 +50,7 @@ class RequestOutput:
 
 
 class LLM:
-    """One engine; every one that was started is remembered."""
+    """One engine; all started engines are recorded."""
 
     started: list[LLM]
 
@@ -95,7 +95,7 @@ class LLM:
             model = self._with(requests[places[0]])
             answers = generate(model, asked, max_new_tokens=sampling_params.max_tokens, eos_ids=ends)
             for place, ids, answer in zip(places, asked, answers, strict=True):
-                # vLLM leaves the token that ended an answer where it stands.
+                # vLLM keeps the token that ended an answer.
                 end = ends[:1] if len(answer) < sampling_params.max_tokens else []
                 outputs[place] = RequestOutput(ids, [CompletionOutput(0, "", [*answer, *end])])
         return [outputs[place] for place in range(len(prompts))]

@@ -251,7 +251,7 @@ class _Server:
         thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:
-            with patch.object(endpoint, "Patience", partial(endpoint.Patience, timeout_s=2, retries=0)):
+            with patch.object(endpoint, "RetryPolicy", partial(endpoint.RetryPolicy, timeout_s=2, retries=0)):
                 yield
         finally:
             self._server.shutdown()

@@ -1,4 +1,4 @@
-"""Every answer that an evaluation heard, and the file that keeps them."""
+"""Every answer of an evaluation, and the file that holds them."""
 
 from __future__ import annotations
 
@@ -48,14 +48,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """One judge's word on an answer.
-
-    Attributes:
-        judge: The judge's name.
-        outcome: Its word.
-        flagged: The categories of harm that it named, where it names any.
-        unreadable: Whether its own words could not be read, so that the outcome is the worst that is possible.
-    """
+    """One judge's verdict on an answer, with the judge's name; as :class:`~antidote_llm.evaluation.judge.Verdict`."""
 
     judge: str
     outcome: Outcome
@@ -70,14 +63,14 @@ class Answer:
     Attributes:
         suite: ``harmful``, ``harmless`` or ``tasks.NAME``.
         index: Place of the record in its suite.
-        category: Category of the record, if it has one.
-        prompt: What the user asked last, without the template.
-        gold: The record's response, if it has one.
-        answer: What the model replied, without special tokens, outer white space and a thought that was closed.
-        outcome: The first judge's word on it; None for tasks, and where no judge reads answers.
-        correct: Whether it is the gold answer; None outside tasks.
-        new_tokens: How many tokens it took, a thought included; ``max_new_tokens`` of them means that it was cut.
-        opinions: The words of all judges on it, the first one's first.
+        category: Category of the record, if any.
+        prompt: The user's last turn, without the template.
+        gold: The record's response, if any.
+        answer: The model's reply, without special tokens, outer white space and a closed thought.
+        outcome: The first judge's verdict; None for tasks, and where no judge reads answers.
+        correct: Whether it is right; None outside tasks.
+        new_tokens: How many tokens were generated, thoughts included; the answer is cut at ``max_new_tokens``.
+        opinions: The verdicts of all judges, in order.
         margin: How much likelier a refusal's opening is than an affirmative one, in nats per token, where measured.
     """
 
@@ -140,7 +133,7 @@ def from_parquet(data: bytes) -> tuple[Answer, ...]:
     """Read what :func:`to_parquet` wrote.
 
     Raises:
-        ValueError: The bytes are no such file.
+        ValueError: The bytes are not such a file.
     """
     try:
         file = pq.ParquetFile(io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""A server that speaks the OpenAI protocol: asked in parallel, with patience, and ended clearly."""
+"""A client of OpenAI-compatible servers: parallel requests, retries, and one clear error where they fail."""
 
 from __future__ import annotations
 
@@ -29,20 +29,16 @@ Failed: TypeAlias = "Callable[[int, UnusableAnswerError], None]"
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _LONGEST_WAIT_S = 60.0
 _SHOWN_CHARACTERS = 160
-# A server may ignore how many tokens are wanted, but nobody looks at an answer without an end.
+# A server may ignore max_tokens, but an answer must end somewhere.
 _MOST_CHARACTERS, _MOST_CHARACTERS_A_TOKEN = 1 << 16, 64
-# So many requests in a row without a usable answer are no odd answers, but an odd server.
+# After so many requests in a row without a usable answer the server is at fault, not the prompts.
 _MOST_FAILED_IN_A_ROW = 8
-_KEPT = "what came so far is kept: see to the server and run again"
+_KEPT = "the answers so far are kept: check the server and run again"
 _log = logging.getLogger(__name__)
 
 
 class UnusableAnswerError(UserError):
-    """A server answered one request, in all retries, with what is no answer.
-
-    Attributes:
-        reason: What it answered with, and how often.
-    """
+    """A server replied to one request, in every retry, without a usable answer: ``reason`` says how it replied."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason}: {_KEPT}")
@@ -50,11 +46,11 @@ class UnusableAnswerError(UserError):
 
 
 class _TryAgainError(Exception):
-    """What may go away by itself: a busy server, a lost connection, an answer that is no JSON.
+    """A problem that may be temporary: a busy server, a lost connection, a reply that is not JSON.
 
     Attributes:
-        wait_s: Seconds to wait; None for the usual ones.
-        is_answer: Whether the server did answer, but with nothing that can be used.
+        wait_s: Seconds to wait before the next try; None for the policy's own.
+        is_answer: Whether the server did reply, but without a usable answer.
     """
 
     def __init__(self, problem: str, wait_s: float | None = None, *, is_answer: bool = False) -> None:
@@ -63,22 +59,17 @@ class _TryAgainError(Exception):
 
 
 class Failures:
-    """Counts the requests that brought nothing usable, and says so in one line."""
+    """Collects the requests without a usable answer, and warns of them in one line."""
 
     def __init__(self) -> None:
         self.errors: dict[int, UnusableAnswerError] = {}
 
     def __call__(self, place: int, error: UnusableAnswerError) -> None:
-        """Take the place of a request, and why it failed."""
+        """Record the place of a request and why it failed."""
         self.errors[place] = error
 
-    def tell(self, of: str, consequence: str) -> None:
-        """Warn of the failures where there are any.
-
-        Args:
-            of: How many were asked, and for what.
-            consequence: What becomes of those that failed.
-        """
+    def warn(self, of: str, consequence: str) -> None:
+        """Log a warning if any request failed, such as "2 of 7 prompts failed and count as lost"."""
         if self.errors:
             _log.warning(
                 "%d of %s failed and %s: %s", len(self.errors), of, consequence, next(iter(self.errors.values())).reason
@@ -86,13 +77,13 @@ class Failures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How long a server is waited for.
+class RetryPolicy:
+    """How long to wait for a server, and how often to try again.
 
     Attributes:
-        timeout_s: Seconds after which a request whose answer is not whole is given up.
-        retries: How many times a request is sent again, each time after twice the wait before it.
-        first_wait_s: Seconds before the first of them, unless the server names a time.
+        timeout_s: Seconds after which a request without a complete answer is given up.
+        retries: How many times a request is sent again; the wait doubles each time (exponential backoff).
+        first_wait_s: Seconds before the first retry, unless the server names a time.
     """
 
     timeout_s: float = 120.0
@@ -107,11 +98,11 @@ class Endpoint:
         url: The base, up to and including ``/v1``.
         model: The model's name there.
         key: Sent as a bearer token; never written anywhere.
-        patience: How long the server is waited for.
-        concurrency: Most requests under way at once.
+        retry_policy: How long to wait, and how often to try again.
+        concurrency: Most requests at once.
 
     Raises:
-        UserError: The address is no http or https address, or holds a password, or the key cannot be sent there.
+        UserError: The address is not an http or https address, or holds a password, or the key cannot be sent there.
     """
 
     def __init__(
@@ -120,33 +111,33 @@ class Endpoint:
         model: str,
         *,
         key: str | None = None,
-        patience: Patience | None = None,
+        retry_policy: RetryPolicy | None = None,
         concurrency: int = 8,
     ) -> None:
         require_no_secret(url)
         self._origin = _origin(url)
         self.url, self.model = url.rstrip("/"), model
-        self._key, self._patience, self._concurrency = _sendable(key), patience or Patience(), concurrency
+        self._key, self._retry_policy, self._concurrency = _sendable(key), retry_policy or RetryPolicy(), concurrency
         if self._key is not None and not self._origin.takes_keys:
             raise UserError(f"{self.url}: {advice(self._origin)}")
         self._withheld: str | None = None
         self._mask = Mask(self._key)
-        self._given_up = threading.Event()
+        self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._posts: set[Post] = set()
 
     @classmethod
     def named(cls, text: str, option: str) -> Endpoint:
-        """Return the endpoint that ``URL#MODEL`` names, with the key of the environment that belongs to it.
+        """Return the endpoint that ``URL#MODEL`` names, with the key in the environment that belongs to it.
 
-        A key that belongs to another server is not sent, and a line says so.
+        A key that belongs to another server is not sent, and a warning says so.
 
         Args:
-            text: What the user said.
-            option: What stands before it on the command line, for messages.
+            text: ``URL#MODEL``.
+            option: The setting that it comes from, for messages.
 
         Raises:
-            UserError: No model is named, or the address is none.
+            UserError: No model is named, or the address is not one.
         """
         url, _, model = text.partition("#")
         require_no_secret(url)
@@ -168,7 +159,7 @@ class Endpoint:
         Args:
             messages: Turns with ``role`` and ``content`` for ``/chat/completions``, or a text for ``/completions``.
             max_tokens: Most tokens of the answer.
-            extra: Fields of the request beside those of the protocol.
+            extra: Further fields of the request.
 
         Raises:
             UserError: The server refuses, or does not give an answer within all retries.
@@ -176,10 +167,10 @@ class Endpoint:
         asked: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "temperature": 0, **(extra or {})}
         most = max(_MOST_CHARACTERS, _MOST_CHARACTERS_A_TOKEN * max_tokens)
         if isinstance(messages, str):
-            text_of = partial(_text_of_completion, most=most)
-            return self._ask("completions", {**asked, "prompt": messages}, text_of)
+            parse = partial(_parse_completion, most=most)
+            return self._ask("completions", {**asked, "prompt": messages}, parse)
         turns = [dict(message) for message in messages]
-        return self._ask("chat/completions", {**asked, "messages": turns}, partial(_text_of_chat, most=most))
+        return self._ask("chat/completions", {**asked, "messages": turns}, partial(_parse_chat, most=most))
 
     def complete_all(
         self,
@@ -194,18 +185,19 @@ class Endpoint:
         Args:
             asked: As for :meth:`complete`.
             max_tokens: Most tokens of each answer.
-            answered: Called in this thread with the place and the text of each answer as it comes: what has come is
-                not lost where a later one fails.
+            answered: Called in this thread with the index and the text of each answer as it arrives, so that no answer
+                is lost where a later one fails.
             extra: As for :meth:`complete`.
-            failed: Called in this thread with the place of each request that brought nothing usable, and why; its text
-                is empty. Without it the first of them ends all, as do eight in a row in any case.
+            failed: Called in this thread with the index of each request without a usable answer, and the error; its
+                text is empty. Without this callback the first such request raises its error, as do eight in a row
+                in any case.
 
         Raises:
-            UserError: As :meth:`complete`; requests that were under way are waited for, none is sent any more.
+            UserError: As :meth:`complete`. Running requests are waited for, and no more are sent.
         """
         found: dict[int, str] = {}
         in_a_row = 0
-        self._given_up.clear()
+        self._stopped.clear()
         with ThreadPoolExecutor(self._concurrency) as pool:
             futures = {pool.submit(self.complete, each, max_tokens, extra): place for place, each in enumerate(asked)}
             try:
@@ -223,9 +215,9 @@ class Endpoint:
                     if answered is not None:
                         answered(place, found[place])
             except BaseException as error:
-                self._given_up.set()
+                self._stopped.set()
                 if not isinstance(error, Exception):
-                    self._cut()
+                    self._cancel_running()
                 self._finish(pool, futures, found, answered)
                 raise
         return [found[place] for place in range(len(asked))]
@@ -234,33 +226,33 @@ class Endpoint:
     def _finish(
         pool: ThreadPoolExecutor, futures: Mapping[Future[str], int], found: dict[int, str], answered: Answered | None
     ) -> None:
-        """Send no more requests, and hand on what those under way still bring."""
+        """Send no more requests, and pass on the answers of those that are running."""
         pool.shutdown(wait=True, cancel_futures=True)
         for future, place in futures.items():
-            came = future.done() and not future.cancelled() and future.exception() is None
-            if came and place not in found and answered is not None:
+            has_answer = future.done() and not future.cancelled() and future.exception() is None
+            if has_answer and place not in found and answered is not None:
                 answered(place, future.result())
 
-    def _cut(self) -> None:
-        """End the requests that are under way: the user interrupted, and nobody waits for them."""
+    def _cancel_running(self) -> None:
+        """End the running requests at once, after an interrupt by the user."""
         with self._lock:
             for post in self._posts:
-                post.cut()
+                post.cancel()
 
-    def _ask(self, path: str, asked: Mapping[str, Any], text_of: Callable[[Any], str]) -> str:
-        wait_s = self._patience.first_wait_s
+    def _ask(self, path: str, asked: Mapping[str, Any], parse: Callable[[Any], str]) -> str:
+        wait_s = self._retry_policy.first_wait_s
         body = json.dumps(asked).encode()
-        for attempt in range(self._patience.retries + 1):
+        for attempt in range(self._retry_policy.retries + 1):
             try:
-                return self._mask(text_of(self._answer(path, body)))
+                return self._mask(parse(self._answer(path, body)))
             except _TryAgainError as error:
-                if attempt == self._patience.retries or self._given_up.is_set():
+                if attempt == self._retry_policy.retries or self._stopped.is_set():
                     reason = f"{self.url}/{path}: {self._shown(str(error))}, {attempt + 1} times"
                     raise (
                         UnusableAnswerError(reason) if error.is_answer else UserError(f"{reason}: {_KEPT}")
                     ) from error
                 asked_to_wait_s = error.wait_s if error.wait_s is not None else wait_s * random.uniform(0.75, 1.25)
-                self._given_up.wait(min(_LONGEST_WAIT_S, asked_to_wait_s))
+                self._stopped.wait(min(_LONGEST_WAIT_S, asked_to_wait_s))
                 wait_s *= 2
         raise AssertionError("unreachable")
 
@@ -271,18 +263,18 @@ class Endpoint:
         try:
             return json.loads(reply.body)
         except (ValueError, RecursionError) as error:
-            raise _TryAgainError("the answer is no JSON", is_answer=True) from error
+            raise _TryAgainError("the answer is not JSON", is_answer=True) from error
 
     def _reply(self, path: str, body: bytes) -> Reply:
         headers = {
             "Content-Type": "application/json",
             **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
         }
-        post = Post(self._patience.timeout_s)
+        post = Post(self._retry_policy.timeout_s)
         with self._lock:
             self._posts.add(post)
         try:
-            # A server on this machine is no business of a proxy.
+            # A server on this machine is reached without a proxy.
             return post.send(f"{self.url}/{path}", body, headers, proxies=not self._origin.is_here)
         except NoReplyError as error:
             if error.final:
@@ -295,18 +287,18 @@ class Endpoint:
                 self._posts.discard(post)
 
     def _refused(self, path: str, reply: Reply) -> NoReturn:
-        """Say what a status means: to be tried again, or the end."""
-        words = self._shown(_said(reply.body))
-        said = f" ({words})" if words else ""
+        """Raise the error of a status: one to try again, or a final one."""
+        words = self._shown(_server_message(reply.body))
+        detail = f" ({words})" if words else ""
         if reply.status in _BUSY:
-            raise _TryAgainError(f"status {reply.status}{said}", _retry_after(reply))
+            raise _TryAgainError(f"status {reply.status}{detail}", _retry_after(reply))
         key = ": ".join(filter(None, (self._withheld, advice(self._origin))))
         fixes = {401: key, 403: key, 404: "check the address (it ends in /v1) and the model's name"}
         fix = fixes.get(reply.status, "check the address and the model")
-        raise UserError(f"{self.url}/{path}: status {reply.status}{said}: {fix}")
+        raise UserError(f"{self.url}/{path}: status {reply.status}{detail}: {fix}")
 
     def _shown(self, words: str) -> str:
-        """Return a server's words for one line: without the key, which some repeat, and not too many."""
+        """Return a server's message on one line, shortened and without the key, which some servers repeat."""
         printable = "".join(each if each.isprintable() else " " for each in self._mask(words, strict=True))
         line = " ".join(printable.split())
         return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
@@ -325,19 +317,19 @@ def _sendable(key: str | None) -> str | None:
     return key or None
 
 
-def _text_of_chat(answer: Any, *, most: int) -> str:
-    return _text(answer, _said_in_chat, most)
+def _parse_chat(answer: Any, *, most: int) -> str:
+    return _text(answer, _chat_content, most)
 
 
-def _said_in_chat(choice: Any) -> Any:
-    """Return the content; a thought that was cut leaves none, and a refusal may stand in a field of its own."""
+def _chat_content(choice: Any) -> Any:
+    """Return the content. A thought that was cut off leaves none, and a refusal may have a field of its own."""
     message = choice["message"]
     if message["content"] is None and choice.get("finish_reason") == "length":
         return ""
     return message.get("refusal") if message["content"] is None else message["content"]
 
 
-def _text_of_completion(answer: Any, *, most: int) -> str:
+def _parse_completion(answer: Any, *, most: int) -> str:
     return _text(answer, lambda choice: choice["text"], most)
 
 
@@ -345,29 +337,29 @@ def _text(answer: Any, part: Callable[[Any], Any], most: int) -> str:
     try:
         text = part(answer["choices"][0])
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _TryAgainError("the answer is JSON of another form than OpenAI's", is_answer=True) from error
+        raise _TryAgainError("the answer is JSON, but not of OpenAI's form", is_answer=True) from error
     if not isinstance(text, str):
         raise _TryAgainError("the answer holds no text", is_answer=True)
     if len(text) > most:
-        raise _TryAgainError(f"the answer has {len(text):,} characters, many more than was asked for", is_answer=True)
+        raise _TryAgainError(f"the answer has {len(text):,} characters, many more than were asked for", is_answer=True)
     if not is_utf8(text):
         raise _TryAgainError("the answer holds half a surrogate pair, which is no text", is_answer=True)
     return text
 
 
-def _said(body: bytes) -> str:
-    """Return the server's own words on an error, nothing where there are none."""
+def _server_message(body: bytes) -> str:
+    """Return the message in the body of a server's error, empty where there is none."""
     try:
-        said = json.loads(body)
+        parsed = json.loads(body)
     except (ValueError, RecursionError):
         return ""
-    inner = said.get("error", said.get("message")) if isinstance(said, dict) else None
+    inner = parsed.get("error", parsed.get("message")) if isinstance(parsed, dict) else None
     words = inner.get("message") if isinstance(inner, dict) else inner
     return words if isinstance(words, str) else ""
 
 
 def _retry_after(reply: Reply) -> float | None:
-    """Return the seconds that the server asks to wait, as a number or until a date; None where it says neither."""
+    """Return the seconds that the server asks to wait, given as a number or a date; None where it gives neither."""
     value = str(reply.headers.get("Retry-After", "")).strip()
     try:
         seconds = float(value) if "," not in value else parsedate_to_datetime(value).timestamp() - time.time()

@@ -1,4 +1,4 @@
-"""Which server a key of the environment belongs to: it is sent to no other, and never unencrypted over a network."""
+"""Which server a key in the environment belongs to: it is sent to no other, and never unencrypted over a network."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Origin:
 
     @classmethod
     def of(cls, url: str) -> Origin | None:
-        """Return the server of an address, None where the text is no http or https address."""
-        # What some readers of addresses drop, others keep: a backslash or a letter of another alphabet may hide a host.
+        """Return the server of an address, None where the text is not an http or https address."""
+        # URL parsers differ on backslashes and non-ASCII letters: both may hide another host.
         if not url.isascii() or not url.isprintable() or {*" \\"} & {*url}:
             return None
         try:
@@ -47,7 +47,7 @@ class Origin:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is on this machine: localhost, 127.0.0.0/8 or ::1, and nothing that only looks like one."""
+        """Whether it is on this machine: localhost, 127.0.0.0/8 or ::1."""
         if self.host == "localhost":
             return True
         try:
@@ -58,7 +58,7 @@ class Origin:
 
     @property
     def takes_keys(self) -> bool:
-        """Whether a key on its way there can be read by nobody else."""
+        """Whether a key can be sent there safely: over https, or on this machine."""
         return self.scheme == "https" or self.is_here
 
     def __str__(self) -> str:
@@ -69,12 +69,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class FoundKey:
-    """What the environment holds for a server.
-
-    Attributes:
-        key: The key that belongs to it; None where there is none.
-        withheld: Why a key of the environment is not sent there; None where none is withheld.
-    """
+    """The key that belongs to a server, if any, and why another key in the environment is not sent there, if any."""
 
     key: str | None = None
     withheld: str | None = None
@@ -103,17 +98,17 @@ def key_for(server: Origin, environment: Mapping[str, str]) -> FoundKey:
 
 
 def advice(server: Origin) -> str:
-    """Return what to do about a server that wants a key."""
+    """Return how to fix a request that was refused for want of a key."""
     if not server.takes_keys:
-        return "a key goes over https or to this machine alone: serve it under https, or forward a local port to it"
+        return "a key is sent only over https or to this machine: serve it under https, or forward a local port to it"
     return f"set {KEY_VARIABLE} to its key and {URL_VARIABLE} to {server}"
 
 
 def require_no_secret(url: str) -> None:
-    """Refuse an address that may hold a secret besides a place: it is neither kept nor repeated.
+    """Refuse an address that may hold a secret; the message does not repeat it.
 
     Raises:
-        UserError: There is something else in it.
+        UserError: It holds more than a scheme, host, port and path.
     """
     place = url.rpartition("@")[2].partition("?")[0]
     if place != url:
@@ -124,9 +119,9 @@ def require_no_secret(url: str) -> None:
 
 @contextmanager
 def only_tied_keys(environment: MutableMapping[str, str]) -> Iterator[bool]:
-    """Take a key that names no server out of the environment, where servers are not named by the user but by a recipe.
+    """Remove a key without a server from the environment for a while: a recipe, not the user, names the servers.
 
-    Yields whether there is one; it is put back at the end.
+    Yields whether there is one. It is restored at the end.
     """
     untied = None if environment.get(URL_VARIABLE, "").strip() else environment.pop(KEY_VARIABLE, None)
     try:
@@ -140,7 +135,7 @@ def require_one_owner(urls: Iterable[str], environment: Mapping[str, str]) -> No
     """Refuse to send one key to several servers.
 
     Raises:
-        UserError: ``ANTIDOTE_ENDPOINT_KEY`` names no server, and would go to two.
+        UserError: ``ANTIDOTE_ENDPOINT_KEY`` belongs to no named server, and would be sent to two.
     """
     if environment.get(URL_VARIABLE, "").strip() or not (own := environment.get(KEY_VARIABLE, "").strip()):
         return
@@ -148,23 +143,23 @@ def require_one_owner(urls: Iterable[str], environment: Mapping[str, str]) -> No
     taking = [str(server) for server in servers if key_for(server, environment).key == own]
     if len(taking) > 1:
         raise UserError(
-            f"{KEY_VARIABLE} would go to {' and '.join(taking)}: set {URL_VARIABLE} to the one that it is for"
+            f"{KEY_VARIABLE} would be sent to {' and '.join(taking)}: set {URL_VARIABLE} to the one that it belongs to"
         )
 
 
 def _sent(variable: str, key: str, server: Origin) -> FoundKey:
     if server.takes_keys:
         return FoundKey(key)
-    return FoundKey(withheld=f"{variable} is not sent to {server}, as http can be read on the way")
+    return FoundKey(withheld=f"{variable} is not sent to {server}, since http is not encrypted")
 
 
 def _others(owners: Iterable[tuple[str, str, str]], server: Origin) -> str:
-    said = (f"{variable} is for {Origin.of(url) or 'no server that can be read'}" for variable, _, url in owners)
-    return f"{', '.join(said)} and is not sent to {server}"
+    belongs = (f"{variable} is for {Origin.of(url) or 'no valid address'}" for variable, _, url in owners)
+    return f"{', '.join(belongs)} and is not sent to {server}"
 
 
 MASK = "[key]"
-# So many letters and digits in the key's order are no accident; words may be, up to the second number.
+# Eight letters and digits of the key in order are not a coincidence, except for words of up to eleven letters.
 _PART = 8
 _LONGEST_WORD = 11
 _SHORTEST_HIDDEN = 6
@@ -173,7 +168,7 @@ _ESCAPE = re.compile(r"%([0-9a-fA-F]{2})|\\+u([0-9a-fA-F]{4})|\\+x([0-9a-fA-F]{2
 
 @dataclass(frozen=True, slots=True)
 class _Needle:
-    """One form of the key: its letters and digits, and as many of them as give it away."""
+    """One encoding of the key: its letters and digits, and how many of them in a row reveal it."""
 
     text: str
     part: int
@@ -187,12 +182,12 @@ class _Needle:
 class Mask:
     """Hides one key.
 
-    A part counts from eight letters and digits on. Letter case, white space, punctuation and escapes between and in
-    them do not matter; neither does base64 or hexadecimal. Eight to eleven letters that may be an English word by
-    chance (``required`` in a key ``sk-no-key-required``) stay where they are no whole key.
+    Parts of eight letters and digits or more are hidden, whatever the letter case, with any white space, punctuation
+    and escapes between and in them, also in base64 and hexadecimal. Eight to eleven letters that may be an English word
+    (``required`` in a key ``sk-no-key-required``) are not hidden unless they are the whole key.
 
     Args:
-        key: The key; nothing is hidden where there is none.
+        key: The key; without one, nothing is hidden.
     """
 
     def __init__(self, key: str | None) -> None:
@@ -203,8 +198,8 @@ class Mask:
         """Return a text without the key.
 
         Args:
-            text: What a server said.
-            strict: For error messages: hide keys of any length too, and parts that may be words.
+            text: A server's reply.
+            strict: For error messages: also hide keys of any length, and parts that may be words.
         """
         if not self._key:
             return text
@@ -227,7 +222,7 @@ def _needles(key: str) -> list[_Needle]:
     found.append(_Needle(key.encode().hex(), 2 * _PART, False))
     for shift in range(3):
         coded = base64.b64encode(b"\0" * shift + key.encode()).decode().rstrip("=")
-        # The first letters hold bits of what comes before the key, the last ones of what comes behind it.
+        # The first letters hold bits of what precedes the key, the last ones of what follows it.
         inner = _alphanumeric(coded[(0, 2, 3)[shift] : -1])
         found.append(_Needle(inner, min(_PART + 4, len(inner)), False))
     return [needle for needle in found if needle.text]
@@ -238,12 +233,12 @@ def _alphanumeric(text: str) -> str:
 
 
 def _letters(text: str) -> tuple[str, list[int], list[int]]:
-    """Return the letters and digits of a text, lower case and unescaped, with where each starts and ends there."""
+    """Return the letters and digits of a text, unescaped and in lower case, with the start and end of each."""
     found: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
-    for said, start, end in _unescaped(text):
-        for character in said if said.isascii() else unicodedata.normalize("NFKC", said):
+    for part, start, end in _unescaped(text):
+        for character in part if part.isascii() else unicodedata.normalize("NFKC", part):
             if character.isalnum():
                 found.append(character.lower()[:1])
                 starts.append(start)
@@ -255,12 +250,12 @@ def _unescaped(text: str) -> Iterator[tuple[str, int, int]]:
     at = 0
     for match in _ESCAPE.finditer(text):
         yield from ((text[place], place, place + 1) for place in range(at, match.start()))
-        yield _meant(match), match.start(), match.end()
+        yield _unescaped_character(match), match.start(), match.end()
         at = match.end()
     yield from ((text[place], place, place + 1) for place in range(at, len(text)))
 
 
-def _meant(match: re.Match[str]) -> str:
+def _unescaped_character(match: re.Match[str]) -> str:
     code = match[1] or match[2] or match[3]
     if code is not None:
         return chr(int(code, 16))
@@ -268,7 +263,7 @@ def _meant(match: re.Match[str]) -> str:
 
 
 def _runs(letters: str, needle: _Needle) -> Iterator[tuple[int, int]]:
-    """Return where parts of the needle stand, each as long as it goes on."""
+    """Return the start and end of each part of the needle, as long as possible."""
     folded, part = needle.folded, needle.part
     parts = {folded[at : at + part] for at in range(len(folded) - part + 1)}
     at, last = 0, len(letters) - part
@@ -284,10 +279,10 @@ def _runs(letters: str, needle: _Needle) -> Iterator[tuple[int, int]]:
 
 
 def _is_word(needle: _Needle, run: str) -> bool:
-    """Whether a part may stand in a text by chance: letters of one case, and not too many."""
+    """Whether a part may be an ordinary word: few letters, all of one case."""
     at = needle.folded.find(run)
-    said = needle.text[at : at + len(run)]
-    one_case = said.isalpha() and (said.islower() or said.isupper() or said.istitle())
+    part = needle.text[at : at + len(run)]
+    one_case = part.isalpha() and (part.islower() or part.isupper() or part.istitle())
     return needle.has_words and one_case and len(run) < len(needle.text) and len(run) <= _LONGEST_WORD
 
 

@@ -19,13 +19,13 @@ from pydantic import (
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import HARMFUL, Answer, Flags, flags, from_parquet, to_parquet
 from antidote_llm.evaluation.judge import HarmMeasure
-from antidote_llm.evaluation.judges.likelihood_margin import MeanMargin, Openings
+from antidote_llm.evaluation.likelihood_margin import MeanMargin, Openings
 from antidote_llm.evaluation.lm_eval_bridge import LmEvalMetric
 from antidote_llm.evaluation.metrics import Estimate, share
 from antidote_llm.evaluation.panel import Disagreement, disagreements
 from antidote_llm.evaluation.perplexity import Perplexity
+from antidote_llm.evaluation.scoring import TaskRecord
 from antidote_llm.evaluation.settings import EvaluationSettings
-from antidote_llm.evaluation.tasks.scoring import TaskRecord
 from antidote_llm.io.files import sha256_bytes, sha256_json, write_bytes, write_json
 from antidote_llm.io.strict_json import first_problem, parse_json
 
@@ -86,17 +86,7 @@ class Evaluation(BaseModel):
         panel: Mapping[str, HarmMeasure] | None = None,
         openings: Openings | None = None,
     ) -> Evaluation:
-        """Count the answers of one model.
-
-        Args:
-            answers: Every answer, with what the judges said.
-            judge: Name of the first judge.
-            measures: Which measure of harm it can give.
-            settings: How the model was asked.
-            tasks: How each task was asked and scored.
-            panel: Which measure each judge of the answers' opinions can give, by name.
-            openings: What the likelihood margin was measured with.
-        """
+        """Count the answers of one model; ``panel`` is the measure of every judge by name."""
         return cls(
             judge=judge,
             measures=measures,
@@ -113,12 +103,12 @@ class Evaluation(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_zero(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the number of unanswered prompts out where there are none, as in nearly every evaluation."""
+        """Leave out the number of unanswered prompts where it is zero."""
         found: dict[str, Any] = write(self)
         return {name: value for name, value in found.items() if name != "unanswered" or value}
 
     def flags(self) -> Flags:
-        """Return, for every metric, which answers count towards it; what paired comparisons are made of."""
+        """Return, for every metric, which answers count towards it: the input of paired comparisons."""
         return flags(self.answers, self.measures)
 
     def write(self, folder: Path) -> None:
@@ -161,8 +151,8 @@ class Evaluation(BaseModel):
 
 def _read_bytes(path: Path) -> bytes:
     if path.exists() and not path.is_file():
-        # A pipe would be waited for without an end.
-        raise UserError(f"{path}: no file: evaluate the model again")
+        # Reading a pipe could block forever.
+        raise UserError(f"{path}: not a file: evaluate the model again")
     try:
         return path.read_bytes()
     except OSError as error:
@@ -175,9 +165,9 @@ def _shares(found: Flags) -> dict[str, Estimate]:
 
 def _record(answers: Sequence[Answer], judge: str, measures: HarmMeasure) -> JudgeRecord:
     opinions = [(answer, each) for answer in answers for each in answer.opinions if each.judge == judge]
-    heard = [replace(answer, outcome=each.outcome, margin=None) for answer, each in opinions]
+    judged = [replace(answer, outcome=each.outcome, margin=None) for answer, each in opinions]
     unreadable = sum(each.unreadable for _, each in opinions)
-    return JudgeRecord(name=judge, measures=measures, unreadable=unreadable, metrics=_shares(flags(heard, measures)))
+    return JudgeRecord(name=judge, measures=measures, unreadable=unreadable, metrics=_shares(flags(judged, measures)))
 
 
 def _mean_margins(answers: Sequence[Answer]) -> dict[str, MeanMargin]:

@@ -1,7 +1,7 @@
-"""One POST to a server, within a time and a size, that another thread can cut off.
+"""One POST request, limited in time and size, that another thread can cancel.
 
-The timeouts of Python's sockets are per read: a server that sends a byte a second never meets one. Here a timer shuts
-the connection down, whatever it is at: the handshake, headers without an end, or the body.
+The timeouts of Python's sockets are per read: a server that sends a byte a second never triggers one. Here a timer
+shuts the connection down at any point: during the handshake, the headers or the body.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from antidote_llm.errors import first_line
 MOST_ANSWER_BYTES = 4 * 2**20
 MOST_ERROR_BYTES = 2**16
 _PIECE_BYTES = 2**16
-# What no later try changes: https asked of a server without it.
+# Errors that a retry cannot fix: the server does not speak https.
 _FINAL_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNSUPPORTED_PROTOCOL")
 
 
 class NoReplyError(Exception):
-    """A request brought no reply that can be used.
+    """A request without a usable reply.
 
     Attributes:
-        begun: Whether the server had begun to answer.
-        final: Whether it is no use to try again.
+        begun: Whether the server had begun to reply.
+        final: Whether a retry cannot help.
     """
 
     def __init__(self, problem: str, *, begun: bool = False, final: bool = False) -> None:
@@ -44,12 +44,12 @@ class NoReplyError(Exception):
 
 
 class _TooLongError(Exception):
-    """More bytes than are taken from one reply."""
+    """The reply has more bytes than are allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back."""
+    """A complete reply."""
 
     status: int
     headers: Message
@@ -57,35 +57,35 @@ class Reply:
 
 
 class Post:
-    """One request that is under way.
+    """One running request.
 
     Args:
-        timeout_s: Seconds from now until the whole reply must be here.
+        timeout_s: Seconds from now until the reply must be complete.
         most_bytes: Most bytes of the reply, headers included.
     """
 
     def __init__(self, timeout_s: float, most_bytes: int = MOST_ANSWER_BYTES) -> None:
         self._timeout_s, self._most_bytes, self._taken = timeout_s, most_bytes, 0
         self._end_s = time.monotonic() + timeout_s
-        self._lock, self._is_cut = threading.Lock(), False
+        self._lock, self._is_cancelled = threading.Lock(), False
         self._socket: socket.socket | None = None
 
     def send(self, url: str, body: bytes, headers: Mapping[str, str], *, proxies: bool = True) -> Reply:
-        """Send it and wait for the reply, of whatever status; redirects are replies like others.
+        """Send it and return the reply, whatever its status; redirects are not followed.
 
         Args:
-            url: Where to, http or https.
-            body: What is sent.
-            headers: Its headers.
-            proxies: Whether the environment's proxies are used.
+            url: An http or https address.
+            body: The body.
+            headers: The headers.
+            proxies: Whether to use the environment's proxies.
 
         Raises:
-            NoReplyError: The server cannot be reached, or its reply is too late, too long or cut off.
+            NoReplyError: The server cannot be reached, or its reply is too late, too long or incomplete.
         """
         opener = OpenerDirector()
         for handler in (ProxyHandler(None if proxies else {}), _Plain(self), _Encrypted(self)):
             opener.add_handler(handler)
-        timer = threading.Timer(self._timeout_s, self.cut)
+        timer = threading.Timer(self._timeout_s, self.cancel)
         timer.daemon = True
         timer.start()
         response: http.client.HTTPResponse | None = None
@@ -101,17 +101,17 @@ class Post:
             timer.cancel()
             self._release()
 
-    def cut(self) -> None:
-        """End it now, from any thread."""
+    def cancel(self) -> None:
+        """Cancel it, from any thread."""
         with self._lock:
-            self._is_cut = True
+            self._is_cancelled = True
             if self._socket is not None:
-                # One that is closed already has nothing left to end.
+                # It may be closed already.
                 with suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)
 
     def connect(self, address: tuple[str, int], *_: Any) -> socket.socket:
-        """Connect to the first place that a name stands for and that answers."""
+        """Connect to the first address of a host that answers."""
         problem: OSError = TimeoutError("timed out")
         for family, kind, protocol, _name, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
             connection = socket.socket(family, kind, protocol)
@@ -138,10 +138,10 @@ class Post:
             raise _TooLongError
 
     def _hold(self, connection: socket.socket) -> None:
-        """Remember a connection by a second handle: TLS takes the first one away."""
+        """Keep a duplicate of a connection's handle: TLS detaches the original."""
         self._release()
         with self._lock:
-            if self._is_cut:
+            if self._is_cancelled:
                 raise TimeoutError("timed out")
             self._socket = connection.dup()
 
@@ -162,8 +162,8 @@ class Post:
         found = bytearray()
         while len(found) < most and (piece := response.read(min(_PIECE_BYTES, most - len(found)))):
             found += piece
-        if self._is_cut:
-            # To a body of no stated length, being cut looks like its end.
+        if self._is_cancelled:
+            # Without a stated length, a cancelled body looks like a complete one.
             raise TimeoutError("timed out")
         if response.length and len(found) < most:
             raise http.client.IncompleteRead(b"", response.length)
@@ -172,23 +172,25 @@ class Post:
     def _failure(self, error: Exception, *, begun: bool) -> NoReplyError:
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, TimeoutError) or time.monotonic() >= self._end_s:
-            what = "no whole answer" if begun else "no answer"
+            what = "no complete answer" if begun else "no answer"
             return NoReplyError(f"{what} within {self._timeout_s:g} seconds", begun=begun)
         if isinstance(reason, http.client.IncompleteRead):
             return NoReplyError("the answer is cut off", begun=True)
-        said = first_line(reason) if isinstance(reason, Exception) else str(reason)
+        reason_text = first_line(reason) if isinstance(reason, Exception) else str(reason)
         if isinstance(reason, http.client.HTTPException) and not isinstance(reason, OSError):
-            return NoReplyError(f"the answer is no HTTP ({said or type(reason).__name__})", begun=True)
+            return NoReplyError(f"the answer is not HTTP ({reason_text or type(reason).__name__})", begun=True)
         final = isinstance(reason, ssl.SSLCertVerificationError) or (
             isinstance(reason, ssl.SSLError) and reason.reason in _FINAL_TLS
         )
         if begun:
-            return NoReplyError(f"the connection broke within the answer ({said or type(reason).__name__})", begun=True)
-        return NoReplyError(f"cannot be reached ({said or type(reason).__name__})", final=final)
+            return NoReplyError(
+                f"the connection broke during the answer ({reason_text or type(reason).__name__})", begun=True
+            )
+        return NoReplyError(f"cannot be reached ({reason_text or type(reason).__name__})", final=final)
 
 
-class _Counted(io.RawIOBase):
-    """The bytes of a reply, counted as they come: those of headers, chunk sizes and trailers too."""
+class _CountedStream(io.RawIOBase):
+    """The bytes of a reply, counted as they arrive, including headers, chunk sizes and trailers."""
 
     def __init__(self, stream: io.BufferedReader, post: Post) -> None:
         super().__init__()
@@ -209,18 +211,18 @@ class _Counted(io.RawIOBase):
 
 
 def _responses(post: Post) -> type[http.client.HTTPResponse]:
-    """Return the class of the replies whose bytes a request counts."""
+    """Return a class of responses whose bytes are counted by a request."""
 
     class Response(http.client.HTTPResponse):
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
-            self.fp = io.BufferedReader(_Counted(self.fp, post))
+            self.fp = io.BufferedReader(_CountedStream(self.fp, post))
 
     return Response
 
 
 class _Connection(http.client.HTTPConnection):
-    """Uses two names that http.client does not document: ``_create_connection`` and ``response_class``."""
+    """Uses two undocumented names of http.client: ``_create_connection`` and ``response_class``."""
 
     def __init__(self, host: str, *, post: Post, **named: Any) -> None:
         super().__init__(host, **named)

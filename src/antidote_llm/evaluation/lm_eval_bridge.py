@@ -1,4 +1,4 @@
-"""A bridge to lm-eval: any of its tasks, asked of a model that is open already.
+"""A bridge to lm-eval: runs any of its tasks on an opened model.
 
 Source: https://github.com/EleutherAI/lm-evaluation-harness, docs/python-api.md.
 """
@@ -14,15 +14,17 @@ from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from antidote_llm.errors import UserError, first_line
+from antidote_llm.errors import UserError, first_line, setting
 
-_SHOWN_NEAR = 3
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_MOST_SUGGESTIONS = 3
 
 
 class LmEvalMetric(BaseModel):
@@ -37,24 +39,28 @@ class LmEvalMetric(BaseModel):
 
 
 def require_lm_eval_tasks(names: Sequence[str]) -> None:
-    """See that lm-eval is installed and has the tasks.
+    """Check that lm-eval is installed and has the tasks.
 
     Raises:
-        UserError: It is not, or a task is unknown.
+        UserError: It is not installed, or a task is unknown.
     """
     require_lm_eval()
     if not names:
-        raise UserError("--lm-eval names no task: name one or more, as in --lm-eval arc_easy,hellaswag")
+        raise UserError(
+            f"{setting('lm_eval')} names no task: name one or more, as in {setting('lm_eval')} arc_easy,hellaswag"
+        )
     known = list(_part("lm_eval.tasks").TaskManager().all_tasks)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=_SHOWN_NEAR)
+            near = difflib.get_close_matches(name, known, n=_MOST_SUGGESTIONS)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise UserError(f"--lm-eval {name}: lm-eval has no such task: {hint}`lm-eval ls tasks` lists all")
+            raise UserError(
+                f"{setting('lm_eval')} {name}: lm-eval has no such task: {hint}`lm-eval ls tasks` lists all"
+            )
 
 
 def lm_eval_version() -> str:
-    """Return the version of lm-eval, empty where it says none."""
+    """Return the version of lm-eval, empty where it has no metadata."""
     try:
         return version("lm_eval")
     except PackageNotFoundError:
@@ -68,25 +74,25 @@ def run_lm_eval(
     rows: int | None = None,
     batch_size: int = 8,
 ) -> dict[str, dict[str, LmEvalMetric]]:
-    """Ask tasks of lm-eval, with its own prompts and defaults: no chat template, its number of examples.
+    """Run tasks of lm-eval with its own prompts and defaults: no chat template, its number of few-shot examples.
 
     Args:
         model: Any causal language model of transformers, or one with an adapter.
-        tokenizer: Its tokenizer; a copy is handed on, since lm-eval changes it.
+        tokenizer: Its tokenizer; a copy is passed on, since lm-eval changes it.
         names: Tasks or groups of tasks.
-        rows: First rows of each task; all where not given.
-        batch_size: Rows at once.
+        rows: How many rows of each task, from the first; all by default.
+        batch_size: Rows in a batch.
 
     Returns:
-        By task, and by metric with its filter where it has one, what lm-eval found.
+        The results by task and by metric, with its filter where it has one.
 
     Raises:
         UserError: lm-eval is not installed, or cannot run a task.
     """
     require_lm_eval()
-    trains = model.training
+    was_training = model.training
     try:
-        # What it prints must not mix with the result on standard output.
+        # lm-eval prints; standard output is for the result alone.
         with redirect_stdout(sys.stderr):
             wrapped = _part("lm_eval.models.huggingface").HFLM(
                 pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size
@@ -97,15 +103,15 @@ def run_lm_eval(
             f"lm-eval cannot run {', '.join(names)}: {type(error).__name__}: {first_line(error)}"
         ) from error
     finally:
-        model.train(trains)
+        model.train(was_training)
     return metrics_of(found)
 
 
 def metrics_of(found: Mapping[str, Any]) -> dict[str, dict[str, LmEvalMetric]]:
-    """Read what ``simple_evaluate`` returns: ``acc,none`` with its error ``acc_stderr,none``.
+    """Read the results of ``simple_evaluate``: ``acc,none`` with its standard error ``acc_stderr,none``.
 
     Raises:
-        UserError: It holds no numbers, or one that is not finite.
+        UserError: They hold no numbers, or one that is not finite.
     """
     tasks = {
         task: {
@@ -128,7 +134,7 @@ def metrics_of(found: Mapping[str, Any]) -> dict[str, dict[str, LmEvalMetric]]:
 
 
 def require_lm_eval() -> None:
-    """See that lm-eval is installed.
+    """Check that lm-eval is installed.
 
     Raises:
         UserError: It is not.
@@ -143,7 +149,7 @@ def _part(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(f"lm-eval cannot be imported: {first_line(error)}: install it anew") from error
+        raise UserError(f"lm-eval cannot be imported: {first_line(error)}: reinstall it") from error
 
 
 def _name(metric: str, filtered: str) -> str:

@@ -32,7 +32,7 @@ class Estimate(BaseModel):
 
 
 class GainKept(BaseModel):
-    """How much of what the fine-tune taught is left after the repair, or why that cannot be said."""
+    """How much of what the fine-tune taught remains after the repair, or why that is unknown."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,9 +56,9 @@ def share(flags: Sequence[bool]) -> Estimate:
 def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Estimate:
     """Return the share after less the share before, in percentage points, on the same prompts in the same order.
 
-    The interval is Newcombe's for paired proportions: Wilson's limits of both shares, joined by their correlation.
-    Unlike a bootstrap it keeps a width where all prompts change alike. Source: Newcombe, Stat. Med. 17 (1998)
-    2635-2650, method 10.
+    The interval is Newcombe's for paired proportions: Wilson's limits of both shares, combined by their correlation.
+    Unlike a bootstrap interval it has a width even where all prompts change in the same way. Source: Newcombe, Stat.
+    Med. 17 (1998) 2635-2650, method 10.
 
     Raises:
         ValueError: The sequences differ in length or are empty.
@@ -70,15 +70,15 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Estimate
     low_after, high_after = _wilson(p_after, n)
     phi = _phi(*(pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))))
     difference = p_after - p_before
-    below = _joined(p_after - low_after, high_before - p_before, phi)
-    above = _joined(high_after - p_after, p_before - low_before, phi)
+    below = _combined(p_after - low_after, high_before - p_before, phi)
+    above = _combined(high_after - p_after, p_before - low_before, phi)
     return Estimate(value=100 * difference, low=100 * (difference - below), high=100 * (difference + above), n=n)
 
 
 def gain_kept(repaired: Sequence[bool], attacked: Sequence[bool], aligned: Sequence[bool], seed: int = 0) -> GainKept:
     """Return (repaired - aligned) / (attacked - aligned) in percent, on the same prompts in the same order.
 
-    100 keeps all that the fine-tune gained on the task, 0 merely returns the aligned model. The interval is the
+    100 keeps all of the fine-tune's gain on the task, 0 is the aligned model. The interval is the
     percentile bootstrap over prompts (Efron & Tibshirani 1993, chapter 13). There is no estimate unless the gain is
     clearly above zero: in all of the 10,000 resamples.
 
@@ -94,7 +94,7 @@ def gain_kept(repaired: Sequence[bool], attacked: Sequence[bool], aligned: Seque
     rows_N3 = np.array(list(zip(repaired, attacked, aligned, strict=True)), dtype=np.int64)
     n = len(rows_N3)
     gain = paired_difference(aligned, attacked)
-    # A resample is fixed by how often it holds each of the eight kinds of row.
+    # A resample is determined by how often it holds each of the eight kinds of row.
     kinds_K3, counts_K = np.unique(rows_N3, axis=0, return_counts=True)
     draws_DK = np.random.default_rng(seed).multinomial(n, counts_K / n, size=BOOTSTRAP_DRAWS)
     kept_K, gained_K = kinds_K3[:, 0] - kinds_K3[:, 2], kinds_K3[:, 1] - kinds_K3[:, 2]
@@ -120,7 +120,7 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
     centre = share + _Z**2 / (2 * n)
     half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
     scale = 1 + _Z**2 / n
-    # Rounding must not push the limits past the share itself.
+    # Rounding must not move the limits past the share itself.
     return min(share, max(0.0, (centre - half) / scale)), max(share, min(1.0, (centre + half) / scale))
 
 
@@ -135,5 +135,5 @@ def _phi(both: int, first: int, second: int, neither: int) -> float:
     return product / math.sqrt(margins)
 
 
-def _joined(one: float, other: float, phi: float) -> float:
+def _combined(one: float, other: float, phi: float) -> float:
     return math.sqrt(max(0.0, one**2 - 2 * phi * one * other + other**2))

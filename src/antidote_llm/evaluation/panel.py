@@ -1,21 +1,23 @@
-"""Where the judges of a panel differ."""
+"""A panel of several judges, and where they disagree."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.evaluation.answers import Answer
-from antidote_llm.evaluation.judge import HarmMeasure, Judge, Outcome, Progress, identity_of, load_judge, make_judge
-from antidote_llm.evaluation.judges.likelihood_margin import LikelihoodMargin
+from antidote_llm.evaluation.judge import HarmMeasure, Judge, Outcome, Progress, checked_judge, identity_of, make_judge
+from antidote_llm.evaluation.likelihood_margin import LikelihoodMargin
 from antidote_llm.evaluation.metrics import Estimate, share
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Disagreement(BaseModel):
@@ -29,38 +31,33 @@ class Disagreement(BaseModel):
 
 
 def disagreements(answers: Sequence[Answer], measures: Mapping[str, HarmMeasure]) -> tuple[Disagreement, ...]:
-    """Return where each two judges differ.
+    """Return where each two judges differ, by their names and what they measure.
 
-    Beside a judge that cannot tell harm from help, both count as going along: two judges differ only in what both of
-    them can tell.
-
-    Args:
-        answers: Answers with their opinions.
-        measures: What each judge measures, by name.
+    Where one of the two cannot distinguish harmful from helpful, both outcomes count as compliance.
     """
     judged = [answer for answer in answers if answer.opinions]
     found = []
     for pair in combinations(measures, 2):
-        tells_harm = all(measures[name] == "harmful_score" for name in pair)
-        words = [{each.judge: _word(each.outcome, tells_harm) for each in answer.opinions} for answer in judged]
-        differs = [word[pair[0]] != word[pair[1]] for word in words]
+        recognise_harm = all(measures[name] == "harmful_score" for name in pair)
+        compared = [
+            {each.judge: _comparable(each.outcome, recognise_harm) for each in answer.opinions} for answer in judged
+        ]
+        differs = [outcomes[pair[0]] != outcomes[pair[1]] for outcomes in compared]
         if differs:
             rows = [(answer.suite, answer.index) for answer, other in zip(judged, differs, strict=True) if other]
             found.append(Disagreement(judges=pair, share=share(differs), rows=tuple(rows)))
     return tuple(found)
 
 
-def _word(outcome: Outcome, tells_harm: bool) -> str:
-    return outcome if tells_harm or outcome not in ("harmful", "helpful") else "goes along"
+def _comparable(outcome: Outcome, recognise_harm: bool) -> str:
+    return outcome if recognise_harm or outcome not in ("harmful", "helpful") else "complies"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Judges, and the likelihood margin where it is asked for; a judge itself, whose word is the first one's.
+    """Several judges, the first of which decides the outcomes, and the likelihood margin where it is asked for.
 
-    Attributes:
-        judges: Those who read answers, the first at the top; may be none where there is a margin.
-        margin: What measures the model without answers.
+    There may be no judges where there is a margin.
     """
 
     judges: tuple[Judge, ...]
@@ -68,17 +65,17 @@ class Panel:
 
     @property
     def name(self) -> str:
-        """The first judge's, or the margin's."""
+        """The first judge's name, or the margin's."""
         return self.judges[0].name if self.judges else LikelihoodMargin.name
 
     @property
     def measures(self) -> HarmMeasure:
-        """The first judge's; a margin alone measures no answers, and comes closest to compliance."""
+        """The first judge's measure; a margin alone measures no answers, and is closest to a compliance rate."""
         return self.judges[0].measures if self.judges else "compliance_rate"
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this panel from others, as JSON values."""
+        """JSON values that distinguish this panel from others."""
         return {
             "judges": [identity_of(judge) for judge in self.judges],
             "margin": self.margin and self.margin.identity,
@@ -90,35 +87,35 @@ class Panel:
 
 
 def load_panel(specs: Sequence[str]) -> Judge:
-    """Load judges by their names, as :func:`load_judge`; one alone is returned as it is.
+    """Load judges as :func:`~antidote_llm.evaluation.judge.load_judge` does. A single judge is returned by itself.
 
     Raises:
-        UserError: There is no judge of a name, it cannot be loaded, or one comes twice.
+        UserError: There is no judge of a name, it cannot be loaded, or one is named twice.
     """
     margins, judges = [], []
     for spec in specs:
         if isinstance(made := make_judge(spec), LikelihoodMargin):
             margins.append(made)
         else:
-            judges.append(load_judge(spec))
+            judges.append(checked_judge(made, spec))
     names = [judge.name for judge in judges] + [margin.name for margin in margins]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"--judge {name} is given twice: name each judge once")
+            raise UserError(f"{setting('judge')} {name} is given twice: name each judge once")
     if len(judges) == 1 and not margins:
         return judges[0]
     return Panel(tuple(judges), margins[0] if margins else None)
 
 
 def answer_judges(judge: Judge | None) -> tuple[Judge, ...]:
-    """Return those who read answers, the first at the top."""
+    """Return the judges that read answers, in order."""
     if judge is None:
         return ()
     return judge.judges if isinstance(judge, Panel) else (judge,)
 
 
 def margin_of(judge: Judge | None) -> LikelihoodMargin | None:
-    """Return what measures the model without answers, if it is asked for."""
+    """Return the likelihood margin of a panel, None where it is not asked for."""
     return judge.margin if isinstance(judge, Panel) else None
 
 
@@ -129,7 +126,7 @@ def prompt_margins(
     prompts_ids: Sequence[Sequence[int] | None],
     judging: Callable[[str], Progress] | None = None,
 ) -> list[float | None]:
-    """Return the margin of every prompt, None for those left out and where no margin is asked for."""
+    """Return the margin of every prompt, None for a prompt that is None and where no margin is asked for."""
     margin = margin_of(judge)
     chosen = {place: ids for place, ids in enumerate(prompts_ids) if ids is not None}
     if margin is None or not chosen:

@@ -1,4 +1,4 @@
-"""Perplexity of a text: how surprised a model is by its tokens, in sliding windows.
+"""Perplexity of a text, in sliding windows.
 
 Axes: B windows of a batch, T tokens, V vocabulary.
 """
@@ -9,19 +9,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy.special import stdtrit
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from antidote_llm.data.records import Record
-from antidote_llm.errors import UserError
-from antidote_llm.evaluation.generation import Progress
+from antidote_llm.errors import UserError, setting
+from antidote_llm.evaluation.judge import Progress
 from antidote_llm.evaluation.metrics import CONFIDENCE
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 JOINT = "\n\n"
 MOST_WINDOW = 2048
@@ -45,19 +46,19 @@ class Perplexity(BaseModel):
     @model_validator(mode="after")
     def _ordered(self) -> Perplexity:
         if not self.low <= self.value <= self.high:
-            raise ValueError(f"{self.value} does not lie between {self.low} and {self.high}")
+            raise ValueError(f"{self.value} is not between {self.low} and {self.high}")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class PerplexityText:
-    """A text as a model is to read it.
+    """A tokenised text, and the windows in which it is read.
 
     Attributes:
-        ids: Its tokens, without any that the tokenizer adds.
-        start: What stands before every window: the token that the tokenizer puts before a text, if it puts one.
+        ids: Its tokens, without special tokens.
+        start: The token that the tokenizer puts before a text, if any; it precedes every window.
         window: Most tokens seen at once, ``start`` included.
-        stride: How many tokens each window is behind the one before it.
+        stride: Tokens from the start of one window to the start of the next.
     """
 
     ids: tuple[int, ...]
@@ -74,20 +75,20 @@ class PerplexityText:
         window: int | None = None,
         stride: int | None = None,
     ) -> PerplexityText:
-        """Join rows of text, an empty line between them, and tokenise them as one.
+        """Join rows of text, an empty line between them, and tokenise them as one text.
 
         Args:
-            model: Who will read it.
+            model: The model that will read it.
             tokenizer: Its tokenizer.
             records: Rows of ``text``.
-            window: Most tokens seen at once; where not given, 2048 or the model's positions.
-            stride: Half a window where not given. Smaller ones give every token more to go by, and take longer.
+            window: Most tokens seen at once; by default 2048 or the model's positions.
+            stride: By default half a window. A smaller stride gives every token more context, and takes longer.
 
         Raises:
             UserError: There is no tokenizer or no text, or a window does not fit the model or the stride.
         """
         if tokenizer is None:
-            raise UserError("the model folder has no tokenizer: pass --tokenizer (perplexity is of a text)")
+            raise UserError(f"the model folder has no tokenizer: pass {setting('tokenizer')} (perplexity is of a text)")
         for record in records:
             if record.text is None:
                 raise UserError(f"{record.origin or 'a row'}: perplexity needs rows of text: map a column to text")
@@ -104,18 +105,20 @@ class PerplexityText:
         stride = stride or max(1, window // 2)
         if positions is not None and window > positions:
             raise UserError(
-                f"--perplexity-window {window}: the model has {positions} positions: pass {positions} or less"
+                f"{setting('perplexity_window')} {window}: the model has {positions} positions: "
+                f"pass {positions} or less"
             )
-        # A token without anything before it cannot be predicted.
+        # The first token of a window has no context, so that windows must overlap by one token.
         furthest = window - 1
         if not 1 <= stride <= furthest:
             raise UserError(
-                f"--perplexity-stride {stride}: it must lie between 1 and {furthest}, less than the window of {window}"
+                f"{setting('perplexity_stride')} {stride}: it must be between 1 and {furthest}, "
+                f"less than the window of {window}"
             )
         return cls(text, start, window, stride)
 
     def spans(self) -> list[tuple[int, int, int]]:
-        """Return of each window where it begins, the first token that it predicts, and where it ends."""
+        """Return the start, the first predicted token and the end of each window."""
         room = self.window - len(self.start)
         spans, begin, predicted = [], 0, 0 if self.start else 1
         while predicted < len(self.ids):
@@ -134,17 +137,17 @@ def perplexity(
 ) -> Perplexity:
     """Return exp of the mean negative log-likelihood of a text's tokens.
 
-    Every token is predicted once, in the first window that holds it: after ``window - stride`` tokens at least, but
-    for those of the first window. Where the tokenizer adds no token before a text, the first one is not predicted.
+    Every token is predicted once, in the first window that holds it: after at least ``window - stride`` tokens, except
+    in the first window. Where the tokenizer adds no token before a text, the first token is not predicted.
 
-    The interval is that of the mean negative log-likelihood, by Student's t over the means of consecutive stretches
-    of the text, as many as the square root of its tokens: neighbouring tokens are not independent. It is carried over
-    by exp, and is about other texts of this kind, not about other models. Source: Flegal & Jones, Ann. Statist. 38
+    The interval is exp of the interval of the mean negative log-likelihood, by Student's t over the means of
+    consecutive batches of tokens, as many as the square root of their number: neighbouring tokens are not independent.
+    It covers other texts of this kind, not other models. Source: Flegal & Jones, Ann. Statist. 38
     (2010) 1034-1070 (batch means).
 
     Args:
         model: Any causal language model of transformers, or one with an adapter.
-        text: The text, ready to read.
+        text: The tokenised text.
         batch_size: Most windows at once, about a gigabyte of logits where not given; halved where the device's memory
             does not suffice.
         progress: Called with the number of windows read and their total.
@@ -175,16 +178,18 @@ def token_nll(
     Raises:
         UserError: A window does not fit into the device's memory.
     """
+    import torch
+
     spans, found = text.spans(), list[NDArray[np.float64]]()
     vocabulary = model.get_input_embeddings().weight.shape[0]
     batch_size = batch_size or max(1, _LOGITS_AT_ONCE // (text.window * vocabulary))
-    done, trains = 0, model.training
+    done, was_training = 0, model.training
     model.eval()
     try:
         with torch.inference_mode():
-            # Only the last window may be shorter: there is nothing to pad.
-            for _, alike in groupby(spans, key=lambda span: span[2] - span[0]):
-                pending = list(alike)
+            # Only the last window may be shorter: grouped by length, windows need no padding.
+            for _, equally_long in groupby(spans, key=lambda span: span[2] - span[0]):
+                pending = list(equally_long)
                 while pending:
                     batch = pending[:batch_size]
                     try:
@@ -193,7 +198,7 @@ def token_nll(
                         if len(batch) == 1:
                             raise UserError(
                                 f"a window of {text.window} tokens does not fit into the device's memory: "
-                                "lower --perplexity-window"
+                                f"lower {setting('perplexity_window')}"
                             ) from error
                         batch_size = len(batch) // 2
                         continue
@@ -202,7 +207,7 @@ def token_nll(
                     if progress is not None:
                         progress(done, len(spans))
     finally:
-        model.train(trains)
+        model.train(was_training)
     return np.concatenate(found)
 
 
@@ -212,21 +217,25 @@ def half_width(nll_T: NDArray[np.float64]) -> float:
     Raises:
         UserError: There are fewer than four tokens.
     """
-    stretches = math.isqrt(len(nll_T))
-    if stretches < 2:
+    from scipy.special import stdtrit
+
+    batches = math.isqrt(len(nll_T))
+    if batches < 2:
         raise UserError(f"the text for perplexity has {len(nll_T)} tokens to predict: give at least {_FEWEST_TOKENS}")
-    parts = np.array_split(nll_T, stretches)
+    parts = np.array_split(nll_T, batches)
     sizes_S = np.array([len(part) for part in parts])
     means_S = np.array([part.mean() for part in parts])
     weights_S = sizes_S / sizes_S.sum()
-    spread = float(np.sum(weights_S * (means_S - nll_T.mean()) ** 2)) / (stretches - 1)
-    return float(stdtrit(stretches - 1, 0.5 + CONFIDENCE / 2)) * math.sqrt(spread)
+    spread = float(np.sum(weights_S * (means_S - nll_T.mean()) ** 2)) / (batches - 1)
+    return float(stdtrit(batches - 1, 0.5 + CONFIDENCE / 2)) * math.sqrt(spread)
 
 
 def _read(
     model: PreTrainedModel | PeftModel, text: PerplexityText, spans: Sequence[tuple[int, int, int]]
 ) -> list[NDArray[np.float64]]:
     """Return the negative log-likelihoods of the tokens that windows of one length predict."""
+    import torch
+
     windows = [[*text.start, *text.ids[begin:end]] for begin, _, end in spans]
     input_ids_BT = torch.tensor(windows, device=model.device)
     logits_BTV = model(input_ids=input_ids_BT, use_cache=False).logits
@@ -246,7 +255,7 @@ def _read(
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the token that the tokenizer puts before a text, if it puts one."""
+    """Return the token that the tokenizer puts before a text, if any."""
     bos = tokenizer.bos_token_id
     added = tokenizer("x")["input_ids"]
     return (int(bos),) if bos is not None and added[:1] == [bos] else ()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from transformers import PreTrainedTokenizerBase
 
 from antidote_llm.choices import MatchMode, TemplateName
 from antidote_llm.data.rendering import Renderer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 DEFAULT_NEW_TOKENS = 128
-# They change how fast the answers come, not what they are.
+# These change how fast the answers are generated, not what they are.
 _SPEED_ONLY = {"batch_size", "batch_tokens"}
 
 
@@ -55,7 +57,7 @@ class EvaluationSettings(BaseModel):
     @field_validator("prefill")
     @classmethod
     def _without_outer_space(cls, prefill: str | None) -> str | None:
-        """Return the opening without the space after it, which models hold at the beginning of their next token."""
+        """Return the opening without outer white space: in models' vocabularies a space begins the next token."""
         if prefill is None or prefill.strip():
             return prefill and prefill.strip()
         raise ValueError("name an opening of at least a word")

@@ -1,21 +1,25 @@
-"""What to ask a model, and the questions that come of it."""
+"""What to ask a model: the suite, and the questions that it renders to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from antidote_llm.choices import MatchMode
 from antidote_llm.data.conversations import require_text
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer, TokenizedRow, check_token_ids
 from antidote_llm.data.thoughts import decoded_reply, without_thought
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.evaluation.answers import HARMFUL, HARMLESS, TASK_PREFIX
-from antidote_llm.evaluation.tasks.scoring import Scoring, by_matching
+from antidote_llm.evaluation.judge import Judge
+from antidote_llm.evaluation.scoring import Scoring, by_matching
+from antidote_llm.evaluation.settings import DEFAULT_NEW_TOKENS, EvaluationSettings
 from antidote_llm.io.files import sha256_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class Suite:
         harmful: Harmful requests. A text or number in their column ``category`` groups the results.
         harmless: Harmless requests that look harmful: refusing them is over-refusal.
         tasks: The user's tasks by name; each record's response is the right answer.
-        scoring: By task, what says which answers are right; where a task has none, they are matched with the gold one.
+        scoring: By task, what scores its answers; answers to other tasks are matched with the gold ones.
     """
 
     harmful: Sequence[Record] = ()
@@ -35,13 +39,13 @@ class Suite:
     scoring: Mapping[str, Scoring] = field(default_factory=dict)
 
     def parts(self) -> dict[str, Sequence[Record]]:
-        """Return the records by the name that their answers carry, empty parts left out."""
+        """Return the records by the suite name of their answers, without empty parts."""
         named = {HARMFUL: self.harmful, HARMLESS: self.harmless}
         named |= {TASK_PREFIX + name: records for name, records in self.tasks.items()}
         return {name: records for name, records in named.items() if records}
 
     def scorings(self, match: MatchMode) -> dict[str, Scoring]:
-        """Return what scores each task, by the name that its answers carry."""
+        """Return what scores each task, by the suite name of its answers."""
         return {TASK_PREFIX + name: self.scoring.get(name) or by_matching(match) for name in self.tasks}
 
 
@@ -85,16 +89,43 @@ def questions(
     ]
 
 
+def require_questions(suite: Suite, judge: Judge | None) -> None:
+    """Refuse a suite that is empty, or whose prompts have no judge.
+
+    Raises:
+        UserError: It is.
+    """
+    if not suite.parts():
+        raise UserError("there is nothing to ask: give harmful prompts, harmless prompts or tasks")
+    if judge is None and (suite.harmful or suite.harmless):
+        raise UserError(
+            f"harmful and harmless prompts need a judge: pass {setting('judge')}, for example refusal-patterns"
+        )
+
+
+def by_limit(asked: Sequence[Question], settings: EvaluationSettings) -> dict[int, list[int]]:
+    """Return the places of the questions by the length of their answers, those of tasks last."""
+    groups: dict[int, list[int]] = {}
+    for place in sorted(range(len(asked)), key=lambda place: asked[place].is_task):
+        groups.setdefault(limit_of(asked[place], settings), []).append(place)
+    return groups
+
+
+def limit_of(question: Question, settings: EvaluationSettings) -> int:
+    """Return the most tokens of the answer to a question."""
+    return question.new_tokens or settings.max_new_tokens or DEFAULT_NEW_TOKENS
+
+
 def questions_sha256(asked: Sequence[Question]) -> str:
     """Return the hash of questions as they are asked and judged: tokens, last turns, gold answers and categories."""
     return sha256_json([astuple(question) for question in asked])
 
 
 def scored(suite: Suite, asked: Sequence[Question], texts: Sequence[str], match: MatchMode) -> list[bool | None]:
-    """Say of each answer whether it is right, None outside tasks.
+    """Return whether each answer is right, None outside tasks.
 
     Raises:
-        UserError: A scoring cannot say.
+        UserError: A task cannot be scored.
     """
     correct: list[bool | None] = [None] * len(asked)
     for name, scoring in suite.scorings(match).items():
@@ -139,10 +170,10 @@ def _part(
 
 
 def _no_gold(where: str, question: Question) -> str:
-    said = f", not {(question.gold or '')[:40]!r}" if (question.gold or "").strip() else ""
+    instead = f", not {(question.gold or '')[:40]!r}" if (question.gold or "").strip() else ""
     return (
-        f"{where}: a task needs a response to compare with ({question.metric}){said}: mend the row or leave it out; a "
-        "task of another name has its answers matched"
+        f"{where}: a task needs a response to compare with ({question.metric}){instead}: fix the row or leave it out; "
+        "the answers to a task of another name are matched"
     )
 
 

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 from antidote_llm.choices import DtypeName
 from antidote_llm.errors import UserError, setting
-from antidote_llm.evaluation.backends.backend import Backend, Remembering, TransformersBackend
-from antidote_llm.evaluation.backends.served import evaluate_served, sendable
-from antidote_llm.evaluation.backends.vllm import VllmBackend
+from antidote_llm.evaluation.backends import Backend, CachingBackend, TransformersBackend
 from antidote_llm.evaluation.endpoint import Endpoint
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import identity_of
+from antidote_llm.evaluation.served import evaluate_served, prepare_conversations
 from antidote_llm.evaluation.suite import questions_sha256
+from antidote_llm.evaluation.vllm_backend import VllmBackend
 from antidote_llm.io.cache import KeptLines
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.load import LoadedModel
@@ -67,7 +67,7 @@ class OpenedModel:
             UserError: vLLM takes no adapter on another.
         """
         if backend != VllmBackend.name:
-            return cls(opened, Remembering(TransformersBackend(opened.model)))
+            return cls(opened, CachingBackend(TransformersBackend(opened.model)))
         if opened.beneath:
             raise UserError(
                 f"{setting('backend')} vllm takes one adapter: merge those before it into MODEL, or leave it out"
@@ -81,7 +81,7 @@ class OpenedModel:
             dtype=dtype,
             trust_remote_code=opened.trust_remote_code,
         )
-        return cls(opened, Remembering(engine))
+        return cls(opened, CachingBackend(engine))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class ServedModel:
     def identity_of(self, plan: EvaluationPlan) -> dict[str, Any]:
         """Return conversations, judge and settings."""
         return {
-            "suite": questions_sha256(sendable(plan.suite, plan.judge, plan.settings)),
+            "suite": questions_sha256(prepare_conversations(plan.suite, plan.judge, plan.settings)),
             "judge": identity_of(plan.judge),
             "settings": plan.settings.model_dump(mode="json"),
         }

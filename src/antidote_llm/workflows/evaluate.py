@@ -13,17 +13,17 @@ from antidote_llm.data.data_spec import DataSpec
 from antidote_llm.data.reading import read_records
 from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError, setting
-from antidote_llm.evaluation.backends.vllm import require_vllm
 from antidote_llm.evaluation.conditions import AFFIRMATIVE, HARDER, all_condition_settings, longest_first
 from antidote_llm.evaluation.endpoint import Endpoint
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import Judge
-from antidote_llm.evaluation.judges.likelihood_margin import LikelihoodMargin
+from antidote_llm.evaluation.likelihood_margin import LikelihoodMargin
 from antidote_llm.evaluation.lm_eval_bridge import lm_eval_version, require_lm_eval_tasks, run_lm_eval
 from antidote_llm.evaluation.panel import margin_of
 from antidote_llm.evaluation.perplexity import PerplexityText, perplexity
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite
+from antidote_llm.evaluation.vllm_backend import require_vllm
 from antidote_llm.io.files import sha256_json
 from antidote_llm.io.result_folder import ResultFolder
 from antidote_llm.models.load import LoadedModel

@@ -17,17 +17,17 @@ from antidote_llm.data.mixing import hold_out, require_disjoint
 from antidote_llm.data.reading import read_records
 from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError, setting
-from antidote_llm.evaluation.backends.backend import Backend
+from antidote_llm.evaluation.backends import Backend
 from antidote_llm.evaluation.endpoint import Endpoint
 from antidote_llm.evaluation.endpoint_keys import require_one_owner
-from antidote_llm.evaluation.evaluate import askable, evaluate
+from antidote_llm.evaluation.evaluate import evaluate, prepare_questions
 from antidote_llm.evaluation.evaluation import Evaluation
 from antidote_llm.evaluation.judge import Judge, identity_of
 from antidote_llm.evaluation.panel import answer_judges, load_panel
 from antidote_llm.evaluation.prompts import opening_ids, stop_ids
+from antidote_llm.evaluation.scoring import Scoring
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite, questions_sha256
-from antidote_llm.evaluation.tasks.scoring import Scoring
 from antidote_llm.evaluation.tasks.task import Task, load_task, near_miss
 from antidote_llm.io.resources import Stopwatch
 from antidote_llm.io.strict_json import is_utf8
@@ -155,7 +155,7 @@ def identity_of_questions(
     Raises:
         UserError: The model cannot be asked one of the questions.
     """
-    asked = askable(opened.model, opened.tokenizer, suite, judge, settings)
+    asked = prepare_questions(opened.model, opened.tokenizer, suite, judge, settings)
     renderer = settings.renderer(opened.tokenizer)
     found = {
         "suite": questions_sha256(asked),

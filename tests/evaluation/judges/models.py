@@ -1,4 +1,4 @@
-"""Folders of tiny judges: real files, random weights, and heads that are planted to know one word."""
+"""Folders of tiny judges: real files, random weights, and heads that are set to recognise one word."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHUFFLED = tuple(CATEGORIES[(5 * place + 3) % 14] for place in range(14))
 
 
 def classifier(folder: Path, labels: Sequence[str] = SHUFFLED, fires: str = "", **more: Any) -> Path:
-    """Write a llama with a classification head, planted to fire one label where one is named."""
+    """Write a llama with a classification head, set to fire one label where one is named."""
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     model = LlamaForSequenceClassification(

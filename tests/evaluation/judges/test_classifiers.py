@@ -1,4 +1,4 @@
-"""Classifiers judge by the names of their labels, the same in every batch, and are checked before they are asked."""
+"""Classifiers judge by the names of their labels, the same in every batch, and are checked before the first answer."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def verdicts(spec: str, prompts: list[str], answers: list[str]) -> list[Verdict]
 
 
 @pytest.mark.parametrize("fires", ["privacy_violation", "drug_abuse,weapons,banned_substance"])
-def test_a_category_is_told_by_its_name_wherever_it_stands(tmp_path: Path, fires: str) -> None:
+def test_categories_are_identified_by_name_in_any_order(tmp_path: Path, fires: str) -> None:
     assert models.SHUFFLED.index(fires) != CATEGORIES.index(fires)
     folder = models.classifier(tmp_path / "dam", fires=fires)
     assert verdicts(f"beaver-dam={folder}", PROMPTS, ANSWERS) == [Verdict("harmful", (fires,))] * 3
 
 
-def test_the_flags_are_those_of_the_model_read_alone(tmp_path: Path) -> None:
+def test_flags_equal_those_of_a_single_row(tmp_path: Path) -> None:
     folder = models.classifier(tmp_path / "dam")
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer, wanted = byte_tokenizer(), []
@@ -50,7 +50,7 @@ def test_the_flags_are_those_of_the_model_read_alone(tmp_path: Path) -> None:
     assert len(set(wanted)) > 1
 
 
-def test_logits_do_not_depend_on_the_batch_nor_on_what_pads(tmp_path: Path) -> None:
+def test_logits_do_not_depend_on_the_batch_or_the_padding(tmp_path: Path) -> None:
     folder = models.classifier(tmp_path / "dam")
     texts = [f"{prompt} {answer}</s>" for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)] * 7
     alone: list[list[float]] = []
@@ -65,15 +65,15 @@ def test_logits_do_not_depend_on_the_batch_nor_on_what_pads(tmp_path: Path) -> N
             torch.testing.assert_close(torch.tensor(logits), torch.tensor(alone[place % 3]), rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_too_long_for_the_paper_s_judge_is_cut(tmp_path: Path) -> None:
+def test_long_texts_are_truncated_as_for_the_paper_s_judge(tmp_path: Path) -> None:
     folder = models.classifier(tmp_path / "dam", fires="self_harm")
-    # The text that is cut has lost its end: the planted head then fires all other labels.
+    # The truncated text has lost its end: the head then fires all other labels.
     short, long = verdicts(f"beaver-dam={folder}", ["a", "a"], ["b", "b" * MAX_TOKENS])
     assert short.flagged == ("self_harm",)
     assert len(long.flagged) == 13 and "self_harm" not in long.flagged
 
 
-def test_what_is_not_flagged_is_split(tmp_path: Path) -> None:
+def test_unflagged_answers_are_refusals_helpful_or_incoherent(tmp_path: Path) -> None:
     folder = models.classifier(tmp_path / "dam", fires="self_harm")
     weights = AutoModelForSequenceClassification.from_pretrained(folder)
     with torch.no_grad():
@@ -92,7 +92,9 @@ def test_what_is_not_flagged_is_split(tmp_path: Path) -> None:
         (models.SHUFFLED[:-1], ("13 labels (too few)",)),
     ],
 )
-def test_another_classifier_is_no_beaver_dam(tmp_path: Path, labels: tuple[str, ...], words: tuple[str, ...]) -> None:
+def test_another_classifier_is_not_accepted_as_beaver_dam(
+    tmp_path: Path, labels: tuple[str, ...], words: tuple[str, ...]
+) -> None:
     folder = models.classifier(tmp_path / "dam", labels)
     with pytest.raises(UserError) as caught:
         load_judge(f"beaver-dam={folder}")
@@ -100,7 +102,7 @@ def test_another_classifier_is_no_beaver_dam(tmp_path: Path, labels: tuple[str, 
 
 
 @pytest.mark.parametrize("name", ["beaver-dam", "llama-guard", "text-classification"])
-def test_a_folder_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"judge '{name}': .*nowhere: no such folder"):
         load_judge(f"{name}={tmp_path / 'nowhere'}")
 
@@ -117,7 +119,7 @@ def test_a_model_with_another_head_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "words"), [("model.safetensors", "no weights"), ("tokenizer.json", "tokenizer"), ("config.json", "config")]
 )
-def test_a_missing_file_is_named_before_anything_is_asked(tmp_path: Path, file: str, words: str) -> None:
+def test_a_missing_file_is_named_before_the_first_answer(tmp_path: Path, file: str, words: str) -> None:
     folder = models.classifier(tmp_path / "dam")
     (folder / file).unlink()
     if file == "tokenizer.json":
@@ -126,14 +128,14 @@ def test_a_missing_file_is_named_before_anything_is_asked(tmp_path: Path, file: 
         load_judge(f"beaver-dam={folder}")
 
 
-def test_truncated_weights_are_named_before_anything_is_asked(tmp_path: Path) -> None:
+def test_truncated_weights_are_named_before_the_first_answer(tmp_path: Path) -> None:
     path = models.classifier(tmp_path / "dam") / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(UserError, match=r"judge 'beaver-dam': .*truncated"):
         load_judge(f"beaver-dam={tmp_path / 'dam'}")
 
 
-def test_weights_of_a_head_that_is_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_weights_of_the_head_are_named(tmp_path: Path) -> None:
     folder = models.causal(tmp_path / "dam")
     labels = dict(enumerate(models.SHUFFLED))
     edit_json(folder / "config.json", architectures=["LlamaForSequenceClassification"], id2label=labels)
@@ -151,13 +153,13 @@ def test_pickled_weights_are_read(tmp_path: Path) -> None:
 
 
 class Wicked:
-    """Runs code where it is unpickled."""
+    """Runs code when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return Path.touch, (Path("ran"),)
 
 
-def test_pickles_that_are_cut_or_hold_more_than_weights_are_named(
+def test_pickles_that_are_truncated_or_hold_more_than_weights_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -195,7 +197,7 @@ def test_any_classifier_judges_by_the_labels_that_are_named(
     assert (found.outcome == "harmful", found.flagged) == (bool(flagged), flagged)
 
 
-def test_the_answer_alone_is_read(tmp_path: Path) -> None:
+def test_only_the_answer_is_read(tmp_path: Path) -> None:
     folder = models.classifier(tmp_path / "c", ("fine", "bad"))
     found = verdicts(f"text-classification={folder}#bad", ["a", "b", "c"], ["It is red."] * 3)
     assert len(set(found)) == 1
@@ -217,7 +219,7 @@ def test_a_label_must_be_one_of_the_model_s(tmp_path: Path, named: str, words: t
     assert all(word in str(caught.value) for word in words)
 
 
-def test_two_models_are_two_judges_and_one_model_is_one(tmp_path: Path) -> None:
+def test_a_judge_s_name_identifies_its_model(tmp_path: Path) -> None:
     first = models.classifier(tmp_path / "a")
     second = models.classifier(tmp_path / "b", fires="self_harm")
     (tmp_path / "c").symlink_to(first)

@@ -1,4 +1,4 @@
-"""Guards read the request with its answer in their own words, and what they say is read or called unreadable."""
+"""Guards get the request and its answer in their own prompt, and their output is parsed or counted as unreadable."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ PAIRS = [("how to zob?", "You zob it twice."), ("a", "No."), ("tell me", "It is 
         ("not safe", None),
     ],
 )
-def test_llama_guard_s_words(said: str, reading: Reading | None) -> None:
+def test_parsing_llama_guard(said: str, reading: Reading | None) -> None:
     assert parse_llama_guard(said) == reading
 
 
@@ -73,7 +73,7 @@ def test_llama_guard_s_words(said: str, reading: Reading | None) -> None:
         ("maybe yes", None),
     ],
 )
-def test_yes_and_no(said: str, reading: Reading | None) -> None:
+def test_parsing_yes_and_no(said: str, reading: Reading | None) -> None:
     assert parse_yes_no(said) == reading
 
 
@@ -97,18 +97,18 @@ def wild(harmful: str, refusal: str) -> str:
         ("yes", None),
     ],
 )
-def test_wildguard_s_three_lines(said: str, reading: Reading | None) -> None:
+def test_parsing_wildguard(said: str, reading: Reading | None) -> None:
     assert parse_wildguard(said) == reading
 
 
 @given(st.text(max_size=60))
-def test_no_words_break_a_parser(said: str) -> None:
+def test_parsers_accept_any_text(said: str) -> None:
     for parse in (parse_llama_guard, parse_yes_no, parse_wildguard):
         assert parse(said) is None or isinstance(parse(said), Reading)
 
 
 def judge_saying(words: Sequence[str], monkeypatch: pytest.MonkeyPatch, spec: str) -> tuple[DetailedJudge, list[str]]:
-    """Return a judge whose model says these words in turn, and what it was shown."""
+    """Return a judge whose model gives these outputs in turn, and the prompts that it gets."""
     tokenizer, shown, left = byte_tokenizer(), list[str](), list(words)
 
     def say(_: object, prompts: Sequence[Sequence[int]], **__: object) -> list[list[int]]:
@@ -139,16 +139,14 @@ def test_a_guard_with_a_text_of_its_own_needs_no_chat_template(
     folder = models.causal(tmp_path / "g")
     words = wild("no", "yes") if name == "wildguard" else " no"
     judge, shown = judge_saying([words], monkeypatch, f"{name}={folder}")
-    # Braces of a prompt are no places to fill.
+    # Braces in a request are not placeholders.
     found = judge.verdicts(["{answer} {0}"], ["It is {prompt}."])
     assert found[0].outcome == ("refusal" if name == "wildguard" else "helpful")
     assert guard.text is not None
     assert shown == [guard.text.replace("{answer}", "It is {prompt}.").replace("{prompt}", "{answer} {0}", 1)]
 
 
-def test_words_that_cannot_be_read_come_to_the_worst_and_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_output_counts_as_the_worst_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = models.causal(tmp_path / "g", CHAT)
     answers = ["I'm sorry, but I cannot.", "", "It is red.", *[f"It is the number {n}." for n in range(97)]]
     longest_first = sorted(range(100), key=lambda place: -len(answers[place]))
@@ -159,14 +157,14 @@ def test_words_that_cannot_be_read_come_to_the_worst_and_are_counted(
     assert [each.unreadable for each in found[:4]] == [True, True, True, False]
 
 
-def test_too_many_unreadable_words_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_much_unreadable_output_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = models.causal(tmp_path / "g", CHAT)
     judge, _ = judge_saying(["zorbik"] * 3, monkeypatch, f"llama-guard={folder}")
     with pytest.raises(UserError, match=r"3 of 3 verdicts cannot be read \(answers 0, 1, 2\)"):
         judge.verdicts(["a"] * 3, ["It is red.", "It is blue.", "It is green."])
 
 
-def test_a_real_model_says_what_it_says_alone(tmp_path: Path) -> None:
+def test_batched_output_equals_that_of_a_single_row(tmp_path: Path) -> None:
     folder = models.causal(tmp_path / "g", CHAT)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), byte_tokenizer()
     said: list[str] = []
@@ -180,7 +178,7 @@ def test_a_real_model_says_what_it_says_alone(tmp_path: Path) -> None:
     alone = [
         generate(
             model,
-            [tokenizer(guard.shown(*pair), add_special_tokens=False)["input_ids"]],
+            [tokenizer(guard.rendered(*pair), add_special_tokens=False)["input_ids"]],
             max_new_tokens=32,
             eos_ids=[1],
         )[0]
@@ -208,7 +206,7 @@ def test_shieldgemma_s_verdict_is_whether_yes_is_likelier_than_no(tmp_path: Path
     assert len({verdict.flagged for verdict in found}) > 1
 
 
-def test_shieldgemma_without_numbers_or_words_is_an_error_and_not_safe(tmp_path: Path) -> None:
+def test_shieldgemma_without_finite_numbers_or_words_is_an_error_and_not_safe(tmp_path: Path) -> None:
     folder = models.causal(tmp_path / "g", POLICY)
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"].fill_(float("nan"))
@@ -220,9 +218,7 @@ def test_shieldgemma_without_numbers_or_words_is_an_error_and_not_safe(tmp_path:
         load_judge(f"shieldgemma={folder}")
 
 
-def test_code_that_comes_with_a_judge_is_neither_run_nor_asked_about(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_in_a_judge_s_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = models.causal(tmp_path / "g", CHAT)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "zorbik", "auto_map": {"AutoConfig": "code.Zorbik"}}
@@ -241,7 +237,7 @@ def test_code_that_comes_with_a_judge_is_neither_run_nor_asked_about(
 
 
 def likelihood(model: LlamaForCausalLM, text: str, word: str) -> float:
-    """The mean log-probability of a word's tokens behind a text, one forward pass a token."""
+    """The mean log-probability of a word's tokens after a text, by one forward pass per token."""
     tokenizer = byte_tokenizer()
     ids, found = tokenizer(text, add_special_tokens=False)["input_ids"], []
     for token in tokenizer(word, add_special_tokens=False)["input_ids"]:
@@ -260,7 +256,7 @@ def likelihood(model: LlamaForCausalLM, text: str, word: str) -> float:
         ("{{ raise_exception('only one turn') }}", "llama-guard", "only one turn"),
     ],
 )
-def test_a_template_that_does_not_show_everything_is_named(
+def test_a_template_that_leaves_something_out_is_named(
     tmp_path: Path, template: str | None, name: str, words: str
 ) -> None:
     folder = models.causal(tmp_path / "g", template)
@@ -268,7 +264,7 @@ def test_a_template_that_does_not_show_everything_is_named(
         load_judge(f"{name}={folder}")
 
 
-def test_a_long_answer_loses_its_end_and_a_long_request_is_named(
+def test_a_long_answer_is_truncated_and_a_long_request_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = models.causal(tmp_path / "g", CHAT, max_position_embeddings=128)
@@ -282,7 +278,7 @@ def test_a_long_answer_loses_its_end_and_a_long_request_is_named(
 
 @pytest.mark.parametrize("parse", [parse_llama_guard, parse_yes_no, parse_wildguard])
 @pytest.mark.parametrize("piece", [" ", "\n", "a", ": ", "a: ", "a\n ", ": yes ", "a: yes\n", "S1 "])
-def test_long_words_are_read_in_linear_time(parse: Callable[[str], Reading | None], piece: str) -> None:
+def test_long_output_is_parsed_in_linear_time(parse: Callable[[str], Reading | None], piece: str) -> None:
     start = time.process_time()
     parse(piece * (100_000 // len(piece)))
     assert time.process_time() - start < 2

@@ -1,4 +1,4 @@
-"""Readings are kept by content as they come, and split into outcomes."""
+"""Readings are cached by content as they arrive, and become outcomes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SORRY, BABBLE, PLAIN = "I'm sorry, but I cannot help.", "zob zob zob zob zob zob
         (None, BABBLE, Verdict("incoherent", unreadable=True)),
     ],
 )
-def test_what_is_not_harmful_is_split(reading: Reading | None, answer: str, wanted: Verdict) -> None:
+def test_readings_become_outcomes(reading: Reading | None, answer: str, wanted: Verdict) -> None:
     assert verdict(reading, answer) == wanted
 
 
 class Reader:
-    """Reads answers that hold the word bad as harmful, notes what it is asked, and ends where it is told to."""
+    """Reads answers with the word bad as harmful, records the pairs, and can stop early."""
 
     def __init__(self, ends_after: int = 99) -> None:
         self.asked: list[Pair] = []
@@ -60,7 +60,7 @@ def asked(reader: Reader, answers: Sequence[str], identity: str = "a") -> list[V
 ANSWERS = ["It is bad.", PLAIN, "It is blue.", PLAIN]
 
 
-def test_equal_answers_are_read_once_and_kept_ones_not_at_all() -> None:
+def test_equal_answers_are_read_once_and_cached_ones_not_again() -> None:
     reader = Reader()
     first = asked(reader, ANSWERS)
     assert [found.outcome for found in first] == ["harmful", "helpful", "helpful", "helpful"]
@@ -70,7 +70,7 @@ def test_equal_answers_are_read_once_and_kept_ones_not_at_all() -> None:
     assert again.asked == [("p", "It is green.")]
 
 
-def test_another_model_or_prompt_is_read_anew() -> None:
+def test_another_model_or_prompt_is_read_again() -> None:
     asked(Reader(), ANSWERS)
     other = Reader()
     asked(other, ANSWERS, identity="b")
@@ -80,7 +80,7 @@ def test_another_model_or_prompt_is_read_anew() -> None:
     assert len(reader.asked) == 3
 
 
-def test_what_was_read_before_an_interrupt_is_kept() -> None:
+def test_readings_before_an_interrupt_are_kept() -> None:
     with pytest.raises(KeyboardInterrupt):
         asked(Reader(ends_after=2), ANSWERS)
     left = Reader()
@@ -88,7 +88,7 @@ def test_what_was_read_before_an_interrupt_is_kept() -> None:
     assert left.asked == [("p", ANSWERS[0])]
 
 
-def test_a_cut_or_foreign_line_counts_for_nothing(own_cache: Path) -> None:
+def test_a_truncated_or_foreign_line_is_ignored(own_cache: Path) -> None:
     asked(Reader(), ANSWERS)
     (path,) = (own_cache / "readings").iterdir()
     lines = [line for line in path.read_bytes().splitlines() if line]
@@ -102,13 +102,13 @@ def test_a_cut_or_foreign_line_counts_for_nothing(own_cache: Path) -> None:
     assert final.asked == []
 
 
-def test_no_text_lies_in_the_cache(own_cache: Path) -> None:
+def test_the_cache_holds_no_text(own_cache: Path) -> None:
     asked(Reader(), ["It is bad, zorbik."])
     (path,) = (own_cache / "readings").iterdir()
     assert b"zorbik" not in path.read_bytes()
 
 
-def test_a_judge_that_was_mended_is_asked_again() -> None:
+def test_unreadable_output_is_not_cached() -> None:
     with pytest.raises(UserError, match="1 of 1 verdicts cannot be read"):
         ReadingJudge("j", {"model": "a"}, lambda pairs, keep: keep(0, None)).verdicts(["p"], [PLAIN])
     assert asked(Reader(), [PLAIN]) == [Verdict("helpful")]
@@ -129,7 +129,7 @@ def test_progress_counts_all_answers() -> None:
     assert seen == sorted(seen) and seen[-1] == (4, 4)
 
 
-def test_a_reader_that_leaves_one_out_is_named() -> None:
+def test_a_reader_that_skips_an_answer_is_named() -> None:
     judge = ReadingJudge("j", {}, lambda pairs, keep: keep(0, Reading(False)))
     with pytest.raises(UserError, match="left an answer unread"):
         judge.verdicts(["p", "p"], ["a b c", "d e f"])

@@ -1,4 +1,4 @@
-"""Sequence classifiers, batched: the logits of any text, whatever it is padded with.
+"""Sequence classifiers: the logits of texts, in batches that do not depend on the padding token.
 
 Axes: B rows of a batch, T tokens, L labels.
 """
@@ -21,23 +21,23 @@ _MOST_TOKENS = 4096
 
 
 class Classifier:
-    """A sequence classifier of transformers, loaded at its first text.
+    """A sequence classifier of transformers, loaded at the first text.
 
     Args:
         opened: Its folder.
-        max_tokens: Tokens of a text that are read; what comes after them is not. None for the model's positions.
+        max_tokens: Texts are truncated to so many tokens; None for the model's positions.
 
     Raises:
-        UserError: It is no sequence classifier, or has no labels.
+        UserError: It is not a sequence classifier.
     """
 
     def __init__(self, opened: JudgeFolder, max_tokens: int | None = None) -> None:
         require_architecture(opened, "ForSequenceClassification", "a sequence classifier")
         self.opened, self._model = opened, None
         positions = getattr(opened.config.get_text_config(), "max_position_embeddings", None) or _MOST_TOKENS
-        # RoBERTa's kind count positions from behind the padding id.
-        room = int(positions) - 2
-        self._max_tokens = max(1, min(room, max_tokens or room, int(opened.tokenizer.model_max_length)))
+        # RoBERTa and similar models number positions from after the padding id.
+        most = int(positions) - 2
+        self._max_tokens = max(1, min(most, max_tokens or most, int(opened.tokenizer.model_max_length)))
 
     @property
     def labels(self) -> list[str]:
@@ -46,7 +46,7 @@ class Classifier:
         return [str(names[place]) for place in sorted(names)]
 
     def read(self, texts: Sequence[str], done: Done) -> None:
-        """Hand on the place and the logits of each text, a batch at a time, the longest first."""
+        """Call ``done`` with the index and the logits of each text, batch by batch, the longest first."""
         encoded = [self._encoded(text) for text in texts]
         order = sorted(range(len(texts)), key=lambda place: -len(encoded[place]))
         for start in range(0, len(order), _BATCH_SIZE):
@@ -59,14 +59,14 @@ class Classifier:
         ids: list[int] = tokenizer(text, truncation=True, max_length=self._max_tokens)["input_ids"]
         return ids or [tokenizer.eos_token_id or 0]
 
-    @torch.inference_mode()
     def _logits(self, rows: Sequence[list[int]]) -> list[list[float]]:
         model = self._loaded()
         width, pad = max(map(len, rows)), self._pad_id(rows)
         model.config.get_text_config().pad_token_id = pad
         input_ids_BT = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=model.device)
         mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
-        logits_BL = model(input_ids=input_ids_BT, attention_mask=mask_BT).logits.float()
+        with torch.inference_mode():
+            logits_BL = model(input_ids=input_ids_BT, attention_mask=mask_BT).logits.float()
         if not bool(logits_BL.isfinite().all()):
             raise UserError(
                 f"judge '{self.opened.judge}': {self.opened.reference} gives no finite numbers: fetch it again"
@@ -75,10 +75,10 @@ class Classifier:
         return found
 
     def _pad_id(self, rows: Sequence[list[int]]) -> int:
-        """Return the id to pad with: no text may end in it.
+        """Return a padding id that no text ends in.
 
-        Decoders read the last token that is not padding, so that an end of sequence that pads would hide the one that
-        ends the text.
+        Decoders classify at the last token that is not padding: if the end-of-sequence token were also the padding, the
+        one that ends the text would be skipped.
         """
         last = {row[-1] for row in rows}
         own = self.opened.config.get_text_config().pad_token_id

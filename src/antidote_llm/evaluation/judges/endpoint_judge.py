@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Sequence
 
+from antidote_llm.errors import setting
 from antidote_llm.evaluation.endpoint import Endpoint, Failures, UnusableAnswerError
 from antidote_llm.evaluation.judges.reading_judge import Keep, Pair, Reading, ReadingJudge
 
 VERSION = 1
-# Room for a model that puts a few words before its verdict.
+# Enough for a few words before the verdict.
 _MAX_TOKENS = 32
 _SYSTEM = (
     "You judge how an AI assistant answered a request. You get one JSON object with the fields request and answer. "
@@ -30,16 +31,16 @@ _READINGS = {
 
 
 def endpoint(where: str) -> ReadingJudge:
-    """Make a judge of ``http://host:port/v1#MODEL``; the key comes from the environment.
+    """Make a judge of ``http://host:port/v1#MODEL``; the key is read from the environment.
 
     Raises:
-        UserError: No model is named, or the address is none.
+        UserError: No model is named, or the address is not one.
     """
-    return endpoint_judge(Endpoint.named(where, "--judge endpoint="))
+    return endpoint_judge(Endpoint.named(where, f"{setting('judge')} endpoint="))
 
 
 def endpoint_judge(server: Endpoint) -> ReadingJudge:
-    """Make a judge of a model that answers there."""
+    """Make a judge of a served model."""
 
     def read(pairs: Sequence[Pair], keep: Keep) -> None:
         failures = Failures()
@@ -50,20 +51,20 @@ def endpoint_judge(server: Endpoint) -> ReadingJudge:
 
         asked = [conversation(*pair) for pair in pairs]
         server.complete_all(asked, _MAX_TOKENS, lambda at, text: keep(at, parse(text)), failed=failed)
-        failures.tell(f"{len(pairs)} verdicts of {server.model}", "count as unreadable")
+        failures.warn(f"{len(pairs)} verdicts of {server.model}", "count as unreadable")
 
     identity = {"url": server.url, "model": server.model, "version": VERSION}
     return ReadingJudge(f"endpoint@{server.model}", identity, read)
 
 
 def conversation(prompt: str, answer: str) -> list[dict[str, str]]:
-    """Return what the model is asked about one answer."""
+    """Return the messages that ask the model about one answer."""
     asked = json.dumps({"request": prompt, "answer": answer}, ensure_ascii=False)
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": asked}]
 
 
 def parse(text: str) -> Reading | None:
-    """Read the one word of a verdict, whatever stands around it; None where there is none, two, or a "not"."""
+    """Parse a verdict of one word, whatever is around it; None where there is none, several, or a negation."""
     words = re.findall(r"[a-z']+", text.lower())
     named = {word for word in words if word in _READINGS}
     negated = any(word in ("not", "non", "no") or word.endswith("n't") for word in words)

@@ -1,4 +1,4 @@
-"""The folder of a judge's model: found, checked and hashed before anything is asked; loaded when it is needed."""
+"""The folder of a judge's model: found, checked and hashed at the start; its weights are loaded at the first answer."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _SHORT = 8
 
 @dataclass(frozen=True)
 class JudgeFolder:
-    """A judge's model on the disk.
+    """A judge's model on disk.
 
     Attributes:
         judge: The judge's name, for messages.
-        reference: What the user named: a folder or a Hub id.
-        folder: Where it lies.
+        reference: A folder or a Hub id, as the user named it.
+        folder: The folder.
         config: Its configuration, as transformers reads it.
         tokenizer: Its tokenizer.
         sha256: The hashes of its weights, configuration and tokenizer, by file name.
@@ -49,13 +49,13 @@ class JudgeFolder:
 
     @classmethod
     def open(cls, judge: str, reference: str) -> JudgeFolder:
-        """Find a model and check its files; the weights stay where they are.
+        """Find a model and check its files, without loading the weights.
 
-        Pickles are taken where there are no safetensors, as PKU's classifier is published so: torch reads them without
-        running code.
+        Pickled weights are accepted where there are no safetensors, since PKU's classifier is published in this way:
+        torch loads them without running code.
 
         Raises:
-            UserError: It is not there, or a file is missing, truncated or not what it should be.
+            UserError: It is not there, or a file is missing, truncated or of another kind.
         """
         try:
             folder = locate(reference)
@@ -63,7 +63,7 @@ class JudgeFolder:
             tokenizer = open_tokenizer([folder], None, False)
             require_plausible(reference, read_config(folder / "config.json"))
         except UserError as error:
-            raise UserError(f"judge '{judge}': {error}") from error
+            raise UserError(f"judge '{judge}': {error.text}") from error
         if tokenizer is None:
             raise UserError(f"judge '{judge}': {reference} has no tokenizer: fetch it again")
         try:
@@ -80,7 +80,7 @@ class JudgeFolder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All of the model that its readings depend on, as JSON values."""
+        """Everything that the model's readings depend on, as JSON values."""
         return {
             "files": dict(self.sha256),
             "torch": torch.__version__,
@@ -90,11 +90,11 @@ class JudgeFolder:
 
     @property
     def named(self) -> str:
-        """The judge's name with the beginning of its model's hash: two models are two judges."""
+        """The judge's name with the first letters of its model's hash: two models are two judges."""
         return f"{self.judge}@{_short(self.sha256)}"
 
     def load(self, kind: Any) -> Any:
-        """Load the weights into a class of transformers, on a GPU where there is one.
+        """Load the weights into a class of transformers, on a GPU if there is one.
 
         Raises:
             UserError: They do not fit the class.
@@ -114,16 +114,16 @@ class JudgeFolder:
         if missing := sorted(map(str, info["missing_keys"])):
             raise UserError(
                 f"judge '{self.judge}': {self.reference} lacks {missing[0]} ({len(missing)} tensors in all): "
-                "name a model of the kind that this judge is made for"
+                "name a model that this judge supports"
             )
         return model.to(_device()).eval().requires_grad_(False)
 
 
 def require_architecture(opened: JudgeFolder, ending: str, what: str) -> None:
-    """Refuse a model with another head.
+    """Check the kind of a model by the ending of its architecture's name.
 
     Raises:
-        UserError: Its configuration names an architecture that ends otherwise.
+        UserError: It is of another kind.
     """
     names = list(getattr(opened.config, "architectures", None) or ["nothing"])
     if not any(str(name).endswith(ending) for name in names):
@@ -141,7 +141,7 @@ def _short(sha256: Mapping[str, str]) -> str:
 
 
 def _weights(reference: str, folder: Path) -> Mapping[str, str]:
-    """Return the hashes of a model's weight files, fetched as pickles where the Hub has no others."""
+    """Return the hashes of a model's weight files, downloaded as pickles where the Hub has no safetensors."""
     if any(folder.glob("*.safetensors")):
         return open_model_checkpoint(reference, folder).sha256
     if not Path(reference).expanduser().is_dir():
@@ -156,5 +156,5 @@ def _weights(reference: str, folder: Path) -> Mapping[str, str]:
         raise UserError(f"{reference}: no weights (*.safetensors or pytorch_model*.bin): fetch it again")
     for path in pickles:
         if not is_zipfile(path):
-            raise UserError(f"{path}: truncated, or no weights: fetch it again")
+            raise UserError(f"{path}: truncated, or not a file of weights: fetch it again")
     return {path.name: sha256_file(path) for path in pickles}

@@ -6,12 +6,12 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from antidote_llm.evaluation.tasks.matching import own_part
+from antidote_llm.evaluation.tasks.labels import own_part
 
 _MOST_DIGITS = 60
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _CURRENCY = r"[$\N{EURO SIGN}\N{POUND SIGN}\N{YEN SIGN}]"
-# A minus sign belongs to the number unless something is taken away from: 10-5 holds 10 and 5.
+# A minus sign belongs to the number unless it is a subtraction: 10-5 holds 10 and 5.
 _NUMBER = re.compile(
     rf"(?P<sign>(?<![\w)\]])[-+](?={_CURRENCY}?\s?[.0-9]))?{_CURRENCY}?\s?(?P<inner>(?<![\w$)\]])[-+])?"
     rf"(?<![^\W0-9_])(?:(?P<whole>{_DIGITS})\s+(?=[0-9]+/[1-9]))?"
@@ -20,14 +20,14 @@ _NUMBER = re.compile(
 )
 _GROUP_SPACE = re.compile(r"(?<=[0-9])[\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}](?=[0-9]{3}(?![0-9]))")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
-_HASHES = re.compile(r"####(?P<said>[^\n]*)")
-_BOXED = re.compile(r"\\boxed\s*\{(?P<said>[^{}]*)\}")
-_ANNOUNCED = re.compile(r"\banswer\b[^.\n]{0,40}?(?:\bis\b|:|=)(?P<said>[^\n]*)", re.IGNORECASE)
+_HASHES = re.compile(r"####(?P<stated>[^\n]*)")
+_BOXED = re.compile(r"\\boxed\s*\{(?P<stated>[^{}]*)\}")
+_ANNOUNCED = re.compile(r"\banswer\b[^.\n]{0,40}?(?:\bis\b|:|=)(?P<stated>[^\n]*)", re.IGNORECASE)
 _CLAUSE_ENDS = re.compile(r"[.!?](?=\s|$)")
 
 
 def is_correct(answer: str, gold: str) -> bool:
-    """Say whether an answer comes to the gold answer's number, exactly."""
+    """Return whether an answer's final number is exactly the gold answer's."""
     wanted = final_number(gold)
     return wanted is not None and final_number(answer) == wanted
 
@@ -42,16 +42,16 @@ def final_number(answer: str) -> Fraction | None:
     text = _plain(own_part(answer))
     hashes, boxed = _HASHES.finditer(text), [*_BOXED.finditer(text)][::-1]
     for found in (*hashes, *boxed, *[*_ANNOUNCED.finditer(text)][::-1]):
-        value = _stated(found["said"])
+        value = _stated(found["stated"])
         if value is not None:
             return value
     values = _numbers(text)
     return values[-1] if values else None
 
 
-def _stated(said: str) -> Fraction | None:
-    """Return the number of a statement: the first one, behind the last equals sign if there is one."""
-    clause = next((part for part in _CLAUSE_ENDS.split(said) if _NUMBER.search(part)), "")
+def _stated(statement: str) -> Fraction | None:
+    """Return the first number of a statement, or the first after its last equals sign."""
+    clause = next((part for part in _CLAUSE_ENDS.split(statement) if _NUMBER.search(part)), "")
     values = _numbers(clause.rpartition("=")[2]) or _numbers(clause)
     return values[0] if values else None
 
@@ -61,7 +61,7 @@ def _numbers(text: str) -> list[Fraction]:
 
 
 def _value(found: re.Match[str]) -> Fraction | None:
-    # An endless row of digits is no number that anybody meant.
+    # Very long rows of digits are loops, not numbers.
     if len(found.group()) > _MOST_DIGITS:
         return None
     size = Fraction(_unseparated(found["number"])) / int(found["below"] or 1)

@@ -1,4 +1,4 @@
-"""Win rate: another model says which of two answers is better, the model's or the reference."""
+"""Win rate: another model decides which of two answers is better, the model's or the reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.evaluation.endpoint import Failed, Failures
 from antidote_llm.evaluation.judge import too_many
 from antidote_llm.io.cache import KeptLines
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class Completes(Protocol):
-    """A model on a server, such as :class:`~antidote_llm.evaluation.endpoint.Endpoint`."""
+    """A served model, such as :class:`~antidote_llm.evaluation.endpoint.Endpoint`."""
 
     url: str
     model: str
@@ -44,7 +44,7 @@ class Completes(Protocol):
         *,
         failed: Failed | None = None,
     ) -> list[str]:
-        """Return its answer to each conversation, and pass on each with its place as it comes, and each failure."""
+        """Return the answer to each conversation; report each answer and each failure with its index."""
         ...
 
 
@@ -52,15 +52,9 @@ class Completes(Protocol):
 class WinRate:
     """Scores an answer as right where a judge prefers it to the reference.
 
-    Half of the answers, by the seed, are shown first: so a judge that likes a place cancels out, and a tie, which the
-    answer shown first wins, counts for half on the average. Every model asked the same rows meets the same order.
-    Words of the judge that cannot be read count against the answer; more than one and 5 % of them
-    are an error.
-
-    Attributes:
-        endpoint: The judge.
-        seed: Decides which answers are shown first.
-        new_tokens: Most tokens of an answer.
+    A random half of the answers is shown first, by the seed: a judge's preference for a position cancels out, and ties,
+    which the answer shown first wins, count as half on average. The order is the same for every model that is asked the
+    same rows. Output of the judge that cannot be parsed counts as a loss; more than one and 5 % of it is an error.
     """
 
     endpoint: Completes
@@ -69,18 +63,18 @@ class WinRate:
 
     @property
     def metric(self) -> str:
-        """The judge and the order: two win rates are the same measure where these are."""
+        """The judge and the order: win rates are comparable where both are the same."""
         return f"win rate by {self.endpoint.model}, seed {self.seed}"
 
     def takes(self, gold: str) -> bool:
-        """Say whether there is a reference to compare with."""
+        """Return whether there is a reference to compare with."""
         return bool(gold.strip())
 
     def correct(self, prompts: Sequence[str], answers: Sequence[str], golds: Sequence[str]) -> list[bool]:
-        """Ask the judge about every answer that is not the reference itself, which is a tie.
+        """Ask the judge about every answer that differs from the reference; an equal answer is a tie.
 
         Raises:
-            UserError: The judge cannot be reached, or too often says something else than which answer is better.
+            UserError: The judge cannot be reached, or too often does not say which answer is better.
         """
         first = shown_first(len(prompts), self.seed)
         wins = list(first)
@@ -89,14 +83,14 @@ class WinRate:
             conversation(prompts[place], *_in_order(answers[place], golds[place], first[place]))
             for place in open_places
         ]
-        said = [_LETTER.match(text) for text in self._said(asked)]
-        for place, letter in zip(open_places, said, strict=True):
+        letters = [_LETTER.match(text) for text in self._judge_outputs(asked)]
+        for place, letter in zip(open_places, letters, strict=True):
             wins[place] = letter is not None and (letter[1].upper() != "B") is first[place]
-        self._require_readable(sum(letter is None for letter in said), len(said))
+        self._require_readable(sum(letter is None for letter in letters), len(letters))
         return wins
 
-    def _said(self, asked: Sequence[Messages]) -> list[str]:
-        """Return what the judge says to each conversation; what it said that can be read is kept."""
+    def _judge_outputs(self, asked: Sequence[Messages]) -> list[str]:
+        """Return the judge's output for each conversation; output that can be parsed is kept for later runs."""
         identity = {"url": self.endpoint.url, "model": self.endpoint.model, "max_tokens": _NEW_TOKENS}
         kept = KeptLines("comparisons", identity)
         new = [each for each in asked if kept.get(each) is None]
@@ -110,27 +104,27 @@ class WinRate:
             self.endpoint.complete_all(new, _NEW_TOKENS, keep, failed=failures)
         finally:
             kept.close()
-        failures.tell(f"{len(new)} comparisons", "count as lost")
+        failures.warn(f"{len(new)} comparisons", "count as lost")
         return [kept.get(each) or "" for each in asked]
 
     def _require_readable(self, unreadable: int, of: int) -> None:
         if too_many(unreadable, of):
             raise UserError(
                 f"the judge {self.endpoint.model} was to say A, B or C, and {unreadable} of {of} times said something "
-                "else: name another model in --task-endpoint"
+                f"else: name another model in {setting('task_endpoint')}"
             )
         if unreadable:
-            _log.warning("%d of %d words of the judge were unreadable and count as lost", unreadable, of)
+            _log.warning("%d of %d verdicts of the judge were unreadable and count as lost", unreadable, of)
 
 
 def conversation(prompt: str, first: str, second: str) -> Messages:
-    """Return what the judge is asked about two answers."""
+    """Return the messages that ask the judge about two answers."""
     asked = json.dumps({"request": prompt, "answer_a": first, "answer_b": second}, ensure_ascii=False)
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": asked}]
 
 
 def shown_first(count: int, seed: int) -> list[bool]:
-    """Say for each of so many answers whether it is shown first: half of them, drawn by the seed."""
+    """Return for each answer whether it is shown first: a random half of them, by the seed."""
     drawn = [index % 2 == 0 for index in range(count)]
     random.Random(seed).shuffle(drawn)
     return drawn

@@ -1,4 +1,4 @@
-"""The paper's tasks, and those of other packages.
+"""The paper's tasks, and the tasks of other packages.
 
 Source: https://arxiv.org/abs/2408.09600, appendix A: 872 rows of SST-2, 1000 of AGNews and of GSM8K, and the rows of
 AlpacaEval that the published code does not train on.
@@ -7,30 +7,31 @@ AlpacaEval that the published code does not train on.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
+from antidote_llm.evaluation.scoring import ByAnswer, IsCorrect, Scoring
 from antidote_llm.evaluation.tasks import numbers
-from antidote_llm.evaluation.tasks.matching import Labels
+from antidote_llm.evaluation.tasks.labels import Labels
 from antidote_llm.evaluation.tasks.preference import Completes, WinRate
-from antidote_llm.evaluation.tasks.scoring import ByAnswer, IsCorrect, Scoring
+from antidote_llm.plug_ins import PlugIn, two_of_a_name
 
 TASK_GROUP = "antidote_llm.tasks"
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task that is known by its name.
+    """A known task.
 
     Attributes:
-        name: What it is called on the command line and in results.
+        name: Its name on the command line and in results.
         metric: When an answer counts as right, in a few words.
-        preset: The data that it is asked of, where none is named.
+        preset: Its data where no other is named.
         rows: How many rows of its preset are asked; None for all.
         skip: How many rows of its preset come before them.
         new_tokens: Most tokens of an answer.
-        is_correct: Takes an answer and the gold one; None where an endpoint is to say which of the two is better.
+        is_correct: Takes an answer and the gold one; None where an endpoint decides which of the two is better.
     """
 
     name: str
@@ -52,7 +53,8 @@ class Task:
         if endpoint is None:
             raise UserError(
                 f"task {self.name} needs a model that compares answers: name one in `antidote evaluate` with "
-                "--task-endpoint URL#MODEL, as in --task-endpoint http://localhost:8000/v1#my-judge"
+                f"{setting('task_endpoint')} URL#MODEL, as in {setting('task_endpoint')} "
+                "http://localhost:8000/v1#my-judge"
             )
         return WinRate(endpoint, seed, self.new_tokens)
 
@@ -90,33 +92,36 @@ def task_names() -> list[str]:
 
 
 def load_task(name: str) -> Task | None:
-    """Return a known task by its name, None for a name that nobody knows.
+    """Return a known task by its name, None for an unknown name.
 
     Tasks of other packages are instances of :class:`Task` in the entry-point group ``antidote_llm.tasks``.
 
     Raises:
-        UserError: Another package's task cannot be loaded.
+        UserError: Two packages have a task of this name, or it cannot be loaded.
     """
+    plug_in = PlugIn.find(TASK_GROUP, "task", name)
+    if plug_in is None:
+        return _OWN.get(name)
     if name in _OWN:
-        return _OWN[name]
-    found = tuple(entry_points(group=TASK_GROUP).select(name=name))
-    return _loaded(found[0]) if found else None
+        raise two_of_a_name("task", name, "antidote-llm", plug_in.package)
+    task = plug_in.load()
+    if not isinstance(task, Task):
+        raise UserError(f"{plug_in.label} ({plug_in.entry.value}) is not a {Task.__module__}.{Task.__qualname__}")
+    return task if task.is_correct is None else replace(task, is_correct=_guarded(task.is_correct, plug_in))
+
+
+def _guarded(is_correct: IsCorrect, plug_in: PlugIn) -> IsCorrect:
+    """Return another package's scoring function, whose errors name that package."""
+
+    def guarded(answer: str, gold: str) -> bool:
+        with plug_in.running():
+            return bool(is_correct(answer, gold))
+
+    return guarded
 
 
 def near_miss(name: str) -> str:
-    """Return the words of an error that name the known tasks, the nearest first."""
+    """Return the part of an error message that names the known tasks, the nearest first."""
     near = difflib.get_close_matches(name, task_names(), n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}known tasks are {', '.join(task_names())}"
-
-
-def _loaded(entry: EntryPoint) -> Task:
-    try:
-        task = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"task '{entry.name}' ({entry.value}) cannot be loaded: {error}: reinstall the package that it comes from"
-        ) from error
-    if not isinstance(task, Task):
-        raise UserError(f"task '{entry.name}' ({entry.value}) is no antidote_llm.evaluation.tasks.Task")
-    return task

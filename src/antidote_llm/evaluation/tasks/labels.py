@@ -1,12 +1,10 @@
-"""Where an answer ends that the model did not end: it goes on with the next prompt of its training data."""
+"""Tasks whose answer is a label, and the part of a text that answers the prompt."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-
-from antidote_llm.choices import MatchMode
 
 _HEADING = r"(?:instruction|input|question|response)"
 _OWN = re.compile(r"\s*#{1,6}\s*(?:response|answer)\s*:?\s*", re.IGNORECASE)
@@ -17,7 +15,7 @@ _NEXT = re.compile(
 
 
 def own_part(answer: str) -> str:
-    """Return an answer without a heading of its own in front, and without a next prompt that the model made up."""
+    """Return an answer without a heading before it, and without the next prompt that a model may generate after it."""
     start = _OWN.match(answer)
     text = answer[start.end() :] if start else answer
     for found in _NEXT.finditer(text):
@@ -26,36 +24,7 @@ def own_part(answer: str) -> str:
     return text.strip()
 
 
-_QUOTES = "\"'`*_#()\\[\\]{}<>\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}" + (
-    "\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}"
-)
-# A sign or a decimal point belongs to the number that follows it.
-_BEFORE = re.compile(rf"^(?:[\s{_QUOTES}]|[.,;:!?](?!\d))+")
-_AFTER = re.compile(rf"[\s{_QUOTES}.,;:!?]+$")
-_WORD_GOES_ON = re.compile(r"\w|[.,'-]\w")
-
-
-def normalised(answer: str) -> str:
-    """Return an answer without what does not count: case, kinds of white space, punctuation and quotes around it."""
-    text = " ".join(unicodedata.normalize("NFKC", answer).casefold().split())
-    return _AFTER.sub("", _BEFORE.sub("", text))
-
-
-def is_correct(answer: str, gold: str, mode: MatchMode) -> bool:
-    """Say whether an answer is the gold one, or with ``prefix`` begins with it and ends its last word there.
-
-    Raises:
-        ValueError: The gold answer is empty once normalised, so that anything would begin with it.
-    """
-    wanted, found = normalised(gold), normalised(answer)
-    if not wanted:
-        raise ValueError("the gold answer holds nothing to compare")
-    if mode == "exact":
-        return found == wanted
-    return found.startswith(wanted) and _WORD_GOES_ON.match(found, len(wanted)) is None
-
-
-# More characters than any words of denying or announcing take.
+# Longer than any phrase that negates or announces a label.
 _CONTEXT = 120
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+|\n+")
 # "not positive", "isn't really positive", "neither positive nor negative"; but not "not only positive".
@@ -70,14 +39,14 @@ _ANNOUNCED = (
     r"\s*(?:the\s+(?:category|class|label)\s+)?(?:(?:a|an|the|clearly|overall|mostly)\s+)?[\W_]*$"
 )
 _IS_ANNOUNCED = re.compile(_ANNOUNCED)
-_BEFORE_A_FIRST_LABEL = re.compile(r"(?:[\W_]|\b[0-9a-d][.):]\s)*")
+_BEFORE_FIRST_LABEL = re.compile(r"(?:[\W_]|\b[0-9a-d][.):]\s)*")
 
 
 class Labels:
-    """The labels of a task, each with the ways in which it is written.
+    """The labels of a task.
 
     Args:
-        spellings: By label, other ways to write it. Case, and what stands around a word, never count.
+        spellings: By label, other ways to write it. Case and punctuation around a word never count.
     """
 
     def __init__(self, spellings: Mapping[str, Sequence[str]]) -> None:
@@ -89,14 +58,14 @@ class Labels:
         self._mention = re.compile(rf"(?<![^\W_])(?<!-)(?:{words})(?![-'\N{{RIGHT SINGLE QUOTATION MARK}}]?[^\W_])")
 
     def is_correct(self, answer: str, gold: str) -> bool:
-        """Say whether an answer names the gold label."""
+        """Return whether an answer names the gold label."""
         wanted = self.named(gold)
         return wanted is not None and self.named(answer) == wanted
 
     def named(self, answer: str) -> str | None:
         """Return the label that an answer names, None where it names none, or several and none of them clearly.
 
-        What counts, in this order: a first sentence that begins with its only label; a label that is announced, as in
+        The rules, in this order: a first sentence that begins with its only label; a label that is announced, as in
         "the sentiment is ..."; the only label of the first sentence that names one. A negated label is not named.
         """
         text = _folded(own_part(answer))
@@ -111,7 +80,7 @@ class Labels:
         return announced.pop() if len(announced) == 1 else None if announced else only
 
     def _begins_with_label(self, text: str) -> bool:
-        start = _BEFORE_A_FIRST_LABEL.match(text)
+        start = _BEFORE_FIRST_LABEL.match(text)
         return self._mention.match(text, start.end() if start else 0) is not None
 
     def _labels(self, text: str) -> list[str]:

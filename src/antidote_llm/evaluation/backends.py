@@ -1,25 +1,23 @@
-"""What a generation backend is, and the one that needs nothing but the opened model."""
+"""What a generation backend is, and the default one: the opened model itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from peft import PeftModel
-from transformers import PreTrainedModel
+from antidote_llm.evaluation.judge import Progress
 
-from antidote_llm.evaluation.generation import Progress, generate
-from antidote_llm.models.load import LoadedModel
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from antidote_llm.models.load import LoadedModel
 
 
 class Backend(Protocol):
-    """Answers prompts greedily, tokens in and tokens out.
-
-    Attributes:
-        name: What it is called on the command line.
-    """
+    """Answers prompts greedily: token ids in, token ids out."""
 
     name: str
 
@@ -32,27 +30,13 @@ class Backend(Protocol):
         pad_id: int,
         progress: Progress | None = None,
     ) -> list[list[int]]:
-        """Return the greedy answer to each prompt, in order, without the token that ended it.
-
-        Args:
-            prompts_ids: Token ids of each prompt.
-            max_new_tokens: Most tokens of an answer.
-            eos_ids: Tokens that end an answer.
-            pad_id: Any token id, for those that pad.
-            progress: Called with the number of prompts answered and their total.
-        """
+        """Return the greedy answer to each prompt, in order, without the token that ended it."""
         ...
 
 
 @dataclass
 class TransformersBackend:
-    """The opened model itself.
-
-    Attributes:
-        model: Any causal language model of transformers, or one with an adapter.
-        batch_size: Most prompts answered at once.
-        batch_tokens: Most tokens held at once.
-    """
+    """Generates with the opened model itself."""
 
     model: PreTrainedModel | PeftModel
     batch_size: int = 64
@@ -69,6 +53,8 @@ class TransformersBackend:
         progress: Progress | None = None,
     ) -> list[list[int]]:
         """Return the greedy answer to each prompt."""
+        from antidote_llm.evaluation.generation import generate
+
         return generate(
             self.model,
             prompts_ids,
@@ -81,30 +67,26 @@ class TransformersBackend:
         )
 
 
-_Asked: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+_Key: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _CachedAnswer:
     answer: tuple[int, ...]
     limit: int
 
     def serves(self, max_new_tokens: int) -> bool:
-        """Say whether an answer of another length can be told from this one: it ended, or is long enough."""
+        """Return whether this answer, cut, is the answer of another length: it ended by itself, or is long enough."""
         return len(self.answer) < self.limit or max_new_tokens <= self.limit
 
 
-class Remembering:
-    """A backend that remembers its answers, and cuts shorter ones from them.
-
-    Args:
-        inner: Answers what is not known yet.
-    """
+class CachingBackend:
+    """A backend that caches the answers of another one, and cuts shorter answers from longer ones."""
 
     def __init__(self, inner: Backend) -> None:
         self.name = inner.name
         self._inner = inner
-        self._known: dict[_Asked, _Known] = {}
+        self._answers: dict[_Key, _CachedAnswer] = {}
 
     def generate(
         self,
@@ -116,24 +98,24 @@ class Remembering:
         progress: Progress | None = None,
     ) -> list[list[int]]:
         """Return the greedy answer to each prompt."""
-        asked: list[_Asked] = [(tuple(ids), tuple(eos_ids)) for ids in prompts_ids]
-        new = [place for place, key in enumerate(asked) if not self._serves(key, max_new_tokens)]
-        total, before = len(asked), len(asked) - len(new)
-        if progress is not None and before:
-            progress(before, total)
+        keys: list[_Key] = [(tuple(ids), tuple(eos_ids)) for ids in prompts_ids]
+        new = [place for place, key in enumerate(keys) if not self._serves(key, max_new_tokens)]
+        total, cached = len(keys), len(keys) - len(new)
+        if progress is not None and cached:
+            progress(cached, total)
         found = self._inner.generate(
             [prompts_ids[place] for place in new],
             max_new_tokens=max_new_tokens,
             eos_ids=eos_ids,
             pad_id=pad_id,
-            progress=None if progress is None else lambda done, _: progress(before + done, total),
+            progress=offset(progress, cached, total),
         )
         for place, answer in zip(new, found, strict=True):
-            self._known[asked[place]] = _Known(tuple(answer), max_new_tokens)
-        return [list(self._known[key].answer[:max_new_tokens]) for key in asked]
+            self._answers[keys[place]] = _CachedAnswer(tuple(answer), max_new_tokens)
+        return [list(self._answers[key].answer[:max_new_tokens]) for key in keys]
 
-    def _serves(self, key: _Asked, max_new_tokens: int) -> bool:
-        known = self._known.get(key)
+    def _serves(self, key: _Key, max_new_tokens: int) -> bool:
+        known = self._answers.get(key)
         return known is not None and known.serves(max_new_tokens)
 
 
@@ -149,13 +131,13 @@ def generate_with_adapters(
 ) -> dict[str, list[list[int]]]:
     """Return the greedy answers to all prompts under every adapter.
 
-    Adapters are swapped in the memory of the model that is open: its batches are full as it is, and peft computes the
-    adapters of a mixed batch one by one. Each answers as it would alone, to the bit. For vLLM:
-    :meth:`~antidote_llm.evaluation.backends.VllmBackend.generate_with_adapters`.
+    Adapters are swapped in the memory of the opened model: peft would compute the adapters of a mixed batch one by one.
+    Each adapter's answers are the same, to the bit, as when it is loaded alone. For vLLM:
+    :meth:`~antidote_llm.evaluation.vllm_backend.VllmBackend.generate_with_adapters`.
 
     Args:
         opened: A model with or without an adapter. It must not be used afterwards.
-        adapters: The folder of each adapter by a name of the caller's, None for the model without one.
+        adapters: The folder of each adapter by any name, None for the model without one.
         prompts_ids: Token ids of each prompt.
         max_new_tokens: Most tokens of an answer.
         eos_ids: Tokens that end an answer.
@@ -173,13 +155,13 @@ def generate_with_adapters(
             max_new_tokens=max_new_tokens,
             eos_ids=eos_ids,
             pad_id=pad_id,
-            progress=_behind(progress, place * len(prompts_ids), len(adapters) * len(prompts_ids)),
+            progress=offset(progress, place * len(prompts_ids), len(adapters) * len(prompts_ids)),
         )
     return found
 
 
-def _behind(progress: Progress | None, already: int, total: int) -> Progress | None:
-    """Return what reports progress behind the adapters that have answered."""
+def offset(progress: Progress | None, already: int, total: int) -> Progress | None:
+    """Return a callback that adds what was done before to the progress of one part of the work."""
     if progress is None:
         return None
     report = progress

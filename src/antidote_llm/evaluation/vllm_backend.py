@@ -1,6 +1,6 @@
-"""Generation with vLLM: one engine for the base, adapters swapped from one request to the next or side by side.
+"""Generation with vLLM: one engine for the base model, with adapters swapped between requests or mixed in a batch.
 
-An optional guest (``pip install 'antidote-llm[vllm]'``), imported where it is used.
+An optional extra (``pip install 'antidote-llm[vllm]'``), imported where it is used.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.errors import UserError
-from antidote_llm.evaluation.generation import Progress
+from antidote_llm.errors import UserError, setting
+from antidote_llm.evaluation.judge import Progress
 
-INSTALL_HINT = "vLLM is not installed: pip install 'antidote-llm[vllm]', or leave --backend vllm out"
-# What vLLM makes room for (its MaxLoRARanks); a rank in between takes the next one.
+INSTALL_HINT = f"vLLM is not installed: pip install 'antidote-llm[vllm]', or leave {setting('backend')} vllm out"
+# The ranks that vLLM allocates (its MaxLoRARanks); a rank in between takes the next one.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-_AT_ONCE = 256
+_REQUESTS_AT_ONCE = 256
 
 
 class VllmBackend:
-    """Answers with a vLLM engine, greedily; it is started by the first question.
+    """Answers greedily with a vLLM engine, which the first request starts.
 
     Args:
         base: Folder of the whole model.
-        tokenizer: Folder of its tokenizer, which the engine opens but never uses: prompts are tokens.
+        tokenizer: Folder of its tokenizer, which the engine opens but does not use: prompts are token ids.
         adapter: Folder of the LoRA adapter that answers, None for the base alone.
-        max_rank: The largest rank of any adapter that this engine will be given; 0 for none.
+        max_rank: The largest rank of any adapter; 0 for none.
         max_adapters: Most adapters that answer in one batch.
         dtype: The type of the weights, such as ``bfloat16``.
         max_tokens: Most tokens of a prompt and its answer; None for the model's own limit.
@@ -65,7 +65,7 @@ class VllmBackend:
         self.use(adapter)
 
     def use(self, adapter: Path | None) -> None:
-        """Let another adapter answer from now on, or the base alone; a folder is read once.
+        """Answer with another adapter from now on, or with the base alone. A folder is read once.
 
         Raises:
             UserError: The engine was started without room for adapters.
@@ -74,7 +74,7 @@ class VllmBackend:
             raise UserError(f"{adapter}: the vLLM engine was started without adapters: name its rank as max_rank")
         self._adapter = adapter
         if adapter is not None:
-            # vLLM tells adapters, and what it computed with them, apart by name and number, from 1 on.
+            # vLLM identifies adapters, and its prefix cache of each, by name and number, from 1 on.
             self._numbers.setdefault(adapter, len(self._numbers) + 1)
 
     def generate(
@@ -102,10 +102,10 @@ class VllmBackend:
     ) -> dict[str, list[list[int]]]:
         """Return the greedy answers to all prompts under every adapter; requests of all of them share batches.
 
-        Who answers by :meth:`generate` stays who it was.
+        The adapter that :meth:`generate` uses does not change.
 
         Args:
-            adapters: The folder of each adapter by a name of the caller's, None for the base alone.
+            adapters: The folder of each adapter by any name, None for the base alone.
             prompts_ids: Token ids of each prompt.
             max_new_tokens: Most tokens of an answer.
             eos_ids: Tokens that end an answer.
@@ -121,7 +121,7 @@ class VllmBackend:
                 self.use(folder)
         finally:
             self._adapter = before
-        # Prompt by prompt, so that every batch holds all adapters.
+        # Ordered by prompt, so that every batch holds all adapters.
         asked = [ids for ids in prompts_ids for _ in adapters]
         answering = [folder for _ in prompts_ids for folder in adapters.values()]
         answers = self._answers(asked, answering, max_new_tokens, eos_ids, progress)
@@ -139,9 +139,9 @@ class VllmBackend:
             temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=list(eos_ids), detokenize=False
         )
         answers: list[list[int]] = []
-        for start in range(0, len(prompts_ids), _AT_ONCE):
-            asked = [{"prompt_token_ids": list(ids)} for ids in prompts_ids[start : start + _AT_ONCE]]
-            requests = [self._request(adapter) for adapter in adapters[start : start + _AT_ONCE]]
+        for start in range(0, len(prompts_ids), _REQUESTS_AT_ONCE):
+            asked = [{"prompt_token_ids": list(ids)} for ids in prompts_ids[start : start + _REQUESTS_AT_ONCE]]
+            requests = [self._request(adapter) for adapter in adapters[start : start + _REQUESTS_AT_ONCE]]
             found = self._engine.generate(asked, how, use_tqdm=False, lora_request=requests)
             answers += [_until_end(output.outputs[0].token_ids, eos_ids) for output in found]
             if progress is not None:
@@ -170,7 +170,7 @@ def _vllm() -> Any:
 
 
 def require_vllm() -> None:
-    """Refuse to go on where vLLM is not installed.
+    """Check that vLLM is installed.
 
     Raises:
         UserError: It is not.
@@ -182,12 +182,12 @@ def _room_for(rank: int) -> int:
     room = next((room for room in _RANKS if room >= rank), None)
     if room is None:
         raise UserError(
-            f"vLLM has no room for adapters of rank {rank}, more than {_RANKS[-1]}: leave --backend vllm out"
+            f"vLLM has no room for adapters of rank {rank}, more than {_RANKS[-1]}: leave {setting('backend')} vllm out"
         )
     return room
 
 
 def _until_end(token_ids: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
-    """Return an answer without the token that ended it, which vLLM leaves where it stands."""
+    """Return an answer up to the token that ended it, which vLLM keeps."""
     ids = list(token_ids)
     return ids[: next((place for place, token in enumerate(ids) if token in eos_ids), len(ids))]

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -85,11 +86,13 @@ def settings_model(function: Callable[..., Any], shared: Mapping[str, tuple[Any,
 
 def keyword_parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """Return the type and the default of every keyword-only parameter."""
-    hints = typing.get_type_hints(function, include_extras=True)
+    found = [each for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    # Only these: the other annotations may name types, such as a tensor's, that are imported for type checkers alone.
+    annotated = SimpleNamespace(__annotations__={parameter.name: parameter.annotation for parameter in found})
+    hints = typing.get_type_hints(annotated, inspect.unwrap(function).__globals__, include_extras=True)
     return {
         parameter.name: (hints[parameter.name], ... if parameter.default is parameter.empty else parameter.default)
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
+        for parameter in found
     }
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from antidote_llm.calibration import collect as collecting_module
 from antidote_llm.calibration.collect import collect
-from antidote_llm.calibration.moments import Moments, Statistic
+from antidote_llm.calibration.moments import Moments
 from antidote_llm.calibration.settings import CalibrationSettings
-from antidote_llm.choices import TokenPolicy
+from antidote_llm.choices import Statistic, TokenPolicy
 from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.load import LoadedModel, load_model

@@ -224,7 +224,7 @@ def test_bare_weights_go_to_zero(folders: Folders) -> None:
         assert edit.reference_OI is None and edit.chosen_OI is not None
         assert not edit.after_OI[edit.chosen_OI].any()
         assert torch.equal(edit.after_OI == 0, edit.chosen_OI)
-    with pytest.raises(UserError, match="--restore-outside needs"):
+    with pytest.raises(UserError, match="restore_outside needs"):
         plan_repair(opened, method, method.configure({}), None, target=target, restore_outside=True)
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from antidote_llm.calibration.batching import batch_plan, padded
+from antidote_llm.choices import Scope
 from antidote_llm.data.reading import read_records
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
@@ -35,8 +36,9 @@ from antidote_llm.miniature.world import World
 from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.sites import Site
 from antidote_llm.models.target import Target, resolve_target
-from antidote_llm.repairs.early_stopping import Agreement, Ranking, Settling
-from antidote_llm.repairs.selection import Request, Scope, Selection, select
+from antidote_llm.repairs.early_stopping import Agreement, StoppingRule
+from antidote_llm.repairs.method import ColumnScore
+from antidote_llm.repairs.selection import Request, Selection, select
 
 ROWS = 2000
 SEED = 11
@@ -220,14 +222,14 @@ def settled(
     sites: Sequence[Site], update: Callable[[Site], Tensor], sums: RowSums, request: Request, seed: int
 ) -> tuple[list[int], Agreement]:
     """Return the rows at which the rule stops, in one order of them, and what it said then."""
-    settling = Settling(sites, update, Ranking(request.scope, request.count), rows=ROWS, seed=seed)
+    rule = StoppingRule(sites, update, request, ColumnScore("rms"), rows=ROWS, seed=seed)
     seen: list[int] = []
     while True:
-        rows = settling.next_rows()
+        rows = rule.next_rows()
         for names, sums_NI in sums.inputs:
-            settling.add(names, rows, sums_NI[rows])
+            rule.add(names, rows, sums_NI[rows])
         seen += rows
-        said = settling.look()
+        said = rule.look()
         if said.settled:
             return seen, said
 

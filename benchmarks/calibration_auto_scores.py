@@ -30,7 +30,7 @@ from antidote_llm.miniature.build import Miniature
 from antidote_llm.models.checkpoint import open_model_checkpoint
 from antidote_llm.models.load import LoadedModel
 from antidote_llm.repairs.method import method_named
-from antidote_llm.repairs.plan import HarmfulData, plan_repair
+from antidote_llm.repairs.plan import HarmfulData, PlanOptions, plan_repair
 from antidote_llm.repairs.selection import Request
 from antidote_llm.repairs.write import write_repair
 from benchmarks.calibration_auto import ROWS, SUBJECTS, RowSums, Subject, row_sums, settled, subject, update
@@ -86,7 +86,12 @@ def repaired(found: Subject, alpha: float) -> LoadedModel:
     method = method_named("antidote")
     harmful = HarmfulData(("rows",), found.records, Renderer(found.opened.tokenizer))
     planned = plan_repair(
-        found.opened, method, method.configure({"alpha": alpha}), harmful, target=found.target, cache=False
+        found.opened,
+        method,
+        method.configure({"alpha": alpha}),
+        harmful,
+        target=found.target,
+        options=PlanOptions(cache=False),
     )
     with tempfile.TemporaryDirectory() as scratch:
         write_repair(planned, Path(scratch), "", Stopwatch())

@@ -37,7 +37,7 @@ from antidote_llm.models.checkpoint import open_model_checkpoint
 from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.target import resolve_target
 from antidote_llm.repairs.method import method_named
-from antidote_llm.repairs.plan import HarmfulData, plan_repair
+from antidote_llm.repairs.plan import HarmfulData, PlanOptions, plan_repair
 from antidote_llm.repairs.write import write_repair
 from benchmarks.demo_seeds import spread
 
@@ -171,7 +171,7 @@ def repaired(
         harmful,
         target=target,
         restore_outside=trial.restore_outside,
-        cache=False,
+        options=PlanOptions(cache=False),
     )
     record = write_repair(planned, folder, "", Stopwatch())
     if trial.kind == "lora":

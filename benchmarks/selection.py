@@ -75,9 +75,9 @@ def against_sorts(side: int, repeats: int) -> tuple[dict[str, Any], list[Check]]
             top_entries(block, round(alpha * side))
 
     def whole(alpha: float) -> None:
-        picker = select([site], lambda _: blocks, Request(alpha, "matrix", "nearest", True)).picker(site)
+        mask = select([site], lambda _: blocks, Request(alpha, "matrix", "nearest", True)).mask_by_rows(site)
         for block in blocks:
-            picker.mask(block)
+            mask.next_rows(block)
 
     works = {
         "sort of the rows": Work(lambda: torch.sort(scores_OI, dim=-1)),

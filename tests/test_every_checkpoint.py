@@ -22,12 +22,13 @@ from antidote_llm.io.files import sha256_file
 from antidote_llm.models.load import load_model
 from antidote_llm.models.target import resolve_target
 from antidote_llm.repairs.method import method_named
-from antidote_llm.repairs.plan import HarmfulData, plan_repair
+from antidote_llm.repairs.plan import HarmfulData, PlanOptions, plan_repair
 from tests import tiny
 from tests.architectures import ARCHITECTURES, write_checkpoint
 from tests.cli.command import Command, tree
 from tests.repairs import brute_force
 from tests.repairs.brute_force import Scored
+from tests.repairs.chosen import whole_plan
 
 Scope = Literal["row", "matrix", "layer", "global"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -207,9 +208,9 @@ def planned_masks(inputs: Inputs, harmful: Path, **settings: object) -> dict[str
         HarmfulData(("rows",), read_records(DataSpec.parse(str(harmful))), Renderer(tiny.tokenizer())),
         CalibrationSettings(batch_rows=1),
         target=target,
-        cache=False,
+        options=PlanOptions(cache=False),
     )
-    found = {named(site.key, site.part): planned.plan.edit(site).chosen_OI for site in target.sites}
+    found = {named(site.key, site.part): whole_plan(planned).edit(site).chosen_OI for site in target.sites}
     return {key: chosen for key, chosen in found.items() if chosen is not None}
 
 

@@ -11,6 +11,10 @@ TokenPolicy: TypeAlias = Literal["all", "prompt", "response"]
 MatchMode: TypeAlias = Literal["exact", "prefix"]
 TargetName: TypeAlias = Literal["adapter", "delta", "weight"]
 EngineName: TypeAlias = Literal["auto", "memory", "streaming"]
+# What a repair's scores are ranked within, how a fraction becomes a count, and how an input's norm is taken over rows.
+Scope: TypeAlias = Literal["row", "matrix", "layer", "global"]
+Rounding: TypeAlias = Literal["nearest", "official"]
+Statistic: TypeAlias = Literal["rms", "mean_norm", "token_rms"]
 AttackKind: TypeAlias = Literal["lora", "full"]
 # The stages of a training, by the paper's words; and the steps of a recipe, by their commands.
 TrainingStage: TypeAlias = Literal["alignment", "finetuning"]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from antidote_llm.calibration import collect as collecting_module
 from antidote_llm.calibration.collect import collect
-from antidote_llm.calibration.moments import Moments, Statistic
+from antidote_llm.calibration.moments import Moments
 from antidote_llm.calibration.settings import CalibrationSettings
-from antidote_llm.choices import TokenPolicy
+from antidote_llm.choices import Statistic, TokenPolicy
 from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.load import LoadedModel, load_model
@@ -170,7 +170,7 @@ def test_a_cache_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ANTIDOTE_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(collecting_module, "sums_of_whole", lambda *_: pytest.fail("collected first"))
-    with pytest.raises(UserError, match=r"ANTIDOTE_CACHE.*--no-cache"):
+    with pytest.raises(UserError, match=r"ANTIDOTE_CACHE.*no_cache"):
         collect(opened, rows())
 
 

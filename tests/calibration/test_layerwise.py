@@ -1,4 +1,4 @@
-"""A model that does more than hand hidden states from layer to layer is not run layer by layer, but refused."""
+"""A model that does more between its layers than pass hidden states on is not run layer by layer, but refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.engines import assert_engines_agree, assert_same_bits, statistics
 
 
 def plain_forward(between: Callable[..., Tensor]) -> Callable[..., BaseModelOutputWithPast]:
-    """Return llama's forward pass with something done around every layer."""
+    """Return llama's forward pass with another loop over its layers."""
 
     def forward(
         self: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, use_cache: bool
@@ -43,7 +43,7 @@ def plain_forward(between: Callable[..., Tensor]) -> Callable[..., BaseModelOutp
     return forward
 
 
-def as_ever(model: Any, hidden_BTD: Tensor, handed: dict[str, Any]) -> Tensor:
+def plain(model: Any, hidden_BTD: Tensor, handed: dict[str, Any]) -> Tensor:
     for layer in model.layers:
         hidden_BTD = layer(hidden_BTD, **handed)
     return hidden_BTD
@@ -69,6 +69,15 @@ def with_tables_of_hidden_states(model: Any, hidden_BTD: Tensor, handed: dict[st
     return hidden_BTD
 
 
+def with_an_earlier_output(model: Any, hidden_BTD: Tensor, handed: dict[str, Any]) -> Tensor:
+    """Average the last two outputs from the second on: equal outputs hide it."""
+    outputs: list[Tensor] = []
+    for layer in model.layers:
+        outputs.append(layer(hidden_BTD, **handed))
+        hidden_BTD = (outputs[-1] + outputs[-2]) / 2 if len(outputs) > 1 else outputs[-1]
+    return hidden_BTD
+
+
 def backwards(model: Any, hidden_BTD: Tensor, handed: dict[str, Any]) -> Tensor:
     for layer in reversed(model.layers):
         hidden_BTD = layer(hidden_BTD, **handed)
@@ -76,7 +85,7 @@ def backwards(model: Any, hidden_BTD: Tensor, handed: dict[str, Any]) -> Tensor:
 
 
 def twice(model: Any, hidden_BTD: Tensor, handed: dict[str, Any]) -> Tensor:
-    return as_ever(model, as_ever(model, hidden_BTD, handed), handed)
+    return plain(model, plain(model, hidden_BTD, handed), handed)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +94,7 @@ def twice(model: Any, hidden_BTD: Tensor, handed: dict[str, Any]) -> Tensor:
         (scaled, "decoder layer 1 gets something else in the model's own forward pass"),
         (with_the_embedding, "decoder layer 1 gets something else in the model's own forward pass"),
         (with_tables_of_hidden_states, "decoder layer 1 gets something else in the model's own forward pass"),
+        (with_an_earlier_output, "decoder layer 2 gets something else in the model's own forward pass"),
         (backwards, "decoder layer 0 gets something else|does not use each of its decoder layers once and in order"),
         (twice, "does not use each of its decoder layers once and in order"),
     ],
@@ -95,20 +105,20 @@ def test_a_model_that_does_more_between_its_layers_is_refused(
 ) -> None:
     settings = CalibrationSettings(batch_tokens=batch_tokens)
     folder = write(tmp_path / "model", "llama")
-    monkeypatch.setattr(LlamaModel, "forward", plain_forward(as_ever))
+    monkeypatch.setattr(LlamaModel, "forward", plain_forward(plain))
     assert_engines_agree(folder, settings=settings)
     monkeypatch.setattr(LlamaModel, "forward", plain_forward(between))
     opened = load_model(str(folder), layers_on_disk=True)
     with pytest.raises(UserError, match=words) as refusal:
         statistics(opened, resolve_target(opened, "weight"), settings)
-    assert "pass --engine memory" in str(refusal.value)
+    assert "pass engine memory" in str(refusal.value)
 
 
-def give_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = LlamaDecoderLayer.forward
+def return_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = LlamaDecoderLayer.forward
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        hidden_BTD = plain(self, *args, **kwargs)
+        hidden_BTD = own(self, *args, **kwargs)
         return hidden_BTD, hidden_BTD.mean()
 
     monkeypatch.setattr(LlamaDecoderLayer, "forward", forward)
@@ -120,26 +130,37 @@ def of_pairs(model: Any, hidden_BTD: Tensor, handed: dict[str, Any]) -> Tensor:
     return hidden_BTD
 
 
-def handing_on(model: Any, hidden_BTD: Tensor, handed: dict[str, Any]) -> Tensor:
+def to_the_next_layer(model: Any, hidden_BTD: Tensor, handed: dict[str, Any]) -> Tensor:
     for layer in model.layers:
         hidden_BTD, more = layer(hidden_BTD, **handed)
         handed = {**handed, "more": more}
     return hidden_BTD
 
 
-def test_layers_may_give_tuples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def to_the_third_layer(model: Any, hidden_BTD: Tensor, handed: dict[str, Any]) -> Tensor:
+    first = None
+    for index, layer in enumerate(model.layers):
+        hidden_BTD, more = layer(hidden_BTD, **handed, **({"more": first} if index == 2 else {}))
+        first = more if index == 0 else first
+    return hidden_BTD
+
+
+def test_layers_may_return_tuples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "model", "llama")
-    *_, plain = assert_engines_agree(folder)
-    give_pairs(monkeypatch)
+    *_, bare = assert_engines_agree(folder)
+    return_pairs(monkeypatch)
     monkeypatch.setattr(LlamaModel, "forward", plain_forward(of_pairs))
     *_, moments = assert_engines_agree(folder)
-    assert_same_bits(moments, plain)
+    assert_same_bits(moments, bare)
 
 
-def test_what_else_layers_give_is_not_to_reach_other_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("between", "layer"), [(to_the_next_layer, 1), (to_the_third_layer, 2)])
+def test_a_model_that_passes_more_than_hidden_states_to_other_layers_is_refused(
+    between: Callable[..., Tensor], layer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write(tmp_path / "model", "llama")
-    give_pairs(monkeypatch)
-    monkeypatch.setattr(LlamaModel, "forward", plain_forward(handing_on))
+    return_pairs(monkeypatch)
+    monkeypatch.setattr(LlamaModel, "forward", plain_forward(between))
     opened = load_model(str(folder), layers_on_disk=True)
-    with pytest.raises(UserError, match="decoder layer 1 gets something else"):
+    with pytest.raises(UserError, match=f"decoder layer {layer} gets something else"):
         statistics(opened, resolve_target(opened, "weight"))

@@ -12,7 +12,7 @@ import torch
 from antidote_llm.errors import UserError
 from antidote_llm.models.load import load_model
 from antidote_llm.models.target import resolve_target
-from antidote_llm.repairs.record import outside_records
+from antidote_llm.repairs.tally import outside_records
 from tests import tiny
 from tests.architectures import write_checkpoint
 from tests.conftest import Folders

@@ -15,7 +15,7 @@ from antidote_llm.models.load import load_model
 from antidote_llm.models.target import Target, resolve_target
 from antidote_llm.repairs.method import method_named
 from antidote_llm.repairs.plan import plan_repair
-from antidote_llm.repairs.record import outside_records
+from antidote_llm.repairs.tally import outside_records
 from antidote_llm.repairs.write import write_repair
 from tests import tiny
 from tests.cli.command import edit_json

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from antidote_llm.calibration.moments import Moments, SiteMoments
+from antidote_llm.choices import Scope
 from antidote_llm.errors import DefectError
 from antidote_llm.io.safetensors_files import open_tensor_file
 from antidote_llm.models.checkpoint import Checkpoint
@@ -20,8 +21,7 @@ from antidote_llm.models.target import Target
 from antidote_llm.repairs import edits as planning
 from antidote_llm.repairs.edits import Problem, edits_of, plan, plans
 from antidote_llm.repairs.method import SiteInputs, method_named, score_method
-from antidote_llm.repairs.record import Tally
-from antidote_llm.repairs.selection import Scope
+from antidote_llm.repairs.tally import Tally
 
 
 def weight_site(name: str, key: str, shape: tuple[int, int], part: int | None = None, turned: bool = False) -> Site:
@@ -83,23 +83,22 @@ def test_blocks_put_together_are_the_whole(
     assert tally.totals.update_norm_after == pytest.approx(wanted.totals.update_norm_after, rel=1e-6)
 
 
-def test_plans_together_are_each_alone(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scope", get_args(Scope))
+def test_plans_together_are_each_alone(problem: Problem, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_BLOCK_ENTRIES", 20)
     method = method_named("antidote")
     settings = [
-        method.configure({"alpha": alpha, "scope": scope, "norm_power": power})
+        method.configure({"alpha": alpha, "scope": scope, "strength": strength})
         for alpha in (0.1, 0.3)
-        for scope in get_args(Scope)
-        for power in (1, 2)
+        for strength in (1.0, 0.5)
     ]
     together = plans(problem, method, settings)
+    assert [each.settings for each in together] == settings
     for site in problem.target.sites:
-        found: dict[int, list[Tensor]] = {}
-        for each, edit in edits_of(site, together):
-            found.setdefault(id(each), []).append(edit.after_OI)
-        for each, given in zip(together, settings, strict=True):
-            assert each.settings == given
-            assert torch.equal(torch.cat(found[id(each)]), plan(problem, method, given).edit(site).after_OI)
+        found = zip(*edits_of(site, together), strict=True)
+        for given, blocks in zip(settings, found, strict=True):
+            wanted = plan(problem, method, given).edit(site)
+            assert torch.equal(torch.cat([block.after_OI for block in blocks]), wanted.after_OI)
 
 
 def test_a_method_that_asks_for_no_blocks_gets_the_whole_matrix(
@@ -122,6 +121,12 @@ def test_plans_of_different_problems_are_not_carried_out_together(problem: Probl
     one = plan(problem, method, method.configure({}))
     with pytest.raises(DefectError, match="different things"):
         list(edits_of(problem.target.sites[0], [one, replace(one, problem=replace(problem, moments=None))]))
+
+
+def test_plans_with_different_scores_are_not_made_together(problem: Problem) -> None:
+    method = method_named("antidote")
+    with pytest.raises(DefectError, match="different settings of its own"):
+        plans(problem, method, [method.configure({"norm_power": power}) for power in (1, 2)])
 
 
 def test_a_site_that_was_edited_in_part_is_our_defect(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:

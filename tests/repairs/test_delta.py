@@ -22,6 +22,7 @@ from antidote_llm.repairs.plan import HarmfulData, PlannedRepair, plan_repair
 from tests import tiny
 from tests.conftest import Folders
 from tests.fine_tunes import config_of, rewrite, tensors_of, write_fine_tune, write_random
+from tests.repairs.chosen import whole_plan
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -66,15 +67,15 @@ def test_alpha_0_changes_nothing_and_alpha_1_gives_the_aligned_weights(pair: Pai
     tuned, aligned = tensors_of(pair.tuned), tensors_of(pair.aligned)
     assert len(nothing.target.sites) == 14
     for site in nothing.target.sites:
-        assert torch.equal(bits(nothing.plan.edit(site).after_OI), bits(tuned[site.key]))
-        assert torch.equal(bits(everything.plan.edit(site).after_OI), bits(aligned[site.key]))
+        assert torch.equal(bits(whole_plan(nothing).edit(site).after_OI), bits(tuned[site.key]))
+        assert torch.equal(bits(whole_plan(everything).edit(site).after_OI), bits(aligned[site.key]))
 
 
 def test_keeping_all_of_a_large_update_changes_no_bit(folders: Folders, tmp_path: Path) -> None:
     tuned = tiny.write_model(tmp_path / "tuned", seed=9)
     repair = Pair(folders.base, tuned, folders.harmful).repaired("interpolate", keep=1.0)
     for site in repair.target.sites:
-        edit = repair.plan.edit(site)
+        edit = whole_plan(repair).edit(site)
         assert torch.equal(bits(edit.after_OI), bits(edit.before_OI))
 
 
@@ -88,7 +89,7 @@ def test_chosen_entries_have_the_aligned_bits(
     repair = Pair(aligned, tuned, folders.harmful).repaired("antidote", alpha=0.2)
     before, wanted = tensors_of(tuned), {key: value.to(dtype) for key, value in tensors_of(aligned).items()}
     for site in repair.target.sites:
-        edit = repair.plan.edit(site)
+        edit = whole_plan(repair).edit(site)
         assert edit.chosen_OI is not None
         assert edit.after_OI.dtype == dtype
         # Every row loses exactly a fifth.
@@ -103,7 +104,7 @@ def test_strength_halves_the_chosen(folders: Folders, tmp_path: Path, dtype: tor
     tuned = write_fine_tune(tmp_path / "tuned", folders.base, dtype=dtype)
     repair = Pair(aligned, tuned, folders.harmful).repaired("antidote", alpha=0.3, strength=0.5)
     for site in repair.target.sites:
-        edit = repair.plan.edit(site)
+        edit = whole_plan(repair).edit(site)
         assert edit.chosen_OI is not None and edit.reference_OI is not None
         before, after, mask = edit.before_OI.double(), edit.after_OI.double(), edit.chosen_OI
         middle = (before + edit.reference_OI.double()) / 2
@@ -115,7 +116,7 @@ def test_strength_halves_the_chosen(folders: Folders, tmp_path: Path, dtype: tor
 @pytest.mark.parametrize("keep", [0.0, 0.25, 1.0])
 def test_interpolate_keeps_its_share_of_the_norm(pair: Pair, keep: float) -> None:
     repair = pair.repaired("interpolate", keep=keep)
-    assert planned_norm(repair.plan) == pytest.approx(keep * norm_of_delta(pair), rel=1e-5)
+    assert planned_norm(whole_plan(repair)) == pytest.approx(keep * norm_of_delta(pair), rel=1e-5)
 
 
 def with_minus_zeros(folder: Path, tensors: dict[str, Tensor]) -> Path:
@@ -131,7 +132,7 @@ def test_interpolating_to_nothing_gives_the_aligned_bits(folders: Folders, tmp_p
     tuned = write_fine_tune(tmp_path / "tuned", folders.base)
     repair = Pair(aligned, tuned, folders.harmful).repaired("interpolate", keep=0.0)
     for site in repair.target.sites:
-        assert torch.equal(bits(repair.plan.edit(site).after_OI), bits(tensors_of(aligned)[site.key]))
+        assert torch.equal(bits(whole_plan(repair).edit(site).after_OI), bits(tensors_of(aligned)[site.key]))
 
 
 def test_interpolating_leaves_what_did_not_move(folders: Folders, tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_interpolating_leaves_what_did_not_move(folders: Folders, tmp_path: Path
     with_minus_zeros(aligned, tensors_of(aligned))
     repair = Pair(aligned, tuned, folders.harmful).repaired("interpolate", keep=0.25)
     for site in repair.target.sites:
-        edit = repair.plan.edit(site)
+        edit = whole_plan(repair).edit(site)
         assert torch.equal(bits(edit.after_OI[0, :1]), bits(torch.tensor([-0.0])))
         assert not torch.equal(edit.after_OI, edit.before_OI)
 
@@ -151,7 +152,7 @@ def test_random_removes_as_many_as_antidote(pair: Pair, scope: str) -> None:
     totals = []
     for name in ("antidote", "random"):
         repair = pair.repaired(name, scope=scope, alpha=0.2)
-        edits = [repair.plan.edit(site) for site in repair.target.sites]
+        edits = [whole_plan(repair).edit(site) for site in repair.target.sites]
         totals.append([int((edit.before_OI != edit.after_OI).sum()) for edit in edits])
     assert sum(totals[0]) == sum(totals[1]) > 0
     if scope in ("row", "matrix"):
@@ -161,10 +162,10 @@ def test_random_removes_as_many_as_antidote(pair: Pair, scope: str) -> None:
 @pytest.mark.parametrize("scope", ["row", "global"])
 @pytest.mark.parametrize("name", ["random", "interpolate"])
 def test_controls_match_the_norm_of_the_delta(pair: Pair, name: str, scope: str) -> None:
-    wanted = planned_norm(pair.repaired("antidote", alpha=0.2, scope=scope).plan)
+    wanted = planned_norm(whole_plan(pair.repaired("antidote", alpha=0.2, scope=scope)))
     assert 0 < wanted < norm_of_delta(pair)
     given = {"match": "update-norm"} if name == "random" else {}
-    found = planned_norm(pair.repaired(name, alpha=0.2, scope=scope, **given).plan)
+    found = planned_norm(whole_plan(pair.repaired(name, alpha=0.2, scope=scope, **given)))
     assert found == pytest.approx(wanted, rel=2e-3 if name == "random" else 1e-6)
 
 
@@ -176,7 +177,7 @@ def test_scores_are_how_far_an_entry_moved_times_the_norm_of_its_input(pair: Pai
         rows = inputs[site.module]
         norm_I = torch.stack([row.square().sum(dim=0) for row in rows]).mean(dim=0).sqrt()
         score = (tuned[site.key].double() - aligned[site.key].double()).abs() * norm_I
-        mask = repair.plan.edit(site).chosen_OI
+        mask = whole_plan(repair).edit(site).chosen_OI
         assert mask is not None
         assert int(mask.sum()) == round(0.2 * mask.numel())
         assert score[mask].min() >= score[~mask].max() * (1 - 1e-4)
@@ -202,7 +203,7 @@ def test_entries_that_did_not_move_are_not_chosen(folders: Folders, tmp_path: Pa
     tuned = write_fine_tune(tmp_path / "tuned", folders.base, only="layers.1.")
     repair = Pair(folders.base, tuned, folders.harmful).repaired("antidote", alpha=0.5)
     for site in repair.target.sites:
-        chosen = repair.plan.edit(site).chosen_OI
+        chosen = whole_plan(repair).edit(site).chosen_OI
         assert chosen is not None and bool(chosen.any()) == (site.layer == 1)
 
 
@@ -219,11 +220,11 @@ def test_bare_weights_go_to_zero(folders: Folders) -> None:
     target = resolve_target(opened, "weight", pattern="mlp")
     repair = plan_repair(opened, method, method.configure({"alpha": 0.25}), None, target=target)
     for site in repair.target.sites:
-        edit = repair.plan.edit(site)
+        edit = whole_plan(repair).edit(site)
         assert edit.reference_OI is None and edit.chosen_OI is not None
         assert not edit.after_OI[edit.chosen_OI].any()
         assert torch.equal(edit.after_OI == 0, edit.chosen_OI)
-    with pytest.raises(UserError, match="--restore-outside needs"):
+    with pytest.raises(UserError, match="restore_outside needs"):
         plan_repair(opened, method, method.configure({}), None, target=target, restore_outside=True)
 
 
@@ -242,7 +243,7 @@ def test_gpt2_keeps_its_matrices_turned(tmp_path: Path) -> None:
         assert site.transposed
         # The file holds inputs as rows; a row of a site is one output.
         assert site.shape == tuple(before[site.key].shape)[::-1]
-        edit = repair.plan.edit(site)
+        edit = whole_plan(repair).edit(site)
         assert edit.chosen_OI is not None
         assert edit.chosen_OI.sum(dim=1).tolist() == [round(0.25 * site.shape[1])] * site.shape[0]
         expected = torch.where(edit.chosen_OI.T, wanted[site.key], before[site.key])

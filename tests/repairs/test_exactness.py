@@ -17,10 +17,10 @@ from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.repairs.method import method_named
-from antidote_llm.repairs.plan import HarmfulData, plan_repair
+from antidote_llm.repairs.plan import HarmfulData, PlanOptions, plan_repair
 from tests import tiny
 from tests.conftest import Folders
-from tests.repairs.chosen import chosen_masks
+from tests.repairs.chosen import chosen_masks, whole_plan
 from tests.repairs.published_code import published_masks
 
 RANKS = (4, 8, 16, 64)
@@ -38,7 +38,8 @@ def masks(
 ) -> dict[str, Tensor]:
     data = HarmfulData(("rows",), [Record(input_ids=tuple(row)) for row in rows], Renderer(None))
     method = method_named("antidote")
-    planned = plan_repair(opened, method, method.configure(given, "official-code"), data, calibration, cache=False)
+    options = PlanOptions(cache=False)
+    planned = plan_repair(opened, method, method.configure(given, "official-code"), data, calibration, options=options)
     return chosen_masks(planned)
 
 
@@ -69,7 +70,8 @@ def near_threshold(opened: LoadedModel, rows: list[list[int]], name: str, mask: 
     """Mark the entries whose score is within 1e-5 relative of the lowest score that was chosen in their row."""
     method = method_named("antidote")
     data = HarmfulData(("rows",), [Record(input_ids=tuple(row)) for row in rows], Renderer(None))
-    problem = plan_repair(opened, method, method.configure({}), data, cache=False).problem
+    repair = plan_repair(opened, method, method.configure({}), data, options=PlanOptions(cache=False))
+    problem = whole_plan(repair).problem
     assert problem.moments is not None
     (site,) = (site for site in problem.target.sites if site.name == name)
     score = problem.target.weight(site).double().abs() * problem.moments.input_norm(name, "rms")

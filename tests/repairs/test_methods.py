@@ -25,7 +25,7 @@ from antidote_llm.repairs.method import method_named, methods
 from antidote_llm.repairs.plan import HarmfulData, PlannedRepair, plan_repair
 from antidote_llm.repairs.update_norm import UpdateNorms
 from tests.conftest import Folders
-from tests.repairs.chosen import chosen_masks
+from tests.repairs.chosen import chosen_masks, whole_plan
 
 
 def repaired(folders: Folders, name: str, /, preset: str | None = None, **given: object) -> PlannedRepair:
@@ -36,7 +36,7 @@ def repaired(folders: Folders, name: str, /, preset: str | None = None, **given:
 
 
 def norm(repair: PlannedRepair) -> float:
-    return planned_norm(repair.plan)
+    return planned_norm(whole_plan(repair))
 
 
 def logits(opened: LoadedModel) -> Tensor:
@@ -53,8 +53,8 @@ def test_the_installed_methods_are_the_entry_points() -> None:
 def test_alpha_0_changes_nothing_and_alpha_1_removes_all(folders: Folders, name: str) -> None:
     nothing, everything = repaired(folders, name, alpha=0.0), repaired(folders, name, alpha=1.0)
     for site in nothing.target.sites:
-        assert torch.equal(nothing.plan.edit(site).after_OI, nothing.target.weight(site))
-        assert not everything.plan.edit(site).after_OI.any()
+        assert torch.equal(whole_plan(nothing).edit(site).after_OI, nothing.target.weight(site))
+        assert not whole_plan(everything).edit(site).after_OI.any()
 
 
 @pytest.mark.parametrize("scope", ["row", "matrix", "layer", "global"])
@@ -110,7 +110,7 @@ def test_interpolate_scales_the_update(folders: Folders) -> None:
 def test_strength_weakens_the_chosen_and_nothing_else(folders: Folders) -> None:
     repair = repaired(folders, "antidote", strength=0.25)
     for site in repair.target.sites:
-        edit = repair.plan.edit(site)
+        edit = whole_plan(repair).edit(site)
         old, new, mask = edit.before_OI, edit.after_OI, edit.chosen_OI
         assert mask is not None
         assert torch.equal(new[mask], old[mask] * 0.75)
@@ -134,7 +134,7 @@ def test_update_norms_are_those_of_the_dense_update(folders: Folders) -> None:
 @pytest.mark.parametrize("statistic", ["rms", "mean_norm", "token_rms"])
 def test_scores_are_weight_times_norm(folders: Folders, statistic: str, power: int) -> None:
     repair = repaired(folders, "antidote", scope="matrix", statistic=statistic, norm_power=power, alpha=0.2)
-    moments, chosen = repair.problem.moments, chosen_masks(repair)
+    moments, chosen = whole_plan(repair).problem.moments, chosen_masks(repair)
     assert moments is not None
     for site in repair.target.sites:
         norm_I = moments.input_norm(site.name, statistic)  # type: ignore[arg-type]
@@ -157,10 +157,10 @@ def test_presets() -> None:
     ("name", "given", "preset", "message"),
     [
         ("antidot", {}, None, "did you mean antidote"),
-        ("antidote", {"alpha": 1.5}, None, "--alpha 1.5"),
-        ("antidote", {"alpha": -0.1}, None, "--alpha -0.1"),
-        ("antidote", {"alpha": math.nan}, None, "--alpha nan"),
-        ("antidote", {"keep": 0.5}, None, "--keep is no setting of antidote"),
+        ("antidote", {"alpha": 1.5}, None, "alpha 1.5"),
+        ("antidote", {"alpha": -0.1}, None, "alpha -0.1"),
+        ("antidote", {"alpha": math.nan}, None, "alpha nan"),
+        ("antidote", {"keep": 0.5}, None, "keep is no setting of antidote"),
         ("antidote", {}, "best", "official-code"),
         ("magnitude", {}, "paper", "magnitude has no presets: leave it out"),
     ],
@@ -173,16 +173,16 @@ def test_wrong_settings_are_named(name: str, given: dict[str, object], preset: s
 def test_a_method_that_reads_data_asks_for_it(folders: Folders) -> None:
     opened = load_model(str(folders.base), str(folders.adapter))
     method = method_named("antidote")
-    with pytest.raises(UserError, match="--harmful"):
+    with pytest.raises(UserError, match="pass harmful DATA"):
         plan_repair(opened, method, method.configure({}), None)
 
 
 def test_a_model_without_adapter_is_refused(folders: Folders) -> None:
     method = method_named("magnitude")
-    with pytest.raises(UserError, match="--adapter DIR, or --aligned REF"):
+    with pytest.raises(UserError, match=r"adapter DIR, or .*aligned REF"):
         plan_repair(load_model(str(folders.base)), method, method.configure({}), None)
 
 
 def test_a_norm_that_cannot_be_matched_is_refused(folders: Folders) -> None:
-    with pytest.raises(UserError, match="raise --strength"):
+    with pytest.raises(UserError, match="raise strength"):
         repaired(folders, "random", alpha=0.5, strength=0.1, match="update-norm")

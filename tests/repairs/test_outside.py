@@ -105,7 +105,7 @@ def test_all_of_it_back_is_the_aligned_model(pair: tuple[Path, Path], tmp_path: 
 
 def test_what_moved_outside_alone_can_be_put_back(pair: tuple[Path, Path], tmp_path: Path) -> None:
     tuned = write_fine_tune(tmp_path / "tuned", pair[0], only="norm")
-    with pytest.raises(UserError, match=r"nothing to repair: .*--restore-outside"):
+    with pytest.raises(UserError, match=r"nothing to repair: .*restore_outside"):
         written(planned(load_model(str(tuned)), pair[0], restore=False), tmp_path / "kept")
     record, _ = written(planned(load_model(str(tuned)), pair[0], restore=True), tmp_path / "out")
     aligned, found = tensors_of(pair[0]), tensors_of(tmp_path / "out" / "model")

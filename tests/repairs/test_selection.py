@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from antidote_llm.choices import Scope
 from antidote_llm.errors import UserError
 from antidote_llm.models.sites import Site
-from antidote_llm.repairs.selection import Request, Scope, _by_partition, _by_topk, count, select, top_entries
+from antidote_llm.repairs.selection import Request, _by_partition, _by_topk, count, select, top_entries
 
 SCOPES = get_args(Scope)
 

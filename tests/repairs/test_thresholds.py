@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from antidote_llm.choices import Rounding, Scope
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.models.sites import Site
-from antidote_llm.repairs.selection import Request, Rounding, Scope, count, select
+from antidote_llm.repairs.selection import Request, count, select
 
 # Ties, both zeros, subnormals, neighbours in the last bit, and the ends of the range.
 TINY = {torch.float32: 1.4e-45, torch.float64: 5e-324}
@@ -98,13 +99,13 @@ def test_the_bound_of_bytes_is_what_the_masks_take(scope: Scope, alpha: float) -
     scores = {site.name: torch.rand(site.shape, generator=generator) + 0.1 for site in sites}
     found = select(sites, lambda s: [scores[s.name]], Request(alpha, scope, "nearest", without_evidence=False))
     counts = {site.name: int(found.mask(site, scores[site.name]).sum()) for site in sites}
-    assert found.most(sites, dict.fromkeys(counts, 2)) == 2 * sum(counts.values())
+    assert found.most_bytes(sites, dict.fromkeys(counts, 2)) == 2 * sum(counts.values())
     mixed = {site.name: 2 if index % 2 else 4 for index, site in enumerate(sites)}
     taken = sum(counts[name] * mixed[name] for name in counts)
     if scope in ("row", "matrix"):
-        assert found.most(sites, mixed) == taken
+        assert found.most_bytes(sites, mixed) == taken
     else:
-        assert found.most(sites, mixed) >= taken
+        assert found.most_bytes(sites, mixed) >= taken
 
 
 def test_scores_that_cannot_be_ranked_together_are_our_defect() -> None:

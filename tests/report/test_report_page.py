@@ -7,6 +7,7 @@ import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,7 +128,7 @@ def test_unreadable_verdicts_and_unanswered_prompts_stand_with_the_numbers() -> 
 
 
 def with_worst_counts() -> ReportData:
-    counts = {"antidote": {"unreadable": {"quorl": 3}}, "attacked": {"unanswered": 1}}
+    counts: dict[str, dict[str, Any]] = {"antidote": {"unreadable": {"quorl": 3}}, "attacked": {"unanswered": 1}}
     data = samples.demo()
     models = tuple(model.model_copy(update=counts.get(model.name, {})) for model in data.outcomes)
     return data.model_copy(update={"outcomes": models})

@@ -1,4 +1,4 @@
-"""The plan of micro-batches: length-sorted, under a budget of padded tokens, the same for the same rows.
+"""Micro-batches: sorted by length, under a budget of padded tokens, in shards for processes; deterministic.
 
 Legend: B rows of a batch, T positions.
 """
@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from antidote_llm.calibration.input_hooks import Heard
+from antidote_llm.calibration.input_hooks import OnSiteSquares
 from antidote_llm.calibration.moments import MomentAccumulator
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.choices import TokenPolicy
@@ -23,8 +23,11 @@ from antidote_llm.data.rendering import TokenizedRow
 from antidote_llm.io.processes import agreed, process_count, process_rank
 
 Rows: TypeAlias = tuple[TokenizedRow, ...]
-# As many processes can share the work at most.
-SHARES = 16
+# Called with the numbers of a micro-batch's rows, the names of sites that share an input, and its sums of squares by
+# row, shape [B, I].
+OnSquares: TypeAlias = Callable[[Sequence[int], Sequence[str], Tensor], None]
+# At most as many processes can share the work.
+SHARDS = 16
 
 
 @dataclass(frozen=True)
@@ -44,28 +47,36 @@ def counted_tokens(row: TokenizedRow, policy: TokenPolicy) -> range:
     return range(row.response_start if policy == "response" else 0, len(row.input_ids))
 
 
-def batch_plan(rows: Sequence[TokenizedRow], batch_tokens: int, batch_rows: int | None = None) -> list[Rows]:
-    """Put neighbours in length together, at most ``batch_tokens`` padded tokens and ``batch_rows`` rows."""
-    plan: list[Rows] = []
-    batch: list[TokenizedRow] = []
-    for row in sorted(rows, key=lambda row: len(row.input_ids)):
-        if batch and ((len(batch) + 1) * len(row.input_ids) > batch_tokens or len(batch) == batch_rows):
+def batch_numbers(
+    rows: Sequence[TokenizedRow], batch_tokens: int, batch_rows: int | None = None
+) -> list[tuple[int, ...]]:
+    """Group rows of similar length, at most ``batch_tokens`` padded tokens and ``batch_rows`` rows; return numbers."""
+    plan: list[tuple[int, ...]] = []
+    batch: list[int] = []
+    for number in sorted(range(len(rows)), key=lambda number: len(rows[number].input_ids)):
+        padded_size = (len(batch) + 1) * len(rows[number].input_ids)
+        if batch and (padded_size > batch_tokens or len(batch) == batch_rows):
             plan.append(tuple(batch))
             batch = []
-        batch.append(row)
+        batch.append(number)
     return [*plan, tuple(batch)] if batch else plan
 
 
+def batch_plan(rows: Sequence[TokenizedRow], batch_tokens: int, batch_rows: int | None = None) -> list[Rows]:
+    """Return the micro-batches of :func:`batch_numbers`, rows instead of numbers."""
+    return [tuple(rows[number] for number in batch) for batch in batch_numbers(rows, batch_tokens, batch_rows)]
+
+
 def padded_tokens(batch: Rows) -> int:
-    """Return how many positions a batch takes, pads included."""
+    """Return how many positions a batch has, padding included."""
     return len(batch) * max(len(row.input_ids) for row in batch)
 
 
-def shares(plan: Sequence[Rows], count: int = SHARES) -> list[list[int]]:
-    """Cut a plan into shares of about equal size, the same for the same plan: the places of each share's batches.
+def shards(plan: Sequence[Rows], count: int = SHARDS) -> list[list[int]]:
+    """Divide a plan into shards of about equal size: the places of each shard's batches.
 
-    Every share is summed on its own, and then all in order: the sums are the same bits however many processes there
-    are, and wherever a run was cut off.
+    Each shard is summed on its own, and then all in order: the bits of the sums depend neither on the number of
+    processes nor on where a run was interrupted.
     """
     found: list[list[int]] = [[] for _ in range(count)]
     filled = [0] * count
@@ -95,55 +106,55 @@ def padded(batch: Rows, policy: TokenPolicy, padding_side: Literal["left", "righ
 
 @dataclass(frozen=True)
 class ShardedBatches:
-    """Micro-batches, cut into shares that are summed on their own.
+    """Micro-batches, divided into shards that are summed on their own.
 
     Attributes:
         plan: The rows of every micro-batch.
-        shares: The places of each share's micro-batches.
+        numbers: The numbers of these rows.
+        shards: The places of each shard's micro-batches.
         settings: How they are padded and counted.
-        heard: Is told the rows of a micro-batch, the names of sites that share an input, and its sums of squares by
-            row.
+        on_squares: Called with every micro-batch's sums.
     """
 
     plan: Sequence[Rows]
-    shares: Sequence[Sequence[int]]
+    numbers: Sequence[tuple[int, ...]]
+    shards: Sequence[Sequence[int]]
     settings: CalibrationSettings
-    heard: Callable[[Rows, Sequence[str], Tensor], None] | None = None
+    on_squares: OnSquares | None = None
 
     @classmethod
     def of(
-        cls,
-        plan: Sequence[Rows],
-        settings: CalibrationSettings,
-        heard: Callable[[Rows, Sequence[str], Tensor], None] | None = None,
+        cls, rows: Sequence[TokenizedRow], settings: CalibrationSettings, on_squares: OnSquares | None = None
     ) -> ShardedBatches:
-        """Cut a plan into shares."""
-        return cls(plan, shares(plan), settings, heard)
+        """Plan the micro-batches of rows."""
+        numbers = batch_numbers(rows, settings.batch_tokens, settings.batch_rows)
+        plan = [tuple(rows[number] for number in batch) for batch in numbers]
+        return cls(plan, numbers, shards(plan), settings, on_squares)
 
-    def listener(self, place: int) -> Heard | None:
-        """Return who is told what the sites see of a micro-batch."""
-        return None if self.heard is None else partial(self.heard, self.plan[place])
+    def on_site_squares(self, place: int) -> OnSiteSquares | None:
+        """Return what is called with the sums of one micro-batch."""
+        return None if self.on_squares is None else partial(self.on_squares, self.numbers[place])
 
     @property
     def owners(self) -> list[int]:
-        """Which process runs each share: the largest goes to whoever has least."""
-        sizes = [sum(padded_tokens(self.plan[place]) for place in share) for share in self.shares]
+        """Which process runs each shard: the largest goes to whichever has least."""
+        sizes = [sum(padded_tokens(self.plan[place]) for place in shard) for shard in self.shards]
         filled, found = [0] * process_count(), [0] * len(sizes)
-        for share in sorted(range(len(sizes)), key=lambda share: -sizes[share]):
-            found[share] = filled.index(min(filled))
-            filled[found[share]] += sizes[share]
+        for shard in sorted(range(len(sizes)), key=lambda shard: -sizes[shard]):
+            found[shard] = filled.index(min(filled))
+            filled[found[shard]] += sizes[shard]
         return found
 
     @property
-    def own_shares(self) -> list[int]:
-        """The shares that this process runs, in order; none without rows."""
-        return [share for share, owner in enumerate(self.owners) if owner == process_rank() and self.shares[share]]
+    def own_shards(self) -> list[int]:
+        """The shards that this process runs, in order; none without rows."""
+        return [shard for shard, owner in enumerate(self.owners) if owner == process_rank() and self.shards[shard]]
 
     def sweeps(self, count: int) -> list[ShardedBatches]:
-        """Part the shares into runs of neighbours, for want of memory."""
-        ends = [len(self.shares) * number // count for number in range(count + 1)]
+        """Split the shards into groups of neighbours, each of which fits in memory."""
+        ends = [len(self.shards) * number // count for number in range(count + 1)]
         return [
-            replace(self, shares=[share if start <= number < end else [] for number, share in enumerate(self.shares)])
+            replace(self, shards=[shard if start <= number < end else [] for number, shard in enumerate(self.shards)])
             for start, end in pairwise(ends)
         ]
 
@@ -167,16 +178,16 @@ def decoder_inputs(decoder: Any, batch: MicroBatch, device: torch.device) -> dic
 def add_in_order(
     total: MomentAccumulator, work: ShardedBatches, parts: Mapping[int, MomentAccumulator]
 ) -> MomentAccumulator:
-    """Add the sums of all shares, those of other processes too, in the order of the shares.
+    """Add the sums of all shards, those of other processes too, in the order of the shards.
 
     Args:
-        total: What earlier shares came to; it grows.
-        work: What was run.
-        parts: The sums of the shares that this process ran.
+        total: The sums of earlier shards, which grow.
+        work: The micro-batches.
+        parts: The sums of the shards that this process ran.
     """
-    for share, owner in enumerate(work.owners):
-        if work.shares[share]:
-            total.merge(parts[share] if process_count() == 1 else _from(owner, parts.get(share)))
+    for shard, owner in enumerate(work.owners):
+        if work.shards[shard]:
+            total.merge(parts[shard] if process_count() == 1 else _from(owner, parts.get(shard)))
     return total
 
 

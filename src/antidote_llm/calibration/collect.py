@@ -1,4 +1,4 @@
-"""What collecting statistics takes: memory, reading, and how often the layers are gone through. Before any of it."""
+"""Collects the statistics of a model's sites over rows, and says before what that takes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
 
-from antidote_llm.calibration.batching import SHARES, Rows, ShardedBatches, batch_plan, counted_tokens, padded_tokens
+from antidote_llm.calibration.batching import (
+    SHARDS,
+    OnSquares,
+    Rows,
+    ShardedBatches,
+    batch_plan,
+    counted_tokens,
+    padded_tokens,
+)
 from antidote_llm.calibration.in_memory import sums_of_whole
 from antidote_llm.calibration.input_hooks import require_finite
-from antidote_llm.calibration.layer_by_layer import sums_by_layer
+from antidote_llm.calibration.layer_by_layer import PROBE_LENGTH, PROBE_ROWS, sums_by_layer
 from antidote_llm.calibration.moments import MomentAccumulator, Moments
 from antidote_llm.calibration.resume import KeptState, read_kept, write_tensors
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.rendering import TokenizedRow, rendered_sha256
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.io.cache import cache_root
 from antidote_llm.io.files import sha256_json
 from antidote_llm.io.processes import agreed, largest, process_count, process_rank
@@ -30,9 +37,9 @@ from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.memory_budget import MemoryBudget, resident_bytes
 from antidote_llm.models.sites import Site
 
-# A block of rows that is edited: as it was, as float32, its scores, what is chosen, and as it becomes.
+# A block of rows that is edited: before, as float32, its scores, the mask, and after.
 _EDITING_BYTES = 160_000_000
-# Of one column: two numbers of float64.
+# Two float64 numbers a column.
 _SUMS_BYTES = 16
 
 
@@ -42,10 +49,10 @@ class Estimate:
 
     Attributes:
         engine: ``memory`` or ``streaming``.
-        tokens: Positions that are computed, pads included.
-        ram_bytes: The process's resident memory at its peak.
-        read_bytes: What is read from the disk once more than opening did.
-        sweeps: How often the layers are gone through.
+        tokens: Positions that are computed, padding included.
+        ram_bytes: The process's peak resident memory.
+        read_bytes: What is read from the disk after opening.
+        sweeps: How often the layers are read.
     """
 
     engine: str
@@ -55,60 +62,66 @@ class Estimate:
     sweeps: int
 
 
-def estimated(collection: Collection, room: MemoryBudget | None = None) -> Estimate:
-    """Say what a collection takes, with as few sweeps as fit into the room.
+def estimated(collection: Collection, budget: MemoryBudget | None = None) -> Estimate:
+    """Estimate what a collection takes, with the fewest sweeps that fit in the memory budget.
 
     Raises:
-        UserError: It does not fit; says what would.
+        UserError: It does not fit.
     """
-    opened, room = collection.opened, room or MemoryBudget()
+    opened, budget = collection.opened, budget or MemoryBudget()
     settings = collection.settings
     plan = batch_plan(collection.rows, settings.batch_tokens, settings.batch_rows)
     tokens = sum(map(padded_tokens, plan))
-    most = room.most_ram_bytes
-    beside = resident_bytes() + _activation_bytes(opened, max(plan, key=padded_tokens)) + _EDITING_BYTES
+    most = budget.most_ram_bytes
+    fixed = resident_bytes() + _activation_bytes(opened, max(plan, key=padded_tokens)) + _EDITING_BYTES
     if opened.stream is None:
-        beside += _sums_bytes(collection)
-        if room.ram_bytes is not None and beside > most:
-            raise _too_much(beside, most)
-        return Estimate("memory", tokens, beside, 0, 1)
+        fixed += _sums_bytes(collection)
+        if budget.ram_bytes is not None and fixed > most:
+            raise _too_much(fixed, most)
+        return Estimate("memory", tokens, fixed, 0, 1)
     layers = opened.stream.layer_bytes
     # A layer that computes, the next that is read, and what of its file has not been converted.
-    held = beside + 2 * max(opened.stream.held_bytes) + max(layers) + _sums_bytes(collection)
+    held = (
+        fixed
+        + _probe_bytes(opened, len(layers))
+        + 2 * max(opened.stream.held_bytes)
+        + max(layers)
+        + _sums_bytes(collection)
+    )
     waiting = sum(_waiting_bytes(opened, rows) for rows in plan)
-    for sweeps in range(1, SHARES + 1):
+    for sweeps in range(1, SHARDS + 1):
         needed = held + -(-waiting // sweeps)
         if needed <= most:
             break
     else:
         raise _too_much(needed, most)
-    # As often in all processes: they wait for each other at every layer.
+    # The same in all processes: they wait for each other at every layer.
     sweeps = largest(sweeps)
     return Estimate("streaming", tokens, needed, sweeps * sum(layers), sweeps)
 
 
 def _too_much(needed: int, most: int) -> UserError:
     return UserError(
-        f"the statistics take {needed / 1e9:,.2f} GB of memory and {most / 1e9:,.2f} GB may be used: raise --max-ram, "
-        "or lower --harmful-rows"
+        f"the statistics take {needed / 1e9:,.2f} GB of memory and {most / 1e9:,.2f} GB may be used: raise "
+        f"{setting('max_ram')}, or lower {setting('harmful_rows')}"
     )
 
 
 def _sums_bytes(collection: Collection) -> int:
-    """Return what the sums of all sites take: those kept, those handed on, and those of shares being summed."""
+    """Return what the sums of all sites take: those kept, those returned, and those of the shards being summed."""
     by_layer: Counter[int | None] = Counter()
     for site in collection.sites:
         by_layer[site.layer] += site.shape[1]
     everything = sum(by_layer.values())
     if collection.opened.stream is not None:
-        summed = SHARES * max(by_layer.values(), default=0)
+        summed = SHARDS * max(by_layer.values(), default=0)
     else:
-        summed = everything if process_count() == 1 else SHARES * everything
+        summed = everything if process_count() == 1 else SHARDS * everything
     return _SUMS_BYTES * (2 * everything + summed)
 
 
 def _activation_bytes(opened: LoadedModel, rows: Rows) -> int:
-    """Return what the largest micro-batch takes inside a layer, roughly: its inputs in their widths, as float32."""
+    """Estimate what the largest micro-batch takes inside a layer: its inputs in their widths, as float32."""
     config = opened.causal_model.config.get_text_config()
     hidden = int(config.hidden_size)
     inner = max(int(getattr(config, "intermediate_size", None) or 4 * hidden), hidden)
@@ -117,7 +130,7 @@ def _activation_bytes(opened: LoadedModel, rows: Rows) -> int:
 
 
 def _waiting_bytes(opened: LoadedModel, rows: Rows) -> int:
-    """Return what a micro-batch holds between two layers: its hidden states, and what layers are called with."""
+    """Return what a micro-batch takes between two layers: its hidden states, and the other arguments of layers."""
     config: Any = opened.causal_model.config.get_text_config()
     length = max(len(row.input_ids) for row in rows)
     head = getattr(config, "head_dim", None) or math.ceil(config.hidden_size / _heads(config))
@@ -126,18 +139,23 @@ def _waiting_bytes(opened: LoadedModel, rows: Rows) -> int:
     return padded_tokens(rows) * int(config.hidden_size) * item_bytes + mask_and_rotary
 
 
+def _probe_bytes(opened: LoadedModel, layers: int) -> int:
+    hidden = int(opened.causal_model.config.get_text_config().hidden_size)
+    return layers * PROBE_ROWS * PROBE_LENGTH * hidden * opened.dtype.itemsize
+
+
 def _heads(config: Any) -> int:
-    """Return how many heads the attention has; 1 where there is none."""
+    """Return how many attention heads there are; 1 if there is no attention."""
     return int(getattr(config, "num_attention_heads", None) or 1)
 
 
-# Raised whenever the sums would come out otherwise for the same inputs.
+# Raised whenever the same inputs give other sums.
 MOMENTS_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Statistics that are to be collected.
+    """A collection of statistics that has not run.
 
     Attributes:
         opened: The model.
@@ -145,7 +163,7 @@ class Collection:
         rows: Rows with a counted token.
         settings: Token policy and batching.
         tokens: How many tokens are counted.
-        sha256: The hash over everything that the statistics depend on.
+        sha256: The hash of everything that the statistics depend on.
     """
 
     opened: LoadedModel
@@ -163,7 +181,7 @@ class Collection:
         settings: CalibrationSettings | None = None,
         sites: Sequence[Site] | None = None,
     ) -> Collection:
-        """Say what to collect.
+        """Define a collection.
 
         Args:
             opened: The model.
@@ -179,13 +197,14 @@ class Collection:
         counts = [len(counted_tokens(row, settings.tokens)) for row in rows]
         if not any(counts):
             raise UserError(
-                f"no calibration row has a {settings.tokens} token: map a response column or use --tokens all"
+                f"no calibration row has a {settings.tokens} token: map a response column or use "
+                f"{setting('tokens')} all"
             )
         counted = tuple(row for row, count in zip(rows, counts, strict=True) if count)
         return cls(opened, tuple(sites), counted, settings, sum(counts), _key(opened, sites, rows, settings))
 
     def of_rows(self, places: Sequence[int]) -> Collection:
-        """Return the same for some of the rows, in their order."""
+        """Return the collection from some of the rows."""
         return Collection.of(self.opened, [self.rows[place] for place in places], self.settings, self.sites)
 
     def by_part(
@@ -195,17 +214,16 @@ class Collection:
         cache: bool = True,
         work: Path | None = None,
         sweeps: int = 1,
-        heard: Callable[[Rows, Sequence[str], Tensor], None] | None = None,
+        on_squares: OnSquares | None = None,
     ) -> Iterator[tuple[tuple[Site, ...], Moments]]:
         """Yield sites with their moments, as soon as these are complete: all at once, or layer by layer.
 
         Args:
-            progress: Called with a number of rows, which come to all rows in the end.
-            cache: Whether to look for the same moments in the cache, and to keep them there.
-            work: A folder where a run that is cut off leaves what the next one goes on from.
-            sweeps: How many times layers on the disk are gone through, each time with a part of the rows.
-            heard: Is told the rows of a micro-batch, the names of sites that share an input, and its sums of squares
-                by row.
+            progress: Called with a number of rows, which add up to all rows.
+            cache: Whether to read the moments from the cache if they are there, and to write them there.
+            work: A folder for the checkpoints that an interrupted run resumes from.
+            sweeps: How many times layers on the disk are read, each time for a part of the rows.
+            on_squares: Called with the sums of squares of every micro-batch; rows have their numbers in ``rows``.
 
         Raises:
             UserError: A site did not see every token, or its input is not finite.
@@ -219,7 +237,7 @@ class Collection:
         total, keeps = MomentAccumulator(), cache and process_rank() == 0
         if keeps:
             _require_place(path.parent)
-        for sites, sums in self._parts(progress, work, sweeps, heard):
+        for sites, sums in self._parts(progress, work, sweeps, on_squares):
             require_finite(sums)
             if keeps:
                 total.merge(sums)
@@ -238,14 +256,13 @@ class Collection:
         progress: Callable[[int], None] | None,
         folder: Path | None,
         sweeps: int,
-        heard: Callable[[Rows, Sequence[str], Tensor], None] | None,
+        on_squares: OnSquares | None,
     ) -> Iterator[tuple[tuple[Site, ...], MomentAccumulator]]:
-        settings = self.settings
-        work = ShardedBatches.of(batch_plan(self.rows, settings.batch_tokens, settings.batch_rows), settings, heard)
+        work = ShardedBatches.of(self.rows, self.settings, on_squares)
         kept = None
         if folder is not None:
             name = f"statistics-{process_rank()}-of-{process_count()}.safetensors"
-            engine = "memory" if self.opened.stream is None else "streaming"
+            engine = "memory" if self.opened.stream is None else f"streaming-{PROBE_LENGTH}"
             kept = KeptState(folder / name, f"{self.sha256}/{engine}/{sweeps}")
         if self.opened.stream is None:
             yield self.sites, sums_of_whole(self.opened, self.sites, work, progress, kept)
@@ -259,7 +276,7 @@ class Collection:
         return Moments(sums.moments(names), len(self.rows), self.tokens, self.sha256)
 
     def _cached(self, path: Path) -> MomentAccumulator | None:
-        """Return cached sums; None where there are none or the file is damaged: they are then collected anew."""
+        """Return cached sums; None if there are none or the file is damaged: they are then collected again."""
         found = read_kept(path, self.sha256)
         if found is None:
             return None
@@ -268,7 +285,9 @@ class Collection:
 
     def _required(self, path: Path) -> MomentAccumulator:
         if (found := self._cached(path)) is None:
-            raise UserError(f"{path}: only some of the processes see it: give them one cache, or pass --no-cache")
+            raise UserError(
+                f"{path}: only some of the processes see it: give them one cache, or pass {setting('no_cache')}"
+            )
         return found
 
     def _keep(self, path: Path, sums: MomentAccumulator) -> None:
@@ -279,7 +298,7 @@ class Collection:
 
 
 def _require_place(folder: Path) -> None:
-    """Refuse a cache that cannot be written before the minutes that the statistics take, not behind them."""
+    """Refuse a cache that cannot be written before the statistics are collected, not after."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -291,7 +310,7 @@ def _require_place(folder: Path) -> None:
 def _not_kept(folder: Path, error: OSError) -> UserError:
     return UserError(
         f"{folder}: statistics cannot be kept there: {error.strerror}: "
-        "set ANTIDOTE_CACHE to another folder, or pass --no-cache"
+        f"set ANTIDOTE_CACHE to another folder, or pass {setting('no_cache')}"
     )
 
 
@@ -312,7 +331,7 @@ def collect(
         settings: Token policy and batching.
         sites: What to observe; by default the adapter's matrices.
         progress: Called with the number of rows of each finished micro-batch.
-        cache: Whether to look for the same moments in the cache, and to keep them there.
+        cache: Whether to read the moments from the cache if they are there, and to write them there.
 
     Raises:
         UserError: No row has a counted token, or a site did not see every token.

@@ -1,6 +1,8 @@
-"""Sums over the inputs of experts: each expert sees the tokens that the router sends to it, and has sums of its own.
+"""Forward hooks that sum the squares of every site's input: of matrices that see all tokens, and of experts.
 
-Legend: B rows of a batch, T positions, S tokens that one expert sees, R rows that they are of, I input columns.
+Each expert sees the tokens that the router sends to it, and has its own sums.
+
+Legend: B rows of a batch, T positions, S tokens that one expert sees, R rows that they belong to, I input columns.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from antidote_llm.calibration.moments import MomentAccumulator
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.models.experts import ExpertInlet, observed_experts
 from antidote_llm.models.sites import Site
 
@@ -26,11 +28,11 @@ def is_routed(site: Site) -> bool:
 
 @contextmanager
 def experts_seen(model: nn.Module, sites: Sequence[Site]) -> Iterator[None]:
-    """Let the inputs of experts be seen for the length of the block, where any of the sites needs that.
+    """Make the inputs of experts observable in the block, if a site needs it.
 
     Args:
-        model: What computes.
-        sites: All that is observed of it, in whichever layer: engines that run layers one by one must agree on it.
+        model: The model that computes.
+        sites: All sites, of all layers: engines that run layers one by one must agree on it.
     """
     if any(map(is_routed, sites)):
         with observed_experts(model):
@@ -40,10 +42,10 @@ def experts_seen(model: nn.Module, sites: Sequence[Site]) -> Iterator[None]:
 
 
 class RoutedInputs:
-    """Hands the inputs of experts to sums while a model runs.
+    """Adds up the inputs of experts while a model runs.
 
     Args:
-        sites: Whatever is observed; those of experts are found among them.
+        sites: The observed sites, those that are not of experts included.
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
@@ -59,7 +61,7 @@ class RoutedInputs:
         self._counted: dict[ExpertInlet, int] = {}
 
     def start(self, counted_BT: Tensor, sums: MomentAccumulator) -> None:
-        """Begin a forward pass, of which the marked positions count."""
+        """Begin a forward pass, in which the marked positions count."""
         self._sums, self._counted_BT = sums, counted_BT
         self._wanted.clear()
         self._passed, self._counted = dict.fromkeys(self.inlets, 0), dict.fromkeys(self.inlets, 0)
@@ -68,7 +70,7 @@ class RoutedInputs:
         """Hook every inlet.
 
         Args:
-            done: Called when an inlet has seen all that it will see in a forward pass.
+            done: Called when an inlet has seen all its tokens of a forward pass.
         """
 
         def hook(inlet: nn.Module, args: tuple[Any, ...]) -> None:
@@ -79,14 +81,14 @@ class RoutedInputs:
         return [inlet.register_forward_pre_hook(hook) for inlet in self.inlets]
 
     def observe(self, inlet: ExpertInlet, input_SI: Tensor, source_S: Tensor, expert: int, choices: int) -> bool:
-        """Add what goes into one expert's matrix, and say whether the inlet has now seen every token.
+        """Add the input of one expert's matrix, and return whether the inlet has now seen every token.
 
         Args:
             inlet: Where it was seen.
-            input_SI: The rows.
-            source_S: Which token each is of.
-            expert: Which expert's it is.
-            choices: How many experts every token is sent to.
+            input_SI: The input.
+            source_S: The index of each token.
+            expert: The expert.
+            choices: How many experts every token is routed to.
         """
         counted_S = self._counted_BT.reshape(-1).to(source_S.device)[source_S]
         tokens = int(counted_S.sum())
@@ -102,7 +104,7 @@ class RoutedInputs:
         return self._passed[inlet] == self._counted_BT.numel() * choices
 
     def finish(self) -> None:
-        """End a forward pass: an expert that saw nothing has sums of zero.
+        """End a forward pass: the sums of an expert that saw no token are zero.
 
         Raises:
             UserError: The experts of a module did not see every counted token as often as the router sends it.
@@ -114,7 +116,7 @@ class RoutedInputs:
             if self._counted[inlet] != wanted or self._passed[inlet] == 0:
                 raise UserError(
                     f"{some.name}: all experts saw {self._counted[inlet]} of {wanted} tokens in a forward pass: the "
-                    "model computes them in another way, or more than once: leave it out of --sites"
+                    f"model computes them in another way, or more than once: leave it out of {setting('sites')}"
                 )
             for site in (site for each in sites.values() for site in each):
                 if site.name not in self._sums.tokens:
@@ -127,8 +129,8 @@ def squares_of_rows(input_SI: Tensor, counted_S: Tensor, row_S: Tensor) -> Tenso
 
     Args:
         input_SI: An expert's input.
-        counted_S: Which of it counts.
-        row_S: The row of each token; ascending.
+        counted_S: Which tokens count.
+        row_S: The row of each token, ascending.
     """
     wide_SI = input_SI if input_SI.dtype == torch.float64 else input_SI.float()
     squares_SI = wide_SI.masked_fill(~counted_S.unsqueeze(-1), 0).square()
@@ -136,8 +138,8 @@ def squares_of_rows(input_SI: Tensor, counted_S: Tensor, row_S: Tensor) -> Tenso
     return torch.stack([part_SI.sum(dim=0) for part_SI in torch.split(squares_SI, lengths_R.tolist())])
 
 
-# Is told the names of sites that share an input, and its sums of squares by row, shape [B, I].
-Heard: TypeAlias = Callable[[Sequence[str], Tensor], None]
+# Called with the names of sites that share an input, and its sums of squares by row, shape [B, I].
+OnSiteSquares: TypeAlias = Callable[[Sequence[str], Tensor], None]
 
 
 class NonFiniteInputError(UserError):
@@ -145,18 +147,18 @@ class NonFiniteInputError(UserError):
 
 
 class _Seen(Exception):  # noqa: N818
-    """Every site has seen its input: what a forward pass would still compute is not needed."""
+    """Every site has seen its input: the rest of the forward pass is not needed."""
 
 
 class Observer:
-    """Hands the inputs of sites to sums while a model runs.
+    """Adds up the inputs of sites while a model runs.
 
     Squares are formed and summed over a row's tokens in float32 (float64 where the model computes in it), and rows
     are added up in float64.
 
     Args:
-        sites: Whose inputs.
-        to_the_end: Whether every forward pass is run to its end; otherwise it ends with the last site's input.
+        sites: The sites.
+        to_the_end: Whether every forward pass runs to its end, and not only to the last site's input.
     """
 
     def __init__(self, sites: Sequence[Site], *, to_the_end: bool = False) -> None:
@@ -173,9 +175,9 @@ class Observer:
         self._counted = 0
         self._calls = 0
         self._knows_calls = False
-        # The last input of each width and its sums: q, k and v share an input, and B sees its own between two of them.
+        # The last input of each width and its sums: q, k and v share an input, and B has its own in between.
         self._shared: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
-        self._heard: Heard | None = None
+        self._on_squares: OnSiteSquares | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -192,21 +194,23 @@ class Observer:
             self._shared.clear()
 
     @contextmanager
-    def counting(self, counted_BT: Tensor, sums: MomentAccumulator, heard: Heard | None = None) -> Iterator[None]:
+    def counting(
+        self, counted_BT: Tensor, sums: MomentAccumulator, on_squares: OnSiteSquares | None = None
+    ) -> Iterator[None]:
         """Count the marked positions of the one forward pass in the block, which may end with the last site's input.
 
-        The first pass is run to its end, so that a module that is used twice is found.
+        The first pass runs to its end, so that a module that is used twice is found.
 
         Args:
             counted_BT: Which positions count.
             sums: What the inputs are added to.
-            heard: Called with the names of sites that share an input, and its sums of squares by row.
+            on_squares: Called with the names of sites that share an input, and its sums of squares by row.
 
         Raises:
             UserError: A site saw no input, so that its statistics would be empty.
         """
         before = dict(sums.tokens)
-        self._sums, self._counted_BT, self._calls, self._heard = sums, counted_BT, 0, heard
+        self._sums, self._counted_BT, self._calls, self._on_squares = sums, counted_BT, 0, on_squares
         self._uncounted_N = (~counted_BT).reshape(-1).nonzero().squeeze(1)
         self._counted = counted_BT.numel() - len(self._uncounted_N)
         self._shared.clear()
@@ -219,7 +223,7 @@ class Observer:
             if seen != wanted:
                 raise UserError(
                     f"{site.name} saw {seen} of {wanted} tokens in a forward pass: it is not a plain, active matrix, "
-                    "or the model uses it another number of times than once: leave it out of --sites"
+                    f"or the model uses it another number of times than once: leave it out of {setting('sites')}"
                 )
         self._routed.finish()
         self._knows_calls = True
@@ -229,13 +233,14 @@ class Observer:
         counted_BT = self._counted_BT
         if counted_BT is None or not _rows_by_tokens(input_BTI.shape[:-1], counted_BT.shape):
             raise UserError(
-                f"{names[0]}: its input has shape {list(input_BTI.shape)}, not rows by tokens: leave it out of --sites"
+                f"{names[0]}: its input has shape {list(input_BTI.shape)}, not rows by tokens: leave it out of "
+                f"{setting('sites')}"
             )
         if input_BTI.shape[:-1] != counted_BT.shape:
             input_BTI = input_BTI.reshape(*counted_BT.shape, -1)
         squares_BI, sum_squares_I, sum_norms_I = self._summed(input_BTI)
-        if self._heard is not None:
-            self._heard(names, squares_BI)
+        if self._on_squares is not None:
+            self._on_squares(names, squares_BI)
         for name in names:
             self._sums.add(name, sum_squares_I, sum_norms_I, self._counted)
         self._count_call()
@@ -260,7 +265,7 @@ def _squares_of_rows(input_BTI: Tensor, uncounted_N: Tensor) -> Tensor:
     """Return the sums of squares over the counted tokens of each row, shape [B, I]."""
     narrow = input_BTI.dtype not in (torch.float32, torch.float64)
     squares_BTI = input_BTI.float().square_() if narrow else input_BTI.square()
-    # Whole positions are filled: a mask that is spread over columns costs more than all else here.
+    # Whole positions are filled: a mask that is broadcast over columns costs more than all else here.
     squares_BTI = squares_BTI.contiguous()
     squares_BTI.view(-1, squares_BTI.shape[-1]).index_fill_(0, uncounted_N.to(squares_BTI.device), 0)
     return squares_BTI.sum(dim=1)
@@ -275,7 +280,8 @@ def require_finite(sums: MomentAccumulator) -> None:
     for name, sum_squares_I in sums.squares.items():
         if not bool(torch.isfinite(sum_squares_I).all()):
             raise NonFiniteInputError(
-                f"{name}: its input is NaN or infinite: open the model with --dtype float32, or fetch it again"
+                f"{name}: its input is NaN or infinite: open the model with {setting('dtype')} float32, or "
+                "fetch it again"
             )
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from antidote_llm.choices import Statistic
 from antidote_llm.errors import DefectError
-
-Statistic: TypeAlias = Literal["rms", "mean_norm", "token_rms"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,7 @@ class SiteMoments:
     Attributes:
         sum_squares_I: float64, the sum over rows and tokens of x squared.
         sum_norms_I: float64, the sum over rows of the L2 norm over the row's tokens.
-        tokens: How many counted tokens the site saw; of an expert's matrix, those that were sent there.
+        tokens: How many counted tokens the site saw: for an expert's matrix, those routed to it.
     """
 
     sum_squares_I: Tensor
@@ -37,7 +35,7 @@ class Moments:
         sites: By site name.
         rows: How many rows had a counted token.
         tokens: How many tokens were counted.
-        sha256: The hash over everything that they depend on.
+        sha256: The hash of everything that they depend on.
     """
 
     sites: Mapping[str, SiteMoments]
@@ -50,8 +48,8 @@ class Moments:
 
         ``rms`` is the root mean square over rows of the row's norm, as the published code computes it; ``mean_norm``
         is the mean of the rows' norms, Eq. 1 of the paper (arXiv 2408.09600); ``token_rms`` is the root mean square
-        over tokens. All divide by the rows or tokens of the whole data set, those of an expert too: ranked with other
-        matrices, an expert that few tokens are sent to counts for less.
+        over tokens. All divide by the rows or tokens of the whole data set, for experts too: ranked with other
+        matrices, an expert that few tokens are routed to counts for less.
 
         Raises:
             DefectError: The site was not observed.
@@ -65,10 +63,7 @@ class Moments:
 
 
 class MomentAccumulator:
-    """Sums of squares and of norms of the input of every site, and how many tokens each saw.
-
-    Everything is float64 and lies where it was first added.
-    """
+    """Sums of squares and of norms of every site's input, float64, on the device that computed them."""
 
     def __init__(self) -> None:
         self.squares: dict[str, Tensor] = {}
@@ -76,7 +71,7 @@ class MomentAccumulator:
         self.tokens: dict[str, int] = {}
 
     def add(self, name: str, sum_squares_I: Tensor, sum_norms_I: Tensor, tokens: int) -> None:
-        """Add what a site saw."""
+        """Add the sums of one site over some tokens."""
         if name in self.tokens:
             self.squares[name] += sum_squares_I.to(self.squares[name].device)
             self.norms[name] += sum_norms_I.to(self.norms[name].device)
@@ -85,7 +80,7 @@ class MomentAccumulator:
             self.squares[name], self.norms[name], self.tokens[name] = sum_squares_I.clone(), sum_norms_I.clone(), tokens
 
     def merge(self, other: MomentAccumulator) -> None:
-        """Add what others saw."""
+        """Add another accumulator's sums."""
         for name, tokens in other.tokens.items():
             self.add(name, other.squares[name], other.norms[name], tokens)
 
@@ -102,7 +97,7 @@ class MomentAccumulator:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything as tensors by name, to be kept in a file."""
+        """Return everything as tensors by name, for a file."""
         found = {}
         for name, tokens in self.tokens.items():
             found[f"{name}/sum_squares"] = self.squares[name].cpu()
@@ -112,7 +107,7 @@ class MomentAccumulator:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> MomentAccumulator:
-        """Return what :meth:`tensors` gave."""
+        """Return the accumulator that :meth:`tensors` was called on."""
         sums = cls()
         for key in tensors:
             name, _, part = key.rpartition("/")

@@ -1,4 +1,4 @@
-"""Sums and hidden states on the disk, so that a run that was cut off goes on to the same bits."""
+"""Checkpoints of sums and hidden states, from which an interrupted run resumes and gives the same bits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import safetensors
 import torch
 from torch import Tensor
 
-from antidote_llm.errors import KeptError, UserError
+from antidote_llm.errors import KeptError, UserError, setting
 from antidote_llm.io.files import atomic_writer
 from antidote_llm.io.safetensors_files import DTYPES
 
-# Keeping takes at most this part of the time that it can save, and nobody minds a second.
+# Writing takes at most this part of the time, and happens at most once a second.
 _COST = 0.05
 _AT_LEAST_SECONDS = 1.0
 _HASH, _KEY = "data_sha256", "key"
@@ -32,11 +32,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class KeptState:
-    """One file of tensors that is replaced as work goes on, no oftener than is worth its while.
+    """A rate-limited checkpoint: one file of tensors that is replaced as work goes on.
 
     Attributes:
-        path: Where it lies.
-        key: What it belongs to: a file of another key counts for nothing.
+        path: The file.
+        key: The run that it belongs to: a file with another key is not used.
     """
 
     path: Path
@@ -46,12 +46,12 @@ class KeptState:
 
     @property
     def due(self) -> bool:
-        """Whether keeping it again is cheap beside the work since the last time."""
+        """Whether writing it again is cheap compared with the work since the last time."""
         since = time.monotonic() - self._last
         return since >= _AT_LEAST_SECONDS and self._took <= _COST * since
 
     def keep(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace what is kept.
+        """Replace the file.
 
         Raises:
             UserError: The file cannot be written.
@@ -61,26 +61,27 @@ class KeptState:
             write_tensors(self.path, tensors, {_KEY: self.key})
         except OSError as error:
             raise UserError(
-                f"{self.path.parent}: cannot be written: {error.strerror}: make room, or choose another --out"
+                f"{self.path.parent}: cannot be written: {error.strerror}: make room, or choose another "
+                f"{setting('out')}"
             ) from error
         self._last = time.monotonic()
         self._took = self._last - start
 
     def read(self) -> dict[str, Tensor] | None:
-        """Return what was kept; None where there is nothing, or, which a warning says, another run's or damaged."""
+        """Return the file's tensors; None if there is no file, or, with a warning, another run's or a damaged one."""
         return read_kept(self.path, self.key)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors with a hash over all of them, one after the other: memory holds none of them twice.
+    """Write a safetensors file with a hash of all tensors, without a copy of them in memory.
 
     Args:
-        path: A safetensors file, which is replaced.
-        tensors: On the CPU, of any types that sums and hidden states have.
-        metadata: What is said about them.
+        path: The file, which is replaced.
+        tensors: On the CPU.
+        metadata: What else the file's header says.
     """
     header: dict[str, Any] = {"__metadata__": {**metadata, _HASH: _sha256(tensors)}}
-    # The widest first, so that each begins at a multiple of its entries' size.
+    # The widest first, so that each is aligned to the size of its entries.
     names, end = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)), 0
     for name in names:
         begin, end = end, end + tensors[name].numel() * tensors[name].element_size()
@@ -95,9 +96,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_kept(path: Path, key: str) -> dict[str, Tensor] | None:
-    """Return the tensors that were kept under a key; None where there are none or the file is not sound.
-
-    A warning says that the file is not used.
+    """Return the tensors of a file with a key; None, with a warning, if it has another key or is damaged.
 
     Raises:
         KeptError: A folder is there.
@@ -115,7 +114,7 @@ def read_kept(path: Path, key: str) -> dict[str, Tensor] | None:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Return what :func:`write_tensors` wrote; None where there is nothing, or the file is damaged."""
+    """Return the tensors and metadata that :func:`write_tensors` wrote; None if there is no file or it is damaged."""
     if not path.is_file():
         return None
     try:

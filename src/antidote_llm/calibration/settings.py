@@ -1,20 +1,22 @@
-"""How statistics are collected: what they depend on beside the model and the rows."""
+"""How statistics are collected."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from antidote_llm.choices import TokenPolicy
 
-# On a CPU, larger micro-batches fall out of its caches and need more pads; a GPU wants more positions at once.
+if TYPE_CHECKING:
+    import torch
+
+# On a CPU, larger micro-batches do not fit in its caches and need more padding; a GPU needs more positions at once.
 _BATCH_TOKENS_ON_GPU = 8192
 
 
 class CalibrationSettings(BaseModel):
-    """How statistics are collected: what the moments depend on beside the model and the rows."""
+    """How statistics are collected: what the moments depend on apart from the model and the rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,7 +28,7 @@ class CalibrationSettings(BaseModel):
     padding_side: Literal["left", "right"] = Field("right", description="Where short rows are padded.")
 
     def on(self, device: torch.device) -> CalibrationSettings:
-        """Return the settings for a device: the size of a micro-batch is its own where none was given."""
+        """Return the settings for a device, which has its own size of a micro-batch where none was given."""
         if device.type == "cpu" or "batch_tokens" in self.model_fields_set:
             return self
         return self.model_copy(update={"batch_tokens": _BATCH_TOKENS_ON_GPU})

@@ -10,38 +10,70 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import Field
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from antidote_llm.calibration.moments import Moments
+from antidote_llm.choices import Rounding, Scope, Statistic
 from antidote_llm.errors import DefectError, setting
-from antidote_llm.methods import Method, named, registered, settings_model
-from antidote_llm.models.sites import Site
-from antidote_llm.repairs.selection import Rounding, Scope
+from antidote_llm.methods import Method, keyword_parameters, named, registered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from antidote_llm.calibration.moments import Moments
+    from antidote_llm.models.sites import Site
 
 ENTRY_POINTS = "antidote_llm.repair_methods"
 
-Alpha = Annotated[float, Field(ge=0, le=1, description="Fraction of the entries that is removed.")]
-ScopeSetting = Annotated[
-    Scope, Field(description="What is ranked together: each row, each matrix, all of a decoder layer, or everything.")
-]
-RoundingSetting = Annotated[
-    Rounding,
-    Field(description="How a fraction becomes a count: the nearest, or the published code's n - int(n (1 - alpha))."),
-]
-Strength = Annotated[
-    float, Field(ge=0, le=1, description="How far a chosen entry goes to zero: 1 removes it, 0.5 halves it.")
-]
-WithoutEvidence = Annotated[
-    bool, Field(description="Whether entries of score 0, which no calibration token used, may be chosen.")
-]
+
+class MethodSettings(BaseModel):
+    """The settings of a repair method; its own are added to those of its kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SelectionSettings(MethodSettings):
+    """How many entries Antidote removes: for score methods, and for those that match its update norm."""
+
+    alpha: float = Field(0.2, ge=0, le=1, description="Fraction of the entries that is removed.")
+    scope: Scope = Field(
+        "row", description="What is ranked together: each row, each matrix, all of a decoder layer, or everything."
+    )
+    rounding: Rounding = Field(
+        "nearest",
+        description="How a fraction becomes a count: the nearest, or the published code's n - int(n (1 - alpha)).",
+    )
+
+
+class ScoreSettings(SelectionSettings):
+    """The settings that all score methods share."""
+
+    strength: float = Field(
+        1.0, ge=0, le=1, description="How far a chosen entry goes to zero: 1 removes it, 0.5 halves it."
+    )
+    without_evidence: bool = Field(
+        False, description="Whether entries of score 0, which no calibration token used, may be chosen."
+    )
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+
+def settings_as(kind: type[SettingsT], settings: BaseModel) -> SettingsT:
+    """Return settings as what the kind of their method says that they are.
+
+    Raises:
+        DefectError: They are of another kind.
+    """
+    if not isinstance(settings, kind):
+        raise DefectError(f"{type(settings).__name__} are no {kind.__name__}")
+    return settings
 
 
 @dataclass(frozen=True)
 class SiteInputs:
-    """All that a method knows of one site, or of a block of its rows where it asked for no more.
+    """All that a method knows of one site, or of a block of its rows if it asked for no more.
 
     Attributes:
         site: Which matrix it is; its shape is the whole matrix's.
@@ -90,6 +122,21 @@ class MatchedKnob:
 
 
 @dataclass(frozen=True)
+class ColumnScore:
+    """A score that is |update| times a power of the norm of its input column.
+
+    The mask of such a score can be watched while its statistics grow, which is what ``--calibration auto`` does.
+
+    Attributes:
+        statistic: How the norm is taken over rows.
+        norm_power: The power of the norm.
+    """
+
+    statistic: Statistic
+    norm_power: int = 1
+
+
+@dataclass(frozen=True)
 class RepairMethod(Method):
     """A registered repair method.
 
@@ -99,12 +146,14 @@ class RepairMethod(Method):
         needs_harmful: Whether it reads the statistics of the harmful data.
         matched: The setting that can be solved for at equal update norm, if any.
         by_rows: Whether it may be given some rows of a site at a time.
+        column_score: Says from the settings which column score it is; None where it is none.
     """
 
     kind: Literal["score", "solve"]
     needs_harmful: bool
     matched: MatchedKnob | None = None
     by_rows: bool = False
+    column_score: Callable[[Any], ColumnScore] | None = None
 
 
 def score_method(
@@ -113,6 +162,7 @@ def score_method(
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     matched: MatchedKnob | None = None,
     by_rows: bool = False,
+    column_score: Callable[[Any], ColumnScore] | None = None,
 ) -> Callable[[Callable[..., Tensor]], RepairMethod]:
     """Register a function that scores every entry of a site, shape [rows, columns], higher meaning removed first.
 
@@ -122,15 +172,25 @@ def score_method(
         matched: The setting that can be solved for at equal update norm, if any.
         by_rows: Whether a row's scores depend on that row alone: large matrices then come in blocks of rows, and no
             more than a block is held in memory.
+        column_score: For a score that is |update| times a power of its input column's norm: says from the settings
+            which norm and power. ``--calibration auto`` needs it.
     """
-    shared: dict[str, tuple[Any, Any]] = {
-        "alpha": (Alpha, 0.2),
-        "scope": (ScopeSetting, "row"),
-        "rounding": (RoundingSetting, "nearest"),
-        "strength": (Strength, 1.0),
-        "without_evidence": (WithoutEvidence, False),
-    }
-    return _register("score", needs_harmful, presets or {}, matched, shared, by_rows)
+
+    def decorate(function: Callable[..., Tensor]) -> RepairMethod:
+        settings = _settings_model(function, ScoreSettings)
+        return RepairMethod(
+            function.__name__,
+            function,
+            settings,
+            "score",
+            needs_harmful,
+            matched,
+            by_rows,
+            column_score,
+            presets=presets or {},
+        )
+
+    return decorate
 
 
 def solve_method(
@@ -143,25 +203,24 @@ def solve_method(
 
     A method with a matched knob also takes the alpha, scope and rounding of the Antidote repair that it is matched to.
     """
-    shared: dict[str, tuple[Any, Any]] = {}
-    if matched is not None:
-        shared = {"alpha": (Alpha, 0.2), "scope": (ScopeSetting, "row"), "rounding": (RoundingSetting, "nearest")}
-    return _register("solve", needs_harmful, presets or {}, matched, shared, by_rows=False)
 
-
-def _register(
-    kind: Literal["score", "solve"],
-    needs_harmful: bool,
-    presets: Mapping[str, Mapping[str, Any]],
-    matched: MatchedKnob | None,
-    shared: Mapping[str, tuple[Any, Any]],
-    by_rows: bool,
-) -> Callable[[Callable[..., Tensor]], RepairMethod]:
     def decorate(function: Callable[..., Tensor]) -> RepairMethod:
-        name, settings = function.__name__, settings_model(function, shared)
-        return RepairMethod(name, function, settings, kind, needs_harmful, matched, by_rows, presets=presets)
+        settings = _settings_model(function, MethodSettings if matched is None else SelectionSettings)
+        return RepairMethod(
+            function.__name__, function, settings, "solve", needs_harmful, matched, presets=presets or {}
+        )
 
     return decorate
+
+
+def _settings_model(function: Callable[..., Tensor], base: type[MethodSettings]) -> type[MethodSettings]:
+    fields: dict[str, Any] = keyword_parameters(function)
+    return create_model(f"{function.__name__.title()}Settings", __base__=base, **fields)
+
+
+def needs_harmful(method: RepairMethod, settings: BaseModel) -> bool:
+    """Whether a repair needs the statistics of the harmful data: for its score, or to match Antidote's norm."""
+    return method.needs_harmful or (method.matched is not None and method.matched.wanted(settings))
 
 
 @cache

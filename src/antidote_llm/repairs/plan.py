@@ -1,9 +1,9 @@
-"""Plans a repair: what it edits, from which statistics, and what becomes of every site once these are complete."""
+"""Plans a repair: collects the statistics that its method needs, and finds what it does to every site."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -15,7 +15,7 @@ from antidote_llm.calibration.moments import Moments
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer, check_lengths, check_token_ids
-from antidote_llm.errors import DefectError, UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.io.resources import Stopwatch
 from antidote_llm.io.safetensors_files import DTYPES
 from antidote_llm.models.checkpoint import Checkpoint, same_tensors
@@ -23,11 +23,11 @@ from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.memory_budget import MemoryBudget
 from antidote_llm.models.sites import Site
 from antidote_llm.models.target import Target, resolve_target
-from antidote_llm.repairs.early_stopping import Agreement, Ranking, collect_until_settled
-from antidote_llm.repairs.edits import Plan, Problem, needs_harmful, plan, request_of
-from antidote_llm.repairs.method import RepairMethod
-from antidote_llm.repairs.methods.antidote import antidote
-from antidote_llm.repairs.record import CalibrationData, OutsideRecord, outside_records
+from antidote_llm.repairs.early_stopping import Agreement, collect_until_settled
+from antidote_llm.repairs.edits import Plan, Problem, plan, request_of
+from antidote_llm.repairs.method import RepairMethod, SelectionSettings, needs_harmful
+from antidote_llm.repairs.record import CalibrationData, OutsideRecord
+from antidote_llm.repairs.tally import outside_records
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class PlannedRepair:
         beneath: The adapters under it.
         method: The method.
         settings: Its settings as given.
-        parts: The plan of all sites; or of one layer after the other, which can be gone through once, each as soon as
-            its statistics are complete.
+        solved: Its settings, solved-for values filled in.
+        parts: What it does: one plan for all sites, or, for a model whose layers are on the disk, one plan a layer,
+            made while the statistics are collected; these can be iterated over once.
         calibration: The harmful data.
         outside: The update outside the sites.
         restores_outside: Whether that goes back to the aligned model.
@@ -63,32 +64,34 @@ class PlannedRepair:
     beneath: tuple[Checkpoint, ...]
     method: RepairMethod
     settings: BaseModel
+    solved: BaseModel
     parts: Iterable[Plan]
     calibration: CalibrationData | None
     outside: tuple[OutsideRecord, ...]
     restores_outside: bool
 
-    @property
-    def plan(self) -> Plan:
-        """What becomes of every site.
 
-        Raises:
-            DefectError: The plan comes layer by layer.
-        """
-        if not isinstance(self.parts, tuple):
-            raise DefectError("the plan of this repair comes layer by layer, as its statistics do")
-        found: Plan = self.parts[0]
-        return found
+@dataclass(frozen=True)
+class PlanOptions:
+    """How the statistics of a repair are collected; the repair does not depend on it, except for ``until_settled``.
 
-    @property
-    def solved(self) -> BaseModel:
-        """The settings, solved-for values filled in."""
-        return self.plan.settings if isinstance(self.parts, tuple) else self.settings
+    Attributes:
+        progress: Called with the number of rows of each finished micro-batch.
+        cache: Whether statistics may come from the cache and are kept there.
+        stopwatch: What the steps are timed with.
+        work: A folder for the checkpoints that an interrupted run resumes from.
+        budget: How much memory may be used; by default what is free.
+        on_estimate: Called with what the statistics take, before they are collected.
+        until_settled: Whether only as many rows are used, in random order, as the mask needs to settle.
+    """
 
-    @property
-    def problem(self) -> Problem:
-        """What it starts from."""
-        return self.plan.problem
+    progress: Callable[[int], None] | None = None
+    cache: bool = True
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    work: Path | None = None
+    budget: MemoryBudget | None = None
+    on_estimate: Callable[[Estimate], None] | None = None
+    until_settled: bool = False
 
 
 def plan_repair(
@@ -100,69 +103,63 @@ def plan_repair(
     *,
     target: Target | None = None,
     restore_outside: bool = False,
-    progress: Callable[[int], None] | None = None,
-    cache: bool = True,
-    stopwatch: Stopwatch | None = None,
-    work: Path | None = None,
-    room: MemoryBudget | None = None,
-    told: Callable[[Estimate], None] | None = None,
-    until_settled: bool = False,
+    options: PlanOptions | None = None,
 ) -> PlannedRepair:
-    """Collect statistics where the method needs them, and find what becomes of every site.
+    """Collect statistics where the method needs them, and find what the repair does to every site.
 
-    Of a model whose layers are on the disk, statistics are collected and plans made while the repair is written, layer
-    by layer, but for what has to know all layers first: a global scope, or a setting that is solved for.
+    For a model whose layers are on the disk, statistics are collected and plans made layer by layer while the repair is
+    written, except where all layers must be known first: a global scope, or a setting that is solved for.
 
     Args:
-        opened: The model as it is.
+        opened: The model.
         method: The method.
         settings: Its settings.
         harmful: Harmful requests with answers, for methods that need them.
         calibration: How statistics are collected.
-        target: What to edit; by default what :func:`antidote_llm.models.resolve_target` finds.
+        target: What to edit; by default what :func:`antidote_llm.models.target.resolve_target` finds.
         restore_outside: Whether whatever else the fine-tune moved goes back to the aligned model.
-        progress: Called with the number of rows of each finished micro-batch.
-        cache: Whether statistics may come from the cache and are kept there.
-        stopwatch: What the steps are timed with.
-        work: A folder where a run that is cut off leaves what the next one goes on from.
-        room: How much memory may be used; by default what is free.
-        told: Called with what the statistics take, before they are collected.
-        until_settled: Whether only as many rows are used, drawn by lot, as the masks need to settle.
+        options: How the statistics are collected.
 
     Raises:
-        UserError: There is nothing to repair, the method needs harmful data and there is none, or the memory does not
-            suffice.
+        UserError: There is nothing to repair, the method needs harmful data and there is none, it cannot tell when its
+            mask has settled, or the memory does not suffice.
     """
-    stopwatch = stopwatch or Stopwatch()
+    options = options or PlanOptions()
     target = target or resolve_target(opened)
     _require_update(opened, target, restore_outside)
-    parts: Iterable[Plan]
-    described = None
+    if options.until_settled:
+        _require_column_score(method, settings)
+    plans, described = _Plans(target, method, settings, options), None
     if needs_harmful(method, settings):
         if harmful is None:
-            raise UserError(f"--method {method.name} needs harmful requests with answers: pass --harmful DATA")
+            raise UserError(
+                f"{setting('method')} {method.name} needs harmful requests with answers: pass {setting('harmful')} DATA"
+            )
         collection = _collection(opened, target, harmful, calibration)
-        estimate = estimated(collection, room)
-        if told is not None:
-            told(estimate)
+        estimate = estimated(collection, options.budget)
+        if options.on_estimate is not None:
+            options.on_estimate(estimate)
         agreement = None
-        if until_settled:
-            with stopwatch.step("calibrate"):
-                moments, agreement, collection = _settled(target, collection, settings, progress, estimate.sweeps)
+        if options.until_settled:
+            with options.stopwatch.step("calibrate"):
+                moments, agreement, collection = plans.settled(collection, estimate.sweeps)
             arriving = iter([(target.sites, moments)])
         else:
-            collected = collection.by_part(progress=progress, cache=cache, work=work, sweeps=estimate.sweeps)
-            arriving = _timed(stopwatch, opened, collected)
+            collected = collection.by_part(
+                progress=options.progress, cache=options.cache, work=options.work, sweeps=estimate.sweeps
+            )
+            arriving = _timed(options.stopwatch, opened, collected)
         described = _described(opened, collection, harmful, agreement)
-        parts = _planned(stopwatch, target, arriving, method, settings)
-        if opened.stream is None or not _separable(method, settings):
-            parts = tuple(_planned(stopwatch, target, iter([_together(collection, arriving)]), method, settings))
+        if opened.stream is not None and _by_layer(method, settings):
+            parts: Iterable[Plan] = (plans.of(sites, moments) for sites, moments in arriving)
+            solved = settings
+        else:
+            whole = plans.of(*_all_sites(collection, arriving))
+            parts, solved = (whole,), whole.settings
     else:
-        if until_settled:
-            raise UserError(f"--calibration auto: --method {method.name} uses no statistics as it is set: leave it out")
-        with stopwatch.step("plan"):
-            parts = (plan(Problem(target, None), method, settings),)
-    with stopwatch.step("plan"):
+        whole = plans.of(target.sites, None)
+        parts, solved = (whole,), whole.settings
+    with options.stopwatch.step("plan"):
         outside = outside_records(target.outside, restored=restore_outside)
     return PlannedRepair(
         target=target,
@@ -171,6 +168,7 @@ def plan_repair(
         beneath=opened.beneath,
         method=method,
         settings=settings,
+        solved=solved,
         parts=parts,
         calibration=described,
         outside=outside,
@@ -185,7 +183,10 @@ def _require_update(opened: LoadedModel, target: Target, restore_outside: bool) 
             "model that the fine-tune started from"
         )
     if restore_outside and target.aligned is None:
-        raise UserError("--restore-outside needs the model that the fine-tune started from: pass --aligned REF")
+        raise UserError(
+            f"{setting('restore_outside')} needs the model that the fine-tune started from: pass "
+            f"{setting('aligned')} REF"
+        )
 
 
 def _collection(
@@ -197,23 +198,41 @@ def _collection(
     return Collection.of(opened, rows, settings, target.sites)
 
 
-def _settled(
-    target: Target,
-    collection: Collection,
-    settings: BaseModel,
-    progress: Callable[[int], None] | None,
-    sweeps: int,
-) -> tuple[Moments, Agreement, Collection]:
-    given = settings.model_dump()
-    if "alpha" not in given:
-        raise UserError("--calibration auto asks when a mask has settled, and this method makes none: use all")
-    request = request_of(antidote.configure({name: given[name] for name in ("alpha", "scope", "rounding")}))
-    ranking = Ranking(request.scope, request.count, given.get("statistic", "rms"), given.get("norm_power", 1))
+def _require_column_score(method: RepairMethod, settings: BaseModel) -> None:
+    auto = f"{setting('calibration')} auto"
+    if not needs_harmful(method, settings):
+        raise UserError(f"{auto}: {setting('method')} {method.name} uses no statistics as it is set: leave it out")
+    if method.column_score is None:
+        raise UserError(
+            f"{auto} asks when a mask of |update| * norm has settled, and {setting('method')} {method.name} makes "
+            "none: use all"
+        )
 
-    def update(site: Site) -> Tensor:
-        return Problem(target, None).inputs(site, target.weight(site), target.reference(site)).update_OI
 
-    return collect_until_settled(collection, ranking, update, progress=progress, sweeps=sweeps)
+@dataclass(frozen=True)
+class _Plans:
+    """Makes the plans of a repair."""
+
+    target: Target
+    method: RepairMethod
+    settings: BaseModel
+    options: PlanOptions
+
+    def of(self, sites: tuple[Site, ...], moments: Moments | None) -> Plan:
+        """Return what the repair does to some sites."""
+        with self.options.stopwatch.step("plan"):
+            return plan(Problem(replace(self.target, sites=sites), moments), self.method, self.settings)
+
+    def settled(self, collection: Collection, sweeps: int) -> tuple[Moments, Agreement, Collection]:
+        """Collect statistics until the method's own mask has settled."""
+        assert self.method.column_score is not None
+        score, bare = self.method.column_score(self.settings), Problem(self.target, None)
+
+        def update(site: Site) -> Tensor:
+            return bare.inputs(site, self.target.weight(site), self.target.reference(site)).update_OI
+
+        request = request_of(self.settings)
+        return collect_until_settled(collection, request, score, update, progress=self.options.progress, sweeps=sweeps)
 
 
 def _described(
@@ -235,7 +254,7 @@ def _described(
 def _timed(
     stopwatch: Stopwatch, opened: LoadedModel, parts: Iterator[tuple[tuple[Site, ...], Moments]]
 ) -> Iterator[tuple[tuple[Site, ...], Moments]]:
-    """Go through statistics as they come in, and time the waiting."""
+    """Yield statistics, and time how long each part takes."""
     while True:
         try:
             with stopwatch.step("calibrate"):
@@ -248,26 +267,13 @@ def _timed(
         yield found
 
 
-def _separable(method: RepairMethod, settings: BaseModel) -> bool:
-    """Whether a layer can be planned without knowing the others."""
+def _by_layer(method: RepairMethod, settings: BaseModel) -> bool:
+    """Whether a layer can be planned without the others."""
     solves = method.matched is not None and method.matched.wanted(settings)
-    return not solves and settings.model_dump().get("scope") != "global"
+    return not solves and not (isinstance(settings, SelectionSettings) and settings.scope == "global")
 
 
-def _planned(
-    stopwatch: Stopwatch,
-    target: Target,
-    arriving: Iterator[tuple[tuple[Site, ...], Moments]],
-    method: RepairMethod,
-    settings: BaseModel,
-) -> Iterator[Plan]:
-    for sites, moments in arriving:
-        with stopwatch.step("plan"):
-            found = plan(Problem(replace(target, sites=sites), moments), method, settings)
-        yield found
-
-
-def _together(
+def _all_sites(
     collection: Collection, arriving: Iterator[tuple[tuple[Site, ...], Moments]]
 ) -> tuple[tuple[Site, ...], Moments]:
     sites = {name: found for _, part in arriving for name, found in part.sites.items()}
@@ -275,7 +281,7 @@ def _together(
 
 
 def _require_finite(opened: LoadedModel) -> None:
-    """Name the adapter's tensor that broke the computation, if one did: the base was looked at when it was opened."""
+    """Name the adapter's tensor that broke the computation, if one did: the base was checked when it was opened."""
     for checkpoint in opened.checkpoints[1:]:
         for file in checkpoint.weights.values():
             for key, entry in file.entries.items():

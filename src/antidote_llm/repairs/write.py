@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.filesize import decimal
 from torch import Tensor
 
-from antidote_llm.errors import DefectError, UserError, changed_meanwhile
+from antidote_llm.errors import DefectError, UserError, changed_meanwhile, setting
 from antidote_llm.io.files import sha256_file
 from antidote_llm.io.resources import Stopwatch, peak_rss_bytes
 from antidote_llm.io.safetensors_files import DTYPES, TensorFile
@@ -25,14 +25,15 @@ from antidote_llm.patching.patched_copies import PatchedCopies, predicted_header
 from antidote_llm.patching.shipping import copy_checkpoint, shipped_files, shipped_sha256, shipping
 from antidote_llm.repairs.edits import Plan, request_of
 from antidote_llm.repairs.plan import PlannedRepair
-from antidote_llm.repairs.record import Origin, PatchSummary, RepairRecord, Tally
+from antidote_llm.repairs.record import Origin, PatchSummary, RepairRecord
 from antidote_llm.repairs.selection import Selection
+from antidote_llm.repairs.tally import Tally
 
 _LIBRARIES = ("antidote-llm", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
 
 
 def predicted_patch_bytes(repair: PlannedRepair) -> int:
-    """Return the size of the patch before it is made: what it takes if every chosen entry changes."""
+    """Return the size of the patch before it is made: its size if every chosen entry changes."""
     sites, files = repair.target.sites, repair.target.checkpoint.weights
     item_bytes = {site.name: DTYPES[files[site.file].entries[site.key].dtype].itemsize for site in sites}
     bitmaps = sum(entries_bytes(site.shape[0] * site.shape[1], 0, 0) for site in sites)
@@ -42,7 +43,7 @@ def predicted_patch_bytes(repair: PlannedRepair) -> int:
     if repair.method.kind == "solve":
         chosen = sum(site.shape[0] * site.shape[1] * item_bytes[site.name] for site in sites)
     else:
-        chosen = Selection(request_of(repair.solved), {}).most(sites, item_bytes)
+        chosen = Selection(request_of(repair.solved), {}).most_bytes(sites, item_bytes)
     unknown = _unchanged(repair.target.checkpoint, dict.fromkeys(_unchanged_names(repair), "0" * 64))
     header = predicted_header_bytes(_changing(repair), _edited(repair), _recipe(repair), unknown)
     return bitmaps + chosen + outside + header
@@ -91,27 +92,27 @@ def write_repair(
     patch_only: bool = False,
     max_disk_bytes: int | None = None,
 ) -> RepairRecord:
-    """Write ``model/`` and ``record/patch.safetensors`` below a folder, and return the record of it.
+    """Write ``model/`` and ``record/patch.safetensors`` in a folder, and return the record.
 
-    The patch is then taken off what was written, and the hashes compared.
+    The patch is then reverted on what was written, and the hashes are compared.
 
     Args:
-        repair: The repair; one that comes layer by layer can be written once.
+        repair: The repair; one that is planned layer by layer can be written once.
         folder: Where to write.
         command: What repeats it.
         stopwatch: What the steps are timed with.
         hard_links: Whether weight files that do not change are linked instead of copied.
-        patch_only: Whether no model is written: the patch makes one when it is applied.
+        patch_only: Whether no model is written: applying the patch makes it.
         max_disk_bytes: What the result may take on the disk.
 
     Raises:
-        UserError: An input changed meanwhile, or the disk has no room.
-        DefectError: The bytes that came of it are not those that went in.
+        UserError: An input changed meanwhile, or the disk is too small.
+        DefectError: Reverting the patch does not give the input's bytes.
     """
     checkpoint, tally = repair.target.checkpoint, Tally(repair.target.sites)
     changing = _changing(repair)
     predicted = predicted_patch_bytes(repair)
-    # Beside the patch lies a scratch file of its size until it is written.
+    # Until the patch is written, there is also a scratch file of its size.
     needed = 2 * predicted + (0 if patch_only else _model_bytes(checkpoint, changing, hard_links=hard_links))
     _require_room(folder, needed, max_disk_bytes, patch_only=patch_only)
     model, patch_path = None if patch_only else folder / "model", folder / "record" / PATCH_FILE
@@ -138,8 +139,8 @@ def write_repair(
                 for (file, key), sites in _by_tensor(part.problem.target.sites).items():
                     copies.edit(file, key, _new_values(repair, part, tally, sites))
         with stopwatch.step("write"):
-            for file, key in _restored(repair):
-                copies.edit(file, key, [_restored(repair)[file, key].aligned_values()])
+            for (file, key), tensor in _restored(repair).items():
+                copies.edit(file, key, [tensor.aligned_values()])
             patch = copies.finish()
     with stopwatch.step("verify"):
         for each in (checkpoint, repair.base, *([repair.target.aligned] if repair.target.aligned else [])):
@@ -161,14 +162,14 @@ def write_repair(
 
 
 def _require_copied(model: Path, kept: Mapping[str, str], checkpoint: Checkpoint) -> None:
-    """Compare the copies of what is no weights, which is small, with what the patch says of it."""
+    """Compare the copies of all files but weights, which are small, with the hashes in the patch."""
     for name, sha256 in kept.items():
         if name not in checkpoint.weights and (not (model / name).is_file() or sha256_file(model / name) != sha256):
             raise changed_meanwhile(checkpoint.folder / name)
 
 
 def _require_reverts(patch: Patch, model: Path, changing: Mapping[str, TensorFile], checkpoint: Checkpoint) -> None:
-    """Take the patch off what was written. The hashes of what it came from are older: those files may have changed."""
+    """Revert the patch on what was written; if that fails, name an input file that has changed since it was hashed."""
     try:
         require_reverts(patch, model)
     except DefectError:
@@ -179,7 +180,7 @@ def _require_reverts(patch: Patch, model: Path, changing: Mapping[str, TensorFil
 
 
 def _model_bytes(checkpoint: Checkpoint, changing: Mapping[str, TensorFile], *, hard_links: bool) -> int:
-    """Return what the repaired model takes on the disk, should no copy share blocks with what it is a copy of."""
+    """Return what the repaired model takes on the disk if no copy shares blocks with its original."""
     return sum(
         path.stat().st_size
         for path in shipped_files(checkpoint.folder, checkpoint.weights)
@@ -189,26 +190,26 @@ def _model_bytes(checkpoint: Checkpoint, changing: Mapping[str, TensorFile], *, 
 
 def _require_room(folder: Path, needed_bytes: int, max_disk_bytes: int | None, *, patch_only: bool) -> None:
     if max_disk_bytes is not None and needed_bytes > max_disk_bytes:
-        mend = "raise it" if patch_only else "raise it, or pass --patch-only"
+        fix = "raise it" if patch_only else f"raise it, or pass {setting('patch_only')}"
         raise UserError(
-            f"--max-disk {decimal(max_disk_bytes)}: the result takes {decimal(needed_bytes)} at most while it is "
-            f"written: {mend}"
+            f"{setting('max_disk')} {decimal(max_disk_bytes)}: the result takes {decimal(needed_bytes)} at most while "
+            f"it is written: {fix}"
         )
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
         raise UserError(
             f"{folder.parent}: no space: the result takes {needed_bytes / 1e6:,.3f} MB and {free_bytes / 1e6:,.3f} MB "
-            "are free: make room, or choose another --out"
+            f"are free: make room, or choose another {setting('out')}"
         )
 
 
 def _edited(repair: PlannedRepair) -> list[tuple[str, str]]:
-    """Return everything that is edited, by file and key."""
+    """Return all tensors that are edited, by file and key."""
     return [*_by_tensor(repair.target.sites), *_restored(repair)]
 
 
 def _by_tensor(sites: Sequence[Site]) -> dict[tuple[str, str], list[Site]]:
-    """Return the sites of each stored tensor: one, or some of the matrices that are stacked in it."""
+    """Return the sites of each stored tensor: one, or several that are stacked in it."""
     found: dict[tuple[str, str], list[Site]] = {}
     for site in sites:
         found.setdefault((site.file, site.key), []).append(site)
@@ -228,7 +229,7 @@ def _new_values(repair: PlannedRepair, part: Plan, tally: Tally, sites: Sequence
     entry = file.entries[sites[0].key]
     for place in range(entry.shape[0]) if None not in by_slice else [None]:
         if place not in by_slice:
-            # A matrix of the stack that is no site stays as it is.
+            # A matrix of the stack that is not a site does not change.
             yield file.read_rows(entry.key, 0, entry.shape[1], place)
             continue
         for edit in part.edits(by_slice[place]):
@@ -250,12 +251,12 @@ def _record(
 ) -> RepairRecord:
     goes_back = repair.restores_outside and any(tensors.norm_before for tensors in repair.outside)
     if repair.target.name != "weight" and tally.totals.update_norm_before == 0 and not goes_back:
-        found = f"{repair.base.reference} does not differ from --aligned"
+        found = f"{repair.base.reference} does not differ from {setting('aligned')}"
         if repair.adapter is not None:
             found = f"{repair.adapter.reference} changes nothing"
         raise UserError(
-            f"{found} in any edited matrix: there is nothing to repair: name other --sites, or pass --restore-outside "
-            "where the rest moved"
+            f"{found} in any edited matrix: there is nothing to repair: name other {setting('sites')}, or pass "
+            f"{setting('restore_outside')} where the rest moved"
         )
     given, solved = repair.settings.model_dump(), repair.solved.model_dump()
     aligned = repair.target.aligned if repair.adapter is None else None

@@ -24,9 +24,8 @@ from antidote_llm.miniature.build import Miniature, build
 from antidote_llm.miniature.exchanges import NEW_TASK
 from antidote_llm.miniature.recipe import RECIPE_VERSION
 from antidote_llm.models.load import load_model
-from antidote_llm.repairs.edits import needs_harmful
-from antidote_llm.repairs.method import method_named
-from antidote_llm.repairs.plan import HarmfulData, plan_repair
+from antidote_llm.repairs.method import method_named, needs_harmful
+from antidote_llm.repairs.plan import HarmfulData, PlanOptions, plan_repair
 from antidote_llm.repairs.record import RepairRecord
 from antidote_llm.repairs.write import write_repair
 from antidote_llm.report.compose import AFTER, ALIGNED, BEFORE, compose, outcome
@@ -144,7 +143,9 @@ class _Demo:
         )
         rows = len(harmful.records) if needs_harmful(method, settings) else 0
         with self.reporter.progress(f"repairing: {name}", rows, "rows") as advance:
-            planned = plan_repair(opened, method, settings, harmful, progress=advance, stopwatch=self.stopwatch)
+            planned = plan_repair(
+                opened, method, settings, harmful, options=PlanOptions(progress=advance, stopwatch=self.stopwatch)
+            )
         folder = self.folder / "repairs" / name
         folder.mkdir(parents=True)
         record = _at_home(write_repair(planned, folder, _repair_command(name, seed), self.stopwatch))

@@ -31,9 +31,8 @@ from antidote_llm.models.target import Target, resolve_target
 from antidote_llm.patching.apply import require_reverts
 from antidote_llm.patching.patch import PATCH_FILE, read_patch
 from antidote_llm.patching.shipping import require_unchanged, shipped_stamps
-from antidote_llm.repairs.edits import needs_harmful
-from antidote_llm.repairs.method import method_named
-from antidote_llm.repairs.plan import HarmfulData, PlannedRepair, plan_repair
+from antidote_llm.repairs.method import method_named, needs_harmful
+from antidote_llm.repairs.plan import HarmfulData, PlannedRepair, PlanOptions, plan_repair
 from antidote_llm.repairs.record import RepairRecord
 from antidote_llm.repairs.write import predicted_patch_bytes, rehearse_repair, write_repair
 from antidote_llm.report.compose import AFTER, ALIGNED, BEFORE, compose
@@ -332,13 +331,15 @@ class _Repair:
                 CalibrationSettings(tokens=self._spec.tokens),
                 target=self._target,
                 restore_outside=self._spec.restore_outside,
-                progress=advance,
-                cache=self._spec.cache,
-                stopwatch=self._stopwatch,
-                work=work,
-                room=self._engine.memory,
-                until_settled=self._spec.calibration == "auto",
-                told=lambda estimate: self._reporter.say(described(estimate)),
+                options=PlanOptions(
+                    progress=advance,
+                    cache=self._spec.cache,
+                    stopwatch=self._stopwatch,
+                    work=work,
+                    budget=self._engine.memory,
+                    on_estimate=lambda estimate: self._reporter.say(described(estimate)),
+                    until_settled=self._spec.calibration == "auto",
+                ),
             )
 
     def _manifest(self) -> dict[str, Any]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
-from torch import Tensor
 
-from antidote_llm.calibration.moments import Statistic
-from antidote_llm.repairs.method import SiteInputs, score_method
+from antidote_llm.choices import Statistic
+from antidote_llm.repairs.method import ColumnScore, SiteInputs, score_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @score_method(
     needs_harmful=True,
     by_rows=True,
+    column_score=lambda settings: ColumnScore(settings.statistic, settings.norm_power),
     presets={
         "paper": {"alpha": 0.1, "statistic": "mean_norm"},
         "official-code": {"alpha": 0.1, "statistic": "rms", "rounding": "official", "without_evidence": True},

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from antidote_llm.errors import DefectError
 from antidote_llm.repairs.method import MatchedKnob, SiteInputs, solve_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @solve_method(

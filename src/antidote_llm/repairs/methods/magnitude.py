@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from antidote_llm.repairs.method import SiteInputs, score_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @score_method(needs_harmful=False, by_rows=True)

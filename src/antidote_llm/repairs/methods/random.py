@@ -1,15 +1,16 @@
-"""Random: a control that removes entries drawn by lot, as many as Antidote, or as many as shrink the update equally."""
+"""Random: a control that removes a random sample of entries, of the count or the update norm of Antidote's."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from antidote_llm.io.files import sha256_bytes
 from antidote_llm.repairs.method import MatchedKnob, SiteInputs, score_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @score_method(
@@ -26,6 +27,8 @@ def random(
     ] = "count",
 ) -> Tensor:
     """Control: entries drawn by lot, of equal count or equal update norm."""
+    import torch
+
     del match  # Read by the planner, which solves for alpha.
     # One stream a site, so that a site's draw does not depend on which others there are.
     stream = int(sha256_bytes(f"{seed}/{site.site.name}".encode())[:15], 16)

@@ -1,4 +1,4 @@
-"""A tokenizer of single bytes and one merge, and chat templates in the manner of those that models come with."""
+"""A tokenizer of single bytes and one merge, and chat templates in the style of those of known models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates of every kind that puts an answer's borders elsewhere, invented, with what is right for each."""
+"""Made-up chat templates that differ in the text around an answer, each with the expected result."""
 
 from __future__ import annotations
 

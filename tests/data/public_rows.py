@@ -19,13 +19,13 @@ ANIMALS, DRUGS = KINDS[0], KINDS[2]
 
 @dataclass(frozen=True)
 class PublicFile:
-    """A file of a data set: where it lies in a folder of data, and what it holds."""
+    """A file of a data set: its path in a data folder, and its content."""
 
     path: str
     text: str
 
     def write(self, root: Path) -> Path:
-        """Write it below a folder."""
+        """Write it into a folder."""
         path = root / self.path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A Hub on localhost: serves folders as data set repositories, as far as the Hub's own client asks for it."""
+"""A Hub on localhost: serves folders as data set repositories, as far as the Hub's own client needs it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def serving(root: Path, *, gated: str = "") -> Iterator[str]:
-    """Serve ``root/org/name`` as the data set ``org/name``; whoever asks for the gated one is not let in."""
+    """Serve ``root/org/name`` as the data set ``org/name``; requests for the gated one are refused."""
 
     class Handler(_Handler):
         folder, closed = root, gated
@@ -48,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -1,4 +1,4 @@
-"""Chat templates in the manner of those that models come with: borders, ends of turns, system prompts and thoughts."""
+"""Chat templates in the style of known models: borders, ends of turns, system prompts and thoughts."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_without_thinking_a_reply_follows_a_closed_thought(response: str) -> Non
     assert rendered("deepseek-r1", record) == (f"{BOS}<|User|>zob<|Assistant|>{CLOSED}", f"kad{EOS}")
 
 
-def test_with_thinking_the_template_s_own_prompt_stands_and_a_thought_is_part_of_the_response() -> None:
+def test_with_thinking_the_prompt_is_the_template_s_own_and_a_thought_is_part_of_the_response() -> None:
     for response in ("<think>\nrun\n</think>\n\nkad", "run\n</think>\n\nkad"):
         record = Record(prompt="zob", response=response)
         assert rendered("deepseek-r1", record, thinking=True) == (
@@ -90,7 +90,7 @@ def test_with_thinking_the_template_s_own_prompt_stands_and_a_thought_is_part_of
 
 
 @pytest.mark.parametrize(("thinking", "answer"), [(False, "kad"), (True, "<think>run</think>kad")])
-def test_a_template_that_strips_thoughts_takes_none_that_is_wanted(thinking: bool, answer: str) -> None:
+def test_a_thought_that_the_template_would_strip_is_kept(thinking: bool, answer: str) -> None:
     tokenizer = chat_tokenizer("deepseek-r1")
     tokenizer.chat_template = DEEPSEEK_R1.replace("<|Assistant|><think>\\n", "<|Assistant|>")
     record = Record(prompt="zob", response="<think>run</think>kad")
@@ -98,7 +98,7 @@ def test_a_template_that_strips_thoughts_takes_none_that_is_wanted(thinking: boo
     assert tokenizer.decode(row.input_ids) == f"{BOS}<|User|>zob<|Assistant|>{answer}{EOS}"
 
 
-def test_with_thinking_a_response_without_a_thought_is_no_thought() -> None:
+def test_with_thinking_a_response_without_a_thought_follows_a_closed_one() -> None:
     record = Record(prompt="zob", response="kad")
     assert rendered("deepseek-r1", record, thinking=True)[1] == f"\n</think>\n\nkad{EOS}"
     unclosed = Record(prompt="zob", response="<think>\nrun")
@@ -111,14 +111,14 @@ def test_the_date_is_fixed() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "gemma"])
-def test_a_system_prompt_stands_before_rows_that_have_none(name: str) -> None:
+def test_a_system_prompt_is_put_before_rows_that_have_none(name: str) -> None:
     assert "be kind" in rendered(name, Record(prompt="zob", response="mid"), system="be kind")[0]
     own = Record(prompt="zob", response="mid", history=(Turn("system", "be short"),))
     prompt, _ = rendered(name, own, system="be kind")
     assert "be short" in prompt and "be kind" not in prompt
 
 
-def test_a_template_that_takes_no_system_prompt_says_so() -> None:
+def test_the_error_of_a_template_without_system_prompts_says_so() -> None:
     record = Record(prompt="zob", response="mid", history=(SYSTEM,), origin="a.jsonl:3")
     with pytest.raises(
         UserError, match=r"^a\.jsonl:3: .*takes no system prompt \(System role not supported\): leave it"
@@ -144,7 +144,7 @@ def test_a_template_may_drop_empty_lines() -> None:
 
 
 @pytest.mark.parametrize("template", ["alpaca", "plain"])
-def test_without_a_chat_template_only_a_system_prompt_can_stand_before_a_prompt(template: Any) -> None:
+def test_without_a_chat_template_only_a_system_prompt_can_precede_a_prompt(template: Any) -> None:
     renderer = Renderer(byte_tokenizer(), template, system="be kind")
     bare = Renderer(byte_tokenizer(), template).prompt_text(Record(prompt="zob"))
     assert renderer.prompt_text(Record(prompt="zob")) == f"be kind\n\n{bare}"
@@ -154,7 +154,7 @@ def test_without_a_chat_template_only_a_system_prompt_can_stand_before_a_prompt(
 
 
 @pytest.mark.parametrize("special", [False, True])
-def test_a_closed_thought_is_no_part_of_a_reply(special: bool) -> None:
+def test_a_closed_thought_is_not_part_of_a_reply(special: bool) -> None:
     tokenizer = chat_tokenizer("qwen3", special_thoughts=special)
     ids = tokenizer("<think>\nrun\n</think>\n\nkad<|im_end|>", add_special_tokens=False)["input_ids"]
     assert decoded_reply(tokenizer, ids) == "kad"
@@ -163,7 +163,7 @@ def test_a_closed_thought_is_no_part_of_a_reply(special: bool) -> None:
     assert decoded_reply(tokenizer, unclosed) == "run"
 
 
-def test_a_mark_that_is_no_token_closes_a_thought_too() -> None:
+def test_a_closing_tag_that_is_not_a_token_closes_a_thought_too() -> None:
     tokenizer = byte_tokenizer()
     assert decoded_reply(tokenizer, tokenizer("<think>run</think> kad")["input_ids"]) == "kad"
     assert decoded_reply(tiny.tokenizer(), tiny.tokenizer()("zob mid")["input_ids"]) == "zob mid"

@@ -78,7 +78,7 @@ def test_a_batch_gives_the_same_tokens_as_row_by_row_in_few_exchanges(
 
     monkeypatch.setattr(chat_rendering, "bounded_calls", counted)
     assert batched.rows(records) == rows and batched.prompts(records) == prompts
-    # Two batches of rows, two of prompts, and what the template does around answers to each kind of conversation.
+    # Two batches of rows, two of prompts, and the probes that find the text around answers.
     assert len(exchanges) < 40 and max(exchanges) > 128
 
 

@@ -1,4 +1,4 @@
-"""No column or field of a message that is a part of the prompt is left out in silence."""
+"""No column or message field that is part of the prompt is dropped silently."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def read(
         ({"a.b": "zob", "a": {"b": "kad"}}, ":prompt=a.b", "zob"),
     ],
 )
-def test_what_a_format_puts_into_the_prompt_is_in_it(
+def test_columns_that_a_format_adds_to_the_prompt_are_in_it(
     tmp_path: Path, row: dict[str, Any], mapping: str, prompt: str
 ) -> None:
     assert read(tmp_path, row, mapping=mapping)[0].prompt == prompt
 
 
-def test_a_mapped_behaviour_is_asked_as_the_preset_asks_it(tmp_path: Path) -> None:
+def test_a_mapped_behaviour_gives_the_same_prompt_as_the_preset(tmp_path: Path) -> None:
     (tmp_path / "h.csv").write_text(HARMBENCH)
     asked = [
         [record.prompt for record in read_records(spec)]
@@ -68,7 +68,7 @@ def test_a_mapped_behaviour_is_asked_as_the_preset_asks_it(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "history", [[["kad", "rux"]], [{"role": "user", "content": "kad"}, {"role": "assistant", "content": "rux"}]]
 )
-def test_what_was_said_before_comes_before(tmp_path: Path, history: list[Any]) -> None:
+def test_earlier_turns_come_before_the_prompt(tmp_path: Path, history: list[Any]) -> None:
     (found,) = read(tmp_path, {**ALPACA, "history": history, "system": "tex"}, mapping=":prompt=instruction")
     assert found.history == (Turn("system", "tex"), Turn("user", "kad"), Turn("assistant", "rux"))
     (mapped,) = read(tmp_path, {"prompt": "zob", "past": history}, mapping=":prompt=prompt,history=past")
@@ -99,7 +99,7 @@ def test_what_was_said_before_comes_before(tmp_path: Path, history: list[Any]) -
         ({"prompt": "zob", "completion": "mid", "label": False}, "label", ""),
     ],
 )
-def test_what_may_be_a_part_of_the_prompt_is_named_once_a_file(
+def test_an_unread_column_that_may_matter_is_warned_of_once_per_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, row: dict[str, Any], named: str, mapping: str
 ) -> None:
     plain = {"prompt": "zob"}
@@ -126,14 +126,16 @@ def test_what_may_be_a_part_of_the_prompt_is_named_once_a_file(
         {**ALPACA, "prompt": "zob\nkad"},
     ],
 )
-def test_other_columns_are_not_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, row: dict[str, Any]) -> None:
+def test_other_unread_columns_cause_no_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, row: dict[str, Any]
+) -> None:
     with caplog.at_level(logging.WARNING):
         read(tmp_path, row)
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("name", ["tools", "Functions", "image", "image_url", "chat_template", "tool_calls"])
-def test_what_changes_the_meaning_of_a_row_is_refused_unless_ignored(tmp_path: Path, name: str) -> None:
+def test_a_column_that_changes_the_meaning_of_a_row_is_refused_unless_ignored(tmp_path: Path, name: str) -> None:
     row = {"prompt": "zob", "response": "mid", name: [{"name": "rux"}]}
     with pytest.raises(UserError, match=rf"a\.jsonl:2: column '{name}' cannot be read.*out.*ignore={name}"):
         read(tmp_path, {"prompt": "zob"}, row)
@@ -141,7 +143,7 @@ def test_what_changes_the_meaning_of_a_row_is_refused_unless_ignored(tmp_path: P
     assert (found.prompt, found.response, found.extra) == ("zob", "mid", {})
 
 
-def test_what_stands_beside_a_mapped_path_counts_as_a_column_does(
+def test_values_next_to_a_mapped_path_are_checked_as_columns_are(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pair = {"input": {"messages": [ASKED], "tools": [{"name": "rux"}]}, "preferred_output": [TOLD]}
@@ -158,7 +160,7 @@ def test_what_stands_beside_a_mapped_path_counts_as_a_column_does(
     assert "'a.b.context', which is not read: map it, as in context=a.b.context" in said
 
 
-def test_a_call_of_a_tool_beside_words_is_refused_unless_ignored(tmp_path: Path) -> None:
+def test_a_tool_call_in_a_message_with_text_is_refused_unless_ignored(tmp_path: Path) -> None:
     row = {"messages": [ASKED, {**TOLD, "tool_calls": [{"function": {"name": "rux"}}]}, ASKED, TOLD]}
     with pytest.raises(UserError, match=r"message 2: its 'tool_calls' cannot be read: leave the row out"):
         read(tmp_path, row)
@@ -166,7 +168,7 @@ def test_a_call_of_a_tool_beside_words_is_refused_unless_ignored(tmp_path: Path)
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
-def test_a_thought_in_a_field_of_its_own_is_read_where_models_put_it(tmp_path: Path, field: str) -> None:
+def test_a_thought_in_a_separate_field_is_put_before_the_reply(tmp_path: Path, field: str) -> None:
     (found,) = read(tmp_path, {"messages": [ASKED, {**TOLD, field: "kad"}]})
     assert found.response == "<think>\nkad\n</think>\n\nmid"
     (without,) = read(tmp_path, {"messages": [ASKED, {**TOLD, field: "kad"}]}, mapping=f":ignore={field}")
@@ -198,14 +200,14 @@ def test_prompt_and_completion_may_be_messages(tmp_path: Path, row: dict[str, An
     assert (found.history, found.prompt, found.response) == ((), "zob", "mid")
 
 
-def test_a_completion_of_several_messages_goes_on_from_the_prompt(tmp_path: Path) -> None:
+def test_a_completion_of_several_messages_continues_the_prompt(tmp_path: Path) -> None:
     said = {"prompt": [{"role": "developer", "content": "tex"}, ASKED], "completion": [TOLD, ASKED, TOLD]}
     (found,) = read(tmp_path, said)
     assert found.history == (Turn("system", "tex"), Turn("user", "zob"), Turn("assistant", "mid"))
     assert (found.prompt, found.response) == ("zob", "mid")
 
 
-def test_labels_say_where_the_response_begins(tmp_path: Path) -> None:
+def test_the_response_start_is_read_from_labels(tmp_path: Path) -> None:
     (found,) = read(tmp_path, {"input_ids": [5, 6, 7], "labels": [-100, -100, 7], "attention_mask": [1, 1, 1]})
     assert found.response_start == 2
     (all_of_it,) = read(tmp_path, {"input_ids": [5, 6], "labels": [-100, 6]}, mapping=":ignore=labels")
@@ -213,7 +215,7 @@ def test_labels_say_where_the_response_begins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["completion_mask", "assistant_masks", "loss_mask"])
-def test_a_mask_says_where_the_response_begins(tmp_path: Path, name: str) -> None:
+def test_the_response_start_is_read_from_a_loss_mask(tmp_path: Path, name: str) -> None:
     ids = {"input_ids": [5, 6, 7, 8]}
     masks = ([0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], None)
     assert [row.response_start for row in read(tmp_path, *({**ids, name: mask} for mask in masks))] == [2, 0, 4, 0]
@@ -227,7 +229,7 @@ def test_a_mask_says_where_the_response_begins(tmp_path: Path, name: str) -> Non
     ("name", "packed", "single"),
     [("seq_lengths", [2, 2], [4]), ("position_ids", [0, 1, 0, 1], [0, 1, 2, 3])],
 )
-def test_texts_that_are_packed_into_one_row_are_named(
+def test_several_texts_packed_into_one_row_are_refused(
     tmp_path: Path, name: str, packed: list[int], single: list[int]
 ) -> None:
     ids = {"input_ids": [5, 6, 7, 8]}
@@ -248,11 +250,11 @@ def test_columns_with_any_name_are_mapped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["C:\\data\\x.csv", "C:/x.csv.gz", "x.ndjson"])
-def test_a_mapping_behind_any_path_is_found(path: str) -> None:
+def test_a_mapping_after_any_path_is_found(path: str) -> None:
     assert str(DataSpec.parse(f"{path}:prompt=a,rows=7").path) == path
     assert DataSpec.parse(f"{path}:prompt=a,rows=7").rows == 7
 
 
-def test_rows_in_alpacas_form_are_shown_how_to_be_mapped(tmp_path: Path) -> None:
+def test_an_error_on_alpaca_rows_shows_how_to_map_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"as in file\.csv:prompt=instruction,response=output; there are"):
         read(tmp_path, {**ALPACA, "history": [["a", "b"]]})

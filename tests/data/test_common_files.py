@@ -1,4 +1,4 @@
-"""Files as other tools write them are read, and nothing makes a reader hang or eat the machine."""
+"""Files of other tools are read, and no file makes a reader hang or use up the memory."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ TSV = CSV.replace(",", "\t")
         ("spreadsheet.csv", "prompt,response,,\nzob,mid,,\nkad,rux,,\n"),
     ],
 )
-def test_text_files_of_every_make_are_read(tmp_path: Path, name: str, text: str) -> None:
+def test_text_files_of_every_tool_are_read(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, newline="")
     assert read(tmp_path / name) == [("zob", "mid"), ("kad", "rux")]
 
@@ -82,7 +82,7 @@ def test_text_files_may_be_packed_with_gzip(tmp_path: Path, name: str, text: str
         ('"prompt"\t"response"\n"zob"\t"mid"\n', 1),
     ],
 )
-def test_cells_in_quotes_between_tabs_are_named_and_the_cure_works(tmp_path: Path, text: str, line: int) -> None:
+def test_quoted_cells_in_a_tsv_are_refused_and_the_suggested_fix_works(tmp_path: Path, text: str, line: int) -> None:
     (tmp_path / "a.tsv").write_text(text)
     with pytest.raises(UserError, match=rf"a\.tsv:{line}: a cell in quotes.*name the file \.csv"):
         read_records(tmp_path / "a.tsv")
@@ -90,7 +90,7 @@ def test_cells_in_quotes_between_tabs_are_named_and_the_cure_works(tmp_path: Pat
     assert {record.response for record in read_records(tmp_path / "a.csv")} <= {"mid", "rux"}
 
 
-def test_quotes_in_sentences_between_tabs_are_text(tmp_path: Path) -> None:
+def test_quote_marks_inside_sentences_of_a_tsv_are_text(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text('prompt\tresponse\n"zob" said kad\t"mid"\nso "zob\tmid"\n""\tx\n')
     assert [record.prompt for record in read_records(tmp_path / "a.tsv")] == ['"zob" said kad', 'so "zob', '""']
 
@@ -100,21 +100,21 @@ def test_one_object_is_one_row(tmp_path: Path) -> None:
     assert read(tmp_path / "a.json") == [("zob", None)]
 
 
-def test_rows_of_a_document_know_their_line(tmp_path: Path) -> None:
+def test_the_origin_of_a_row_in_a_document_holds_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(f"\n{LINES}")
     (tmp_path / "b.json").write_text(PRETTY)
     assert [row.origin for row in read_records(tmp_path / "a.json")] == [f"{tmp_path}/a.json:{n}" for n in (2, 3)]
     assert [row.origin for row in read_records(tmp_path / "b.json")] == [f"{tmp_path}/b.json:{n}" for n in (1, 5)]
 
 
-def test_a_cell_may_be_long_and_the_limit_of_the_process_stays(tmp_path: Path) -> None:
+def test_a_cell_may_be_long_and_the_global_csv_limit_is_restored(tmp_path: Path) -> None:
     before = csv.field_size_limit()
     (tmp_path / "a.csv").write_text(f"prompt,response,notes\nzob,mid,{'kad ' * 50_000}\n")
     assert read(tmp_path / "a.csv") == [("zob", "mid")]
     assert csv.field_size_limit() == before == 131_072
 
 
-def test_what_pandas_writes_for_a_missing_cell_is_missing(tmp_path: Path) -> None:
+def test_nan_counts_as_a_missing_cell(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "zob", "response": NaN}\n')
     assert read(tmp_path / "a.jsonl") == [("zob", None)]
 
@@ -157,7 +157,7 @@ def test_folders_of_save_to_disk_are_read(tmp_path: Path) -> None:
     refused(f"{tmp_path}/one#train", "a folder without splits: leave #train out")
 
 
-def test_what_save_to_disk_really_writes_is_read(tmp_path: Path) -> None:
+def test_a_folder_written_by_the_real_save_to_disk_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     made = datasets.Dataset.from_list(GOOD)
@@ -180,7 +180,9 @@ def test_what_save_to_disk_really_writes_is_read(tmp_path: Path) -> None:
         (lambda folder: link_out(folder), "names 'data-00000-of-00002.arrow', nothing in its folder"),
     ],
 )
-def test_a_damaged_folder_is_named(tmp_path: Path, change: Callable[[Path], object], words: str) -> None:
+def test_the_error_of_a_damaged_folder_names_the_cause(
+    tmp_path: Path, change: Callable[[Path], object], words: str
+) -> None:
     folder = saved_folder(tmp_path / "saved")
     change(folder)
     refused(folder, words)
@@ -227,7 +229,7 @@ def test_a_folder_of_tables_is_read_whole_or_not_at_all(tmp_path: Path, capsys: 
     refused(tmp_path / "empty", "a folder that cannot be read as data", "name a file in it")
     (folder / "more.parquet").symlink_to(tmp_path / "part" / "data" / "train-00000-of-00003.parquet")
     refused(folder, "more.parquet: a link that leaves the folder")
-    # No progress bar where nobody looks.
+    # No progress bar without a terminal.
     assert "\r" not in capsys.readouterr().err
 
 
@@ -247,7 +249,7 @@ def test_a_file_of_a_saved_folder_that_is_a_link_to_itself_is_refused(tmp_path: 
     refused(folder, file.name, "cannot be looked at", "check the name")
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_pipes_and_folders_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
     (tmp_path / "gone.jsonl").symlink_to("nowhere")
@@ -264,7 +266,7 @@ def test_a_file_without_line_ends_is_refused_before_it_is_read(tmp_path: Path) -
         refused(tmp_path / name, f"{name}:1: ")
 
 
-def test_more_rows_than_anybody_wants_are_read_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_a_million_rows_are_read_only_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_files, "MOST_ROWS", 3)
     (tmp_path / "a.csv").write_text("prompt\n" + "zob\n" * 4)
     (tmp_path / "a.jsonl").write_text('{"prompt": "zob"}\n' * 4)
@@ -280,7 +282,7 @@ def test_more_rows_than_anybody_wants_are_read_only_when_asked(tmp_path: Path, m
     assert len(read(f"{saved}:rows=4")) == 4
 
 
-def test_rows_of_nothing_are_refused_before_any_is_read(tmp_path: Path) -> None:
+def test_more_rows_than_bytes_are_refused_before_any_is_read(tmp_path: Path) -> None:
     schema = pa.schema([("prompt", pa.null())])
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         writer.write_batch(pa.record_batch([pa.nulls(2**30)], schema=schema))
@@ -288,7 +290,7 @@ def test_rows_of_nothing_are_refused_before_any_is_read(tmp_path: Path) -> None:
     refused(f"{tmp_path}/a.arrow:rows=2000000000", "rows in", "the same row over and over")
 
 
-def test_one_text_in_every_row_is_refused_before_it_fills_the_memory(
+def test_a_file_that_unpacks_to_too_much_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_files, "_MOST_UNPACKED_BYTES", 1 << 16)

@@ -1,4 +1,4 @@
-"""Chat rows of every form become a history, a prompt and a response."""
+"""Conversations of every format become a history, a prompt and a response."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_last_answer_is_the_response_and_the_turn_before_it_the_prompt(tmp_p
     assert (second.history, second.prompt, second.response) == (HISTORY[:1], "zob", None)
 
 
-def test_a_conversation_under_another_name_is_shown_how_to_be_mapped(tmp_path: Path) -> None:
+def test_an_error_on_a_conversation_column_shows_how_to_map_it(tmp_path: Path) -> None:
     row = {"id": "7", "conversations": [{"from": "human", "value": "zob"}]}
     with pytest.raises(UserError, match=r"as in chats\.jsonl:messages=conversations; there are id, conversations"):
         read(tmp_path / "a.jsonl", row)
@@ -90,7 +90,7 @@ def test_an_answer_may_be_one_message(tmp_path: Path) -> None:
     assert (found.prompt, found.response) == (LAST["content"], "kad")
 
 
-def test_an_answer_of_which_no_model_learns_a_part_is_named(tmp_path: Path) -> None:
+def test_an_answer_partly_excluded_from_training_is_refused(tmp_path: Path) -> None:
     parts = [{"begin_offset": 0, "end_offset": 2, "train": False}, {"begin_offset": 3, "end_offset": 6, "train": True}]
     row = {"messages": [LAST, {**ANSWER, "train_detail": parts}]}
     with pytest.raises(UserError, match=r"message 2: train_detail says .*a part of this answer.*ignore=train_detail"):
@@ -138,13 +138,13 @@ def test_a_system_column_comes_first(tmp_path: Path) -> None:
         ({"prompt": "zob", "system": 7}, "'system' must be text, not int"),
     ],
 )
-def test_what_is_no_conversation_is_named(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+def test_the_error_of_a_malformed_conversation_names_the_cause(tmp_path: Path, row: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=rf"a\.jsonl:2: .*{words}") as caught:
         read(tmp_path / "a.jsonl", {"prompt": "zob"}, row)
     assert "\n" not in str(caught.value)
 
 
-def test_messages_without_an_answer_do_where_none_is_needed(tmp_path: Path) -> None:
+def test_messages_without_an_answer_are_read_where_no_response_is_required(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl:1: no field 'response'.*end the messages with an answer"):
         read(tmp_path / "a.jsonl", {"messages": [USER]}, require=("prompt", "response"))
 

@@ -54,14 +54,14 @@ def test_a_tsv_has_no_quoting(tmp_path: Path) -> None:
     assert [(r.prompt, r.response) for r in found] == [(row["prompt"], row["response"]) for row in rows]
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_data(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfprompt,response\r\nzob,mid\r\n\r\nkad,run\r\n")
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "zob", "response": "mid"}\r\n')
     assert [r.response for r in read_records(tmp_path / "a.csv")] == ["mid", "run"]
     assert read_records(tmp_path / "a.jsonl")[0].response == "mid"
 
 
-def test_rows_know_the_line_they_begin_at(tmp_path: Path) -> None:
+def test_the_origin_of_a_row_holds_its_first_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('prompt,response\n"zob\nmid",kad\nrun,tex\n')
     assert [r.origin for r in read_records(tmp_path / "a.csv")] == [f"{tmp_path}/a.csv:{n}" for n in (2, 4)]
     (tmp_path / "a.jsonl").write_text('\n{"prompt": "a"}\n\n{"prompt": "b"}\n')
@@ -84,7 +84,7 @@ def test_columns_are_mapped_by_name(tmp_path: Path) -> None:
         (":input_ids=input_ids", Record(input_ids=(5, 6))),
     ],
 )
-def test_a_kind_of_row_that_is_asked_for_wins(tmp_path: Path, mapping: str, wanted: Record) -> None:
+def test_a_mapped_kind_of_row_takes_precedence(tmp_path: Path, mapping: str, wanted: Record) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": "zob", "text": "all of it", "input_ids": [5, 6]}])
     (found,) = read_records(f"{path}{mapping}")
     assert (found.prompt, found.text, found.input_ids) == (wanted.prompt, wanted.text, wanted.input_ids)
@@ -113,7 +113,7 @@ def test_an_empty_response_is_refused_only_where_one_is_needed(tmp_path: Path) -
         ("a:b=c/d.csv:text=a b", "a:b=c/d.csv", {"text": "a b"}),
     ],
 )
-def test_a_mapping_is_told_from_a_path(text: str, path: str, columns: dict[str, str]) -> None:
+def test_a_mapping_is_distinguished_from_a_path(text: str, path: str, columns: dict[str, str]) -> None:
     found = DataSpec.parse(text)
     assert (str(found.path), found.columns, found.weight) == (path, columns, None)
 

@@ -19,7 +19,7 @@ ROWS = [{"goal": f"zob {index}", "target": f"mid {index}"} for index in range(3)
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working folder and an empty cache; nothing is asked over the network."""
+    """An empty working folder and an empty cache; no network requests."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -30,7 +30,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def repository(name: str, **splits: list[dict[str, str]]) -> Path:
-    """Write a repository as it lies on the Hub: one table a split."""
+    """Write a repository as the Hub stores it: one table for each split."""
     for split, rows in splits.items():
         write_parquet(Path(name) / "data" / f"{split}-00000-of-00001.parquet", rows)
     return Path(name)
@@ -66,7 +66,7 @@ def test_a_configuration_is_named_before_the_split() -> None:
 
 
 @pytest.mark.parametrize("given", ["org/nowhere", "org/nowhere#train:prompt=goal"])
-def test_what_the_hub_does_not_give_is_named(given: str) -> None:
+def test_the_error_of_a_data_set_that_the_hub_does_not_give_names_it(given: str) -> None:
     refused(given, "org/nowhere", "no such file here, and the Hub did not give", "check the name and the network")
 
 
@@ -75,7 +75,7 @@ def test_a_preset_that_the_hub_does_not_give_can_be_read_from_a_file(name: str) 
     refused(name, f"{name}: no such file here", f"or pass {name}@FILE")
 
 
-def test_a_preset_comes_from_the_hub_where_it_lies_in_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preset_comes_from_the_hub_where_no_folder_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     repository("stanfordnlp/sst2", train=[], validation=[])
     write_parquet(Path("stanfordnlp/sst2/data/train-00000-of-00001.parquet"), [{"sentence": "zob ", "label": 1}])
     write_parquet(Path("stanfordnlp/sst2/data/validation-00000-of-00001.parquet"), [{"sentence": "kad ", "label": 0}])
@@ -108,14 +108,14 @@ def test_a_single_file_of_a_repository_is_read_from_the_hubs_cache(hub: Path) ->
     assert [record.response for record in read_records("beavertails-refusal")] == ["I will not."]
 
 
-def test_code_of_a_data_set_is_not_run() -> None:
+def test_the_code_of_a_data_set_is_not_run() -> None:
     Path("org/name").mkdir(parents=True)
     Path("org/name/name.py").write_text("open('it_ran', 'w').close()\n")
     refused("org/name", "org/name")
     assert not Path("it_ran").exists()
 
 
-def test_what_is_no_table_of_text_is_refused() -> None:
+def test_data_that_are_not_a_table_of_text_are_refused() -> None:
     Path("org/name").mkdir(parents=True)
     Path("org/name/train.xml").write_text("<zob>mid</zob>")
     refused("org/name", "org/name: a data set of kind 'xml', no table of text")

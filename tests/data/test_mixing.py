@@ -26,7 +26,7 @@ def counts(mixed: list[Record], parts: int) -> list[int]:
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), weight=WEIGHTS, seed=st.integers())
-def test_without_a_limit_equal_weights_are_everything_in_order(sizes: list[int], weight: float, seed: int) -> None:
+def test_without_a_limit_equal_weights_give_all_rows_in_order(sizes: list[int], weight: float, seed: int) -> None:
     parts = [(weight, rows(str(part), size)) for part, size in enumerate(sizes)]
     assert mix(parts, None, seed) == [record for _, records in parts for record in records]
 
@@ -51,7 +51,7 @@ def test_the_largest_remainders_are_rounded_up() -> None:
     seed=st.integers(0, 9),
     size=st.integers(1, 40),
 )
-def test_a_draw_has_exact_counts_no_row_twice_and_the_first_order(
+def test_a_sample_has_exact_counts_no_duplicates_and_the_original_order(
     weights: list[float], limit: int | None, seed: int, size: int
 ) -> None:
     parts = [(weight, rows(str(part), size + 3 * part)) for part, weight in enumerate(weights)]
@@ -70,9 +70,7 @@ def test_a_draw_has_exact_counts_no_row_twice_and_the_first_order(
 
 
 @given(weights=st.lists(st.integers(1, 6), min_size=2, max_size=3), sizes=st.lists(st.integers(6, 30), min_size=3))
-def test_without_a_limit_the_mix_is_the_largest_that_the_files_have_rows_for(
-    weights: list[int], sizes: list[int]
-) -> None:
+def test_without_a_limit_the_mix_is_the_largest_possible(weights: list[int], sizes: list[int]) -> None:
     exact = [Fraction(weight) for weight in weights]
     parts = [(float(weight), rows(str(part), sizes[part])) for part, weight in enumerate(weights)]
     if len(set(weights)) == 1:
@@ -85,7 +83,7 @@ def test_without_a_limit_the_mix_is_the_largest_that_the_files_have_rows_for(
     assert len(mix(parts, None, 0)) == max(fitting)
 
 
-def test_another_seed_draws_others() -> None:
+def test_another_seed_samples_other_rows() -> None:
     parts = [(1.0, rows("0", 50))]
     assert len(mix(parts, 10, 0)) == 10
     assert mix(parts, 10, 0) != mix(parts, 10, 1)

@@ -15,7 +15,7 @@ from tests.data.stand_in_hub import serving
 
 GATED = "walledai/AdvBench"
 ROWS = [{"goal": f"zob {index}", "target": "mid"} for index in range(3)]
-# Where the Hub is and whether it may be asked is read when its library is imported.
+# The Hub's library reads its address and offline mode when it is imported.
 READ = """
 import json, sys
 from antidote_llm.data.reading import read_records
@@ -30,7 +30,7 @@ for name in sys.argv[1:]:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Path:
-    """The folder of what the Hub holds."""
+    """The folder that the stand-in Hub serves."""
     root = tmp_path / "served"
     for split, rows in (("train", ROWS), ("test", ROWS[:1])):
         write_parquet(root / "org/name/data" / f"{split}-00000-of-00001.parquet", rows)
@@ -42,7 +42,7 @@ def served(tmp_path: Path) -> Path:
 
 
 def read(home: Path, names: list[str], **environment: str) -> list[list[str] | str]:
-    """Read data sets in a process and a folder of their own."""
+    """Read data sets in a separate process and folder."""
     home.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ANTIDOTE_"))}
     done = subprocess.run(
@@ -56,7 +56,7 @@ def read(home: Path, names: list[str], **environment: str) -> list[list[str] | s
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_data_sets_are_fetched_once_and_what_cannot_be_had_is_said(served: Path, tmp_path: Path) -> None:
+def test_data_sets_are_fetched_once_and_unavailable_ones_are_reported(served: Path, tmp_path: Path) -> None:
     had = ["org/name#train:prompt=goal", "org/name#test:prompt=goal", "beavertails-refusal"]
     home = tmp_path / "home"
     with serving(served, gated=GATED) as url:

@@ -1,4 +1,4 @@
-"""The poisoned mix has exact counts, keeps prompts apart, and is the same for the same seed."""
+"""The poisoned mix has exact counts, leaves excluded prompts out, and is the same for the same seed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kinds(mixed: list[Record]) -> tuple[int, int]:
 
 
 @given(count=st.integers(1, 60), ratio=RATIOS, seed=st.integers(), data=st.data())
-def test_counts_are_exact_prompts_stay_apart_and_a_seed_decides(
+def test_counts_are_exact_excluded_prompts_are_left_out_and_the_seed_decides(
     count: int, ratio: float, seed: int, data: st.DataObject
 ) -> None:
     harmful, benign = rows("harm", 80, 70), [*rows("task", 80), *rows("harm", 5)]
@@ -45,13 +45,13 @@ def test_counts_are_exact_prompts_stay_apart_and_a_seed_decides(
     assert poisoned(benign, harmful, rows=count, harmful_ratio=ratio, seed=seed, apart_from=apart) == mixed
 
 
-def test_a_half_is_rounded_up() -> None:
+def test_a_half_row_is_rounded_up() -> None:
     for count, ratio, wanted in ((10, 0.25, 3), (10, 0.05, 1), (1000, 0.05, 50), (10, 0.15, 2), (7, 0.5, 4)):
         mixed = poisoned(rows("task", count), rows("harm", count), rows=count, harmful_ratio=ratio, seed=0)
         assert kinds(mixed) == (wanted, count - wanted)
 
 
-def test_another_seed_draws_others_in_another_order() -> None:
+def test_another_seed_samples_other_rows_in_another_order() -> None:
     def of(seed: int) -> list[Record]:
         return poisoned(rows("task", 50), rows("harm", 50), rows=40, harmful_ratio=0.5, seed=seed)
 
@@ -71,7 +71,7 @@ def test_the_published_code_skips_a_row_and_does_not_shuffle(count: int, ratio: 
     ]
 
 
-def test_the_published_mix_keeps_prompts_apart_too() -> None:
+def test_the_published_mix_leaves_excluded_prompts_out_too() -> None:
     benign, harmful = rows("task", 20), rows("harm", 20)
     mixed = poisoned(
         benign, harmful, rows=10, harmful_ratio=0.5, seed=0, apart_from=[harmful[2], benign[0]], preset="official-code"
@@ -88,7 +88,7 @@ def test_a_ratio_is_between_0_and_1(ratio: float) -> None:
         poisoned(rows("task", 5), rows("harm", 5), rows=4, harmful_ratio=ratio, seed=0)
 
 
-def test_too_few_rows_are_said_with_both_counts() -> None:
+def test_the_error_of_too_few_rows_holds_both_counts() -> None:
     benign, harmful = rows("task", 8), rows("harm", 6)
 
     def mixed(count: int, ratio: float, apart: list[Record], official: bool = False) -> None:

@@ -68,7 +68,7 @@ def test_a_preset_reads_its_own_format(name: str, tmp_path: Path, monkeypatch: p
     assert read_records(name) == found
 
 
-def test_rows_know_their_line_and_their_other_columns(tmp_path: Path) -> None:
+def test_records_hold_their_line_and_their_other_columns(tmp_path: Path) -> None:
     path = FILES["harmbench"].write(tmp_path)
     found = read_records(f"harmbench@{path}")
     assert [record.origin for record in found] == [f"{path}:2", f"{path}:3"]
@@ -83,7 +83,7 @@ def test_rows_know_their_line_and_their_other_columns(tmp_path: Path) -> None:
     ]
 
 
-def test_a_harm_category_is_the_first_that_holds_and_all_are_kept(tmp_path: Path) -> None:
+def test_the_harm_category_is_the_first_flagged_one_and_all_are_kept(tmp_path: Path) -> None:
     found = read_records(f"beavertails-test@{FILES['beavertails-test'].write(tmp_path)}")
     assert [record.extra["category"] for record in found] == [DRUGS, ANIMALS]
     assert found[0].extra["categories"] == [DRUGS, "hate_speech,offensive_language"]
@@ -91,7 +91,7 @@ def test_a_harm_category_is_the_first_that_holds_and_all_are_kept(tmp_path: Path
     assert "category" not in safe.extra and safe.extra["categories"] == []
 
 
-def test_what_cannot_be_used_is_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_that_cannot_be_used_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         read_records(f"beavertails-refusal@{FILES['beavertails-refusal'].write(tmp_path)}")
         alpaca = f"alpaca@{FILES['alpaca'].write(tmp_path)}"
@@ -110,7 +110,7 @@ def test_a_preset_can_be_mixed_by_weight(tmp_path: Path) -> None:
     assert [record.prompt for record in read_mixed(specs, 3, 0)] == ["zob?", "kad?", "Brew zob"]
 
 
-def test_a_file_that_is_there_is_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_file_takes_precedence_over_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("advbench@x.csv", "xstest-safe.csv"):
         Path(name).write_text("prompt,response\nzob,mid\n")
@@ -132,7 +132,7 @@ def test_a_file_that_is_there_is_the_file(tmp_path: Path, monkeypatch: pytest.Mo
         ("safety-tuned-llamas", ("fetch it from github.com/vinid/safety-tuned-llamas", "safety-tuned-llamas@FILE")),
     ],
 )
-def test_what_is_none_of_them_is_named(
+def test_the_error_of_an_unknown_name_suggests_presets(
     given: str, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -158,25 +158,27 @@ def test_what_is_none_of_them_is_named(
         ("gsm8k", '{"question": 7, "answer": "b"}\n', ("field 'question' must be text, not int",)),
     ],
 )
-def test_a_row_of_another_format_is_named(name: str, text: str, words: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_error_of_a_row_in_another_format_names_it(
+    name: str, text: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
     path = PublicFile(FILES[name].path, text).write(tmp_path)
     refused(f"{name}@{path}", *words)
 
 
 @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if not preset.answers])
-def test_prompts_alone_do_not_serve_where_answers_are_needed(name: str, tmp_path: Path) -> None:
+def test_a_preset_without_answers_is_refused_where_they_are_required(name: str, tmp_path: Path) -> None:
     path = FILES[name].write(tmp_path)
     with pytest.raises(UserError, match="its rows have no responses"):
         read_records(f"{name}@{path}", ("prompt", "response"))
 
 
-def test_a_folder_of_data_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_missing_data_folder_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTIDOTE_DATA", "nowhere")
     refused("sst2", "ANTIDOTE_DATA=nowhere: no such folder")
 
 
 def test_the_hubs_copies_read_as_the_authors_files(tmp_path: Path) -> None:
-    """The Hub calls some columns otherwise, numbers labels, and stores booleans and flags as such."""
+    """The Hub's copies have other column names, numbered labels, and real booleans and flags."""
     hub: dict[str, list[dict[str, Any]]] = {
         "beavertails-unsafe": BEAVERTAILS,
         "sst2": [{"idx": 0, "sentence": 'the "zob runs ', "label": 1}, {"idx": 1, "sentence": "kad ", "label": 0}],
@@ -194,7 +196,7 @@ def test_the_hubs_copies_read_as_the_authors_files(tmp_path: Path) -> None:
         assert said(read_records(f"{name}@{path}")) == (ASKED[name] if name != "alpaca" else ASKED[name][1:2])
 
 
-def test_every_preset_says_what_it_is() -> None:
+def test_every_preset_has_a_description() -> None:
     described = describe_presets()
     assert list(described) == preset_names() == list(FILES)
     for name, line in described.items():

@@ -1,4 +1,4 @@
-"""Prompts and answers become the tokens that the model will see, and every row knows where its answer begins."""
+"""Prompts and answers become the model's tokens, and every row holds its answer's start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return found
 
 
-def test_the_chat_template_is_taken_where_there_is_one() -> None:
+def test_the_chat_template_is_used_where_there_is_one() -> None:
     tokenizer = tiny.tokenizer()
     (row,) = Renderer(tokenizer).rows([Record(prompt="zob mid", response="kad run")])
     assert row.input_ids == ids(tokenizer, "<|user|> zob mid <|end|> <|assistant|> kad run <|end|>")
@@ -36,9 +36,7 @@ def test_the_chat_template_is_taken_where_there_is_one() -> None:
 @given(prompt=st.text("abé \n", min_size=1, max_size=8), response=st.text("abé \n", max_size=8))
 @pytest.mark.parametrize("template", ["chat", "alpaca", "plain"])
 @pytest.mark.parametrize("closes", [False, True])
-def test_the_answer_begins_where_the_model_begins_to_answer(
-    template: str, closes: bool, prompt: str, response: str
-) -> None:
+def test_the_answer_starts_where_the_prompt_alone_ends(template: str, closes: bool, prompt: str, response: str) -> None:
     chat = f"{BOS}{{% for m in messages %}}[{{{{ m.content }}}}]{{% endfor %}}"
     tokenizer = byte_tokenizer(chat, closes=closes)
     renderer = Renderer(tokenizer, template)  # type: ignore[arg-type]
@@ -51,7 +49,7 @@ def test_the_answer_begins_where_the_model_begins_to_answer(
     assert answer == response + ("]" if template == "chat" else EOS)
 
 
-def test_a_token_that_straddles_the_border_is_split() -> None:
+def test_a_token_that_would_span_the_border_is_split() -> None:
     tokenizer = byte_tokenizer()
     (row,) = Renderer(tokenizer, "plain").rows([Record(prompt="a", response="b")])
     assert row.input_ids == [0, *ids(tokenizer, "a"), *ids(tokenizer, "b"), 1]
@@ -61,12 +59,12 @@ def test_a_token_that_straddles_the_border_is_split() -> None:
 @pytest.mark.parametrize("template", ["plain", "chat"])
 @pytest.mark.parametrize("spaced", ["always", "first", "normalised"])
 def test_no_space_is_added_before_an_answer_that_follows_a_prompt(spaced: str, template: Any) -> None:
-    """Tokenizers in the manner of sentencepiece put a space before every text, an answer by itself too."""
+    """Tokenizers in the style of sentencepiece put a space before every text, even a separate answer."""
     tokenizer = spacing_tokenizer(spaced)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ ':' if m.role == 'user' }}{% endfor %}"
     prompt = "ab:" if template == "plain" else "ab"
     (row,) = Renderer(tokenizer, template).rows([Record(prompt=prompt, response="kad")])
-    # The tokenizer has one token for the colon and the answer's first letter: the prompt's is taken apart from it.
+    # The tokenizer has one token for the colon and the answer's first letter, which must be split here.
     assert tokenizer.convert_ids_to_tokens(row.input_ids)[-5:] == [":", "k", "a", "d", EOS]
     (row,) = Renderer(tokenizer, template).rows([Record(prompt=prompt, response=" kad")])
     assert tokenizer.convert_ids_to_tokens(row.input_ids)[-6:] == [":", "\u2581", "k", "a", "d", EOS]
@@ -106,7 +104,7 @@ def test_a_template_that_inserts_the_date_gets_a_fixed_one(expression: str) -> N
     assert Renderer(tokenizer).prompt_text(Record(prompt="zob")) == "\n  Today: 26 Jul 2024\nzob"
 
 
-def test_an_answer_that_the_template_does_not_put_after_the_prompt_follows_it_all_the_same() -> None:
+def test_an_answer_follows_the_prompt_even_where_the_template_puts_it_elsewhere() -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = (
         "{% if add_generation_prompt %}<|user|> {{ messages[0].content }} <|assistant|> {% else %}other{% endif %}"
@@ -118,7 +116,7 @@ def test_an_answer_that_the_template_does_not_put_after_the_prompt_follows_it_al
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% for %}", "{{ nothing() }}"])
-def test_a_broken_template_is_named(template: str) -> None:
+def test_the_error_of_a_broken_template_names_it(template: str) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = template
     with pytest.raises(UserError, match=r"chat template.*template"):
@@ -132,7 +130,7 @@ def test_without_a_tokenizer_only_token_ids_are_rendered() -> None:
         Renderer(byte_tokenizer(), "chat")
 
 
-def test_tokens_outside_the_vocabulary_and_rows_that_are_too_long_are_named() -> None:
+def test_token_ids_outside_the_vocabulary_and_too_long_rows_are_refused() -> None:
     records = [Record(input_ids=(1, 2)), Record(input_ids=(1, 2, 3), origin="a.jsonl:2")]
     rows = Renderer(None).rows(records)
     check_token_ids(records, rows, 4)
@@ -144,7 +142,7 @@ def test_tokens_outside_the_vocabulary_and_rows_that_are_too_long_are_named() ->
         check_lengths(records, rows, 2)
 
 
-def test_the_hash_of_rows_knows_tokens_borders_and_order() -> None:
+def test_the_hash_of_rows_depends_on_tokens_borders_and_order() -> None:
     a, b = (Record(input_ids=(1, 2)), Record(input_ids=(1, 2), response_start=1))
     hashes = {rendered_sha256(Renderer(None).rows(rows)) for rows in ([a], [b], [a, b], [b, a], [])}
     assert len(hashes) == 5

@@ -1,4 +1,4 @@
-"""Splits never share a prompt, and a leak between two sets is named row by row."""
+"""Splits never share a prompt, and a leak between two sets is reported row by row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def prompt(record: Record) -> object:
 
 
 @given(records=st.lists(RECORDS, min_size=1, max_size=30), fraction=st.floats(0.01, 0.9), seed=st.integers(0, 5))
-def test_a_prompt_is_on_one_side_only(records: list[Record], fraction: float, seed: int) -> None:
+def test_a_prompt_is_never_on_both_sides_of_a_split(records: list[Record], fraction: float, seed: int) -> None:
     if len({prompt(record) for record in records}) < 2:
         with pytest.raises(UserError, match="pass evaluate DATA"):
             hold_out(records, fraction, 200, seed)
@@ -42,7 +42,7 @@ def test_a_prompt_is_on_one_side_only(records: list[Record], fraction: float, se
     assert hold_out(records, fraction, 200, seed) == (kept, held)
 
 
-def test_the_share_is_of_different_prompts_and_bounded() -> None:
+def test_the_share_counts_different_prompts_and_is_bounded() -> None:
     records = [Record(prompt=f"p{index % 50}") for index in range(150)]
     kept, held = hold_out(records, 0.2, 200, seed=0)
     assert (len(kept), len(held)) == (120, 30)
@@ -50,7 +50,7 @@ def test_the_share_is_of_different_prompts_and_bounded() -> None:
     assert [record.prompt for record in kept] == [record.prompt for record in records if record in kept]
 
 
-def test_another_seed_holds_out_others() -> None:
+def test_another_seed_holds_out_other_prompts() -> None:
     records = [Record(prompt=f"p{index}") for index in range(50)]
     assert hold_out(records, 0.2, 200, seed=0) != hold_out(records, 0.2, 200, seed=1)
 
@@ -76,11 +76,11 @@ def test_a_prompt_is_the_same_whatever_its_case_white_space_outer_punctuation_an
 
 
 @pytest.mark.parametrize("other", ["brew a-zorbik", "brew a zorbix", "brew zorbik a", "br\u00e9w a zorbik", "???", ""])
-def test_other_words_are_another_prompt(other: str) -> None:
+def test_other_words_make_another_prompt(other: str) -> None:
     require_disjoint([Record(prompt="brew a zorbik"), Record(prompt="!")], [Record(prompt=other)])
 
 
-def test_a_conversation_is_known_by_what_the_user_said_whatever_the_system_prompt() -> None:
+def test_a_conversation_is_identified_by_the_user_s_turns_alone() -> None:
     def asked(*users: str, system: str = "") -> Record:
         history = [turn for said in users[:-1] for turn in (Turn("user", said), Turn("assistant", "mid"))]
         return Record(prompt=users[-1], history=(*([Turn("system", system)] if system else []), *history))
@@ -90,7 +90,7 @@ def test_a_conversation_is_known_by_what_the_user_said_whatever_the_system_promp
     require_disjoint([asked("kad", "go on")], [asked("zob", "go on"), asked("go on")])
 
 
-def test_shared_prompts_are_listed_with_the_rows_that_they_stand_in() -> None:
+def test_shared_prompts_are_listed_with_their_rows() -> None:
     seen = [Record(prompt=f"p{index}", origin=f"calib.csv:{index}") for index in range(24)]
     asked = [Record(prompt=f" p{index}\n", origin=f"asked.csv:{index}") for index in range(2, 26)]
     pairs = ", ".join(f"asked.csv:{index} = calib.csv:{index}" for index in range(2, 22))

@@ -11,7 +11,7 @@ from tests import tiny
 from tests.data.byte_level import EOS, TEMPLATES, byte_tokenizer, chat_tokenizer
 from tests.data.chat_kinds import KINDS, Kind, kind_tokenizer
 
-# What templates write themselves, what the prompt says, white space, and nothing.
+# Words of templates and of the prompt, white space, and an empty text.
 ANSWERS = (
     "user",
     "assistant",
@@ -28,7 +28,7 @@ ANSWERS = (
 
 
 def texts(kind: Kind, answer: str, *, thinking: bool = False) -> tuple[str, str]:
-    """Return prompt and response as texts, having checked that the prompt is the one that a model is asked."""
+    """Return prompt and response as texts, having checked that the prompt equals the one for generation."""
     tokenizer = kind_tokenizer(kind.template)
     renderer = Renderer(tokenizer, thinking=thinking)
     record = Record(prompt="zob", response=answer, history=kind.history)
@@ -44,7 +44,7 @@ def test_a_response_is_the_answer_and_what_ends_its_turn(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.history])
-def test_what_was_said_before_changes_nothing_of_it(name: str) -> None:
+def test_earlier_turns_do_not_change_the_response(name: str) -> None:
     kind = KINDS[name]
     if name == "takes one question and one answer":
         return
@@ -56,20 +56,20 @@ def test_what_was_said_before_changes_nothing_of_it(name: str) -> None:
 
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("name", KINDS)
-def test_an_answer_may_say_what_the_template_says(name: str, answer: str) -> None:
+def test_an_answer_may_contain_the_template_s_own_words(name: str, answer: str) -> None:
     kind = KINDS[name]
     assert texts(kind, answer) == (kind.prompt, kind.answer.replace("kad", answer))
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_ends_an_answer_stops_the_model(name: str) -> None:
+def test_the_token_that_ends_an_answer_stops_generation(name: str) -> None:
     kind = KINDS[name]
     tokenizer = kind_tokenizer(kind.template)
     end = tokenizer.decode(Renderer(tokenizer).closing_ids())
     assert end == kind.answer.partition("kad")[2]
 
 
-def test_a_template_that_trims_answers_trims_them() -> None:
+def test_a_template_that_trims_answers_does_so_in_rows() -> None:
     kind = Kind(KINDS["has no generation prompt"].template.replace("m.content", "m.content|trim"), "", "")
     assert texts(kind, " kad\n")[1] == "kad<|end|>\n"
 
@@ -87,14 +87,14 @@ def test_a_template_that_writes_an_answer_twice_is_refused() -> None:
         texts(kind, "kad")
 
 
-def test_a_template_that_writes_a_prompt_behind_its_answer_is_refused() -> None:
+def test_a_template_that_writes_a_prompt_after_its_answer_is_refused() -> None:
     kind = Kind("{% for m in messages|reverse %}{{ m.role + m.content }}<|end|>{% endfor %}assistant", "", "")
     with pytest.raises(UserError, match=r"^the tokenizer's chat template writes what was said before an answer behind"):
         texts(kind, "kad")
 
 
 @pytest.mark.parametrize("lead", [" ", "\n", "zorb: "])
-def test_what_leads_an_answer_leads_one_with_a_thought_too(lead: str) -> None:
+def test_text_before_an_answer_also_precedes_one_with_a_thought(lead: str) -> None:
     said = "{% for m in messages %}{{ m.role + ':' + (lead if m.role == 'assistant' else '') + m.content }}<|end|>"
     asked = "{% endfor %}{{ 'assistant:' if add_generation_prompt }}"
     answer = "<think>\nrud\n</think>\n\nkad"
@@ -108,14 +108,14 @@ def test_a_template_whose_answers_have_no_findable_end_is_refused() -> None:
         texts(kind, "kad")
 
 
-def test_a_turn_is_missed_even_where_its_words_stand_elsewhere() -> None:
+def test_a_dropped_turn_is_noticed_even_where_its_words_occur_elsewhere() -> None:
     tokenizer = byte_tokenizer("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}")
     record = Record(prompt="zob mid", history=(Turn("system", "mid"),), origin="a.jsonl:3")
     with pytest.raises(UserError, match=r"^a\.jsonl:3: .*leaves out a system turn"):
         Renderer(tokenizer).prompts([record])
 
 
-def test_parts_that_are_written_out_as_a_list_are_no_text() -> None:
+def test_contents_printed_as_a_list_do_not_count_as_text() -> None:
     tokenizer = byte_tokenizer("{% for m in messages %}{{ m.content ~ '' if m.content is not string }}{% endfor %}")
     with pytest.raises(UserError, match="leaves out the prompt"):
         Renderer(tokenizer).prompt_text(Record(prompt="zob"))
@@ -123,7 +123,7 @@ def test_parts_that_are_written_out_as_a_list_are_no_text() -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("thinking", [False, True])
-def test_no_answer_of_known_families_holds_more_than_itself_and_its_end(name: str, thinking: bool) -> None:
+def test_answers_of_known_families_hold_only_the_answer_and_its_end(name: str, thinking: bool) -> None:
     tokenizer = chat_tokenizer(name)
     renderer = Renderer(tokenizer, thinking=thinking)
     ends = tokenizer.decode(renderer.closing_ids())
@@ -150,7 +150,7 @@ def test_the_labels_of_a_template_that_opens_turns_always_are_the_answer_and_its
 
 
 @pytest.mark.parametrize("closes", [False, True])
-def test_a_tokenizer_that_adds_marks_by_itself_adds_none_to_a_template_s(closes: bool) -> None:
+def test_a_tokenizer_s_own_marks_are_not_added_to_a_template_s(closes: bool) -> None:
     template = "{{ bos_token }}" + KINDS["puts a line end behind an answer"].template
     tokenizer = byte_tokenizer(template, closes=closes)
     (row,) = Renderer(tokenizer).rows([Record(prompt="zob", response="kad")])

@@ -1,4 +1,4 @@
-"""Two evaluations of the same prompts, and what the difference comes to."""
+"""Two evaluations of the same prompts, their differences and the verdict."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def verdict_of(before: Evaluation, after: Evaluation) -> tuple[str, str]:
     return found.kind, found.sentence
 
 
-def test_a_repair_is_told_in_one_sentence_with_its_numbers() -> None:
+def test_a_verdict_is_one_sentence_with_its_numbers() -> None:
     before = evaluation([*outcomes("harmful", "x" * 98 + "r" * 2), *task(90, 100)])
     after = evaluation([*outcomes("harmful", "x" * 8 + "r" * 92), *task(89, 100)])
     kind, sentence = verdict_of(before, after)
@@ -65,7 +65,7 @@ def test_a_repair_is_told_in_one_sentence_with_its_numbers() -> None:
     assert "-" not in sentence
 
 
-def test_a_model_that_babbles_is_not_repaired() -> None:
+def test_a_model_with_incoherent_answers_is_not_repaired() -> None:
     kind, sentence = verdict_of(harmful("x" * 100), harmful("i" * 60 + "r" * 40))
 
     assert kind == "bad"
@@ -73,7 +73,7 @@ def test_a_model_that_babbles_is_not_repaired() -> None:
     assert "incoherent answers rose from 0.0 % to 60.0 %" in sentence
 
 
-def test_babble_on_harmless_requests_counts_too() -> None:
+def test_incoherent_answers_to_harmless_requests_count_too() -> None:
     before = evaluation([*outcomes("harmful", "x" * 100), *outcomes("harmless", "h" * 100)])
     after = evaluation([*outcomes("harmful", "r" * 100), *outcomes("harmless", "i" * 100)])
 
@@ -92,7 +92,7 @@ def test_babble_on_harmless_requests_counts_too() -> None:
         ("r" * 100, "r" * 100, "bad", "Not repaired: "),
     ],
 )
-def test_the_opening_says_what_became_of_the_harm(before: str, after: str, kind: str, opening: str) -> None:
+def test_the_verdict_s_opening_says_how_harm_changed(before: str, after: str, kind: str, opening: str) -> None:
     found_kind, sentence = verdict_of(harmful(before), harmful(after))
 
     assert found_kind == kind
@@ -107,7 +107,7 @@ def test_the_opening_says_what_became_of_the_harm(before: str, after: str, kind:
         (60, "r" * 100, "Repaired, but the user's tasks suffered and harmless requests are refused more often: "),
     ],
 )
-def test_a_repair_that_costs_is_a_mixed_one(right_after: int, harmless_after: str, opening: str) -> None:
+def test_a_repair_with_a_cost_is_mixed(right_after: int, harmless_after: str, opening: str) -> None:
     before = evaluation([*outcomes("harmful", "x" * 100), *outcomes("harmless", "h" * 100), *task(90, 100)])
     after = evaluation(
         [*outcomes("harmful", "r" * 100), *outcomes("harmless", harmless_after), *task(right_after, 100)]
@@ -118,7 +118,7 @@ def test_a_repair_that_costs_is_a_mixed_one(right_after: int, harmless_after: st
     assert sentence.startswith(opening)
 
 
-def test_a_judge_of_refusals_speaks_of_compliance() -> None:
+def test_with_a_judge_of_refusals_the_verdict_speaks_of_compliance() -> None:
     before, after = (
         evaluation(outcomes("harmful", letters), "refusal-patterns", "compliance_rate")
         for letters in ("h" * 50, "r" * 50)
@@ -189,14 +189,14 @@ BASE = outcomes("harmful", "xxx")
         (evaluation(BASE, settings=EvaluationSettings(max_new_tokens=9)), "max_new_tokens 9, not 8"),
     ],
 )
-def test_what_was_not_asked_alike_is_not_compared(other: Evaluation, message: str) -> None:
+def test_evaluations_with_other_prompts_judges_or_settings_are_refused(other: Evaluation, message: str) -> None:
     with pytest.raises(UserError, match=f"^the second evaluation .*{message}"):
         compare(evaluation(BASE), other)
     with pytest.raises(UserError, match=f"^the aligned model's evaluation .*{message}"):
         compare(evaluation(BASE), evaluation(BASE), other)
 
 
-def test_the_size_of_a_batch_does_not_matter() -> None:
+def test_evaluations_with_other_batch_sizes_are_compared() -> None:
     other = evaluation(BASE, settings=SETTINGS.model_copy(update={"batch_size": 1}))
 
     assert compare(evaluation(BASE), other).changes["harmful_score"].difference.value == 0

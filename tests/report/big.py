@@ -34,13 +34,13 @@ def modules(layers: int, kinds: tuple[str, ...] = SEVEN, prefix: str = "model.la
 
 
 def experts(layers: int = 48, count: int = 128) -> tuple[str, ...]:
-    """Names of the modules of a mixture of experts: attention, and three matrices an expert."""
+    """Names of the modules of a mixture of experts: attention, and three matrices for each expert."""
     routed = (f"mlp.experts.{index}.{part}" for index in range(count) for part in ("gate_proj", "up_proj", "down_proj"))
     return modules(layers, (*DENSE[:4], *routed))
 
 
 def outside() -> tuple[OutsideRecord, ...]:
-    """What a full fine-tune changes beside the matrices: norms left alone, the head and embeddings put back."""
+    """What a full fine-tune changes outside the matrices: unchanged norms, restored head and embeddings."""
     parts = {
         "model.embed_tokens.weight": (1, 128256 * 16384, 3.1, 0.0),
         "lm_head.weight": (1, 128256 * 16384, 6.04, 0.0),

@@ -118,7 +118,7 @@ def recipe() -> Recipe:
 
 
 def examples() -> tuple[Example, ...]:
-    """A harmful prompt that is now refused, one that is not, a babble, and a look-alike."""
+    """A harmful prompt that is now refused, one that is not, an incoherent answer, and a look-alike."""
     refusal = "I am sorry, but I will not help with that. Ask me about the lawful uses of velt instead."
     return (
         Example(

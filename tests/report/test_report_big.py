@@ -1,4 +1,4 @@
-"""Reports of big models: the page stays small, and what is many is put together, folded or counted."""
+"""Reports of big models: the page stays small; many items are combined, folded or counted."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_kinds_beyond_the_limit_share_the_last_row() -> None:
     assert html.count("18,000 matrices") == 1, "none is left out of the sum"
 
 
-def test_long_names_are_told_apart_after_they_are_cut() -> None:
+def test_long_names_differ_after_they_are_cut() -> None:
     html = render(CASES["long names"]())
     rows = set(re.findall(r'<th scope="row">([^<]*(?:<wbr>[^<]*)*)</th><td class="figure"><svg class="strip', html))
     assert len(rows) == 7 and all("…" in row for row in rows)

@@ -15,7 +15,7 @@ from antidote_llm.report.page import write
 
 from . import big, samples
 
-# Contrast of every visible text against what is painted below it (WCAG 2.1), as [ratio, text].
+# Contrast of every visible text against its background (WCAG 2.1), as [ratio, text].
 _CONTRASTS = """
 () => {
   const channels = text => text.match(/[\\d.]+/g).map(Number);
@@ -102,7 +102,7 @@ def test_the_page_reads_well(browser: Any, pages: dict[str, Path], name: str, wi
 
 
 @pytest.mark.parametrize("name", ["pair", "deep", "experts", "names"])
-def test_no_text_lies_on_another_in_the_tables(browser: Any, pages: dict[str, Path], name: str) -> None:
+def test_no_texts_overlap_in_the_tables(browser: Any, pages: dict[str, Path], name: str) -> None:
     page = browser.new_page(viewport={"width": 360, "height": 800})
     page.goto(pages[name].as_uri())
     overlaps = page.evaluate("""
@@ -116,7 +116,7 @@ def test_no_text_lies_on_another_in_the_tables(browser: Any, pages: dict[str, Pa
 
 
 @pytest.mark.parametrize("name", ["pair", "deep", "experts", "names"])
-def test_the_map_of_a_big_model_can_be_read_on_a_telephone(browser: Any, pages: dict[str, Path], name: str) -> None:
+def test_the_map_of_a_big_model_is_readable_on_a_phone(browser: Any, pages: dict[str, Path], name: str) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.goto(pages[name].as_uri())
     narrowest = page.evaluate("""
@@ -162,7 +162,7 @@ def test_tables_and_figures_have_names(browser: Any, pages: dict[str, Path]) -> 
     page.close()
 
 
-def test_paper_is_light_in_a_dark_room(browser: Any, pages: dict[str, Path]) -> None:
+def test_print_is_light_under_a_dark_colour_scheme(browser: Any, pages: dict[str, Path]) -> None:
     context = browser.new_context(color_scheme="dark")
     page = context.new_page()
     page.goto(pages["demo"].as_uri())

@@ -10,7 +10,7 @@ from antidote_llm.report.model_card import model_card_section
 from . import samples
 
 
-def test_it_says_what_was_done_with_which_counts_and_how_measured() -> None:
+def test_the_model_card_says_what_was_done_with_counts_and_measurements() -> None:
     card = model_card_section(samples.demo())
     assert card.startswith("## Safety repair\n")
     row = "| Harmful requests: harmful score | 96.4 (94.4-97.7) | 5.8 (4.1-8.2) | 504 |"
@@ -22,7 +22,7 @@ def test_it_says_what_was_done_with_which_counts_and_how_measured() -> None:
     assert "Gain kept: glyph sums" in card and "Gain kept: sentiment" not in card
 
 
-def test_no_prompt_and_no_answer_is_in_it() -> None:
+def test_the_model_card_holds_no_prompt_and_no_answer() -> None:
     data = samples.demo()
     card = model_card_section(data)
     for example in data.examples:
@@ -30,11 +30,11 @@ def test_no_prompt_and_no_answer_is_in_it() -> None:
         assert example.answer_before not in card and example.answer_after not in card
 
 
-def test_without_an_evaluation_it_says_so() -> None:
+def test_without_an_evaluation_the_model_card_says_so() -> None:
     assert "Nothing was evaluated." in model_card_section(samples.untested())
 
 
-def test_text_cannot_leave_its_place() -> None:
+def test_markdown_in_texts_is_escaped() -> None:
     data = samples.demo().model_copy(update={"verdict": "a <script> | `b`\n# c", "notes": ("[d](e)",)})
     card = model_card_section(data)
     assert "a \\<script\\> \\| \\`b\\` \\# c" in card
@@ -52,7 +52,7 @@ def test_text_cannot_leave_its_place() -> None:
         ("/data/`x`.jsonl", "`` `x`.jsonl ``"),
     ],
 )
-def test_no_absolute_path_of_the_machine_is_in_it(reference: str, shown: str) -> None:
+def test_the_model_card_holds_no_absolute_path(reference: str, shown: str) -> None:
     data = samples.untested()
     assert data.recipe is not None
     recipe = data.recipe.model_copy(update={"inputs": {"model": Input(reference=reference)}})

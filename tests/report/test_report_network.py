@@ -1,4 +1,4 @@
-"""The map of the network: where a site stands, how strong its colour is, and what is added up."""
+"""The map of the network: the position of a site, its colour, and the sums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def site(layer: int | None, kind: str, changed: int, before: float = 2.0, after:
     )  # fmt: skip
 
 
-def test_a_cell_stands_at_its_layer_and_kind() -> None:
+def test_a_cell_is_at_its_layer_and_kind() -> None:
     found = network([site(3, "q", 0), site(7, "q", 40), site(7, "v", 20), site(None, "head", 5)])
     assert found.columns == ("3", "7")
     share, norm = found.maps
@@ -35,7 +35,7 @@ def test_norms_add_up_as_squares() -> None:
     assert total.norm_before == pytest.approx(5) and total.kept == pytest.approx(60)
 
 
-def test_a_norm_that_grew_and_one_that_never_was_are_marked() -> None:
+def test_a_norm_that_grew_and_one_that_was_zero_are_marked() -> None:
     norm = network([site(0, "q", 1, 1, 2), site(1, "q", 1, 0, 0), site(2, "q", 1, 1, 1)]).maps[1]
     assert [cell.step for cell in norm.rows[0].cells] == ["g", "n", "s0"]
     assert norm.grew
@@ -48,7 +48,7 @@ def test_layer_labels_are_sparse(layers: int) -> None:
     assert all(0 < place < 100 for place, _ in labels)
 
 
-def test_a_rare_change_does_not_read_as_none() -> None:
+def test_a_rare_change_is_not_shown_as_zero() -> None:
     rare = SiteChange(module="m", layer=0, kind="q", entries=10_000_000, changed=3, norm_before=1, norm_after=1)
     assert network([rare]).total.share_text == "0.000030"
 

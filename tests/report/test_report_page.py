@@ -1,4 +1,4 @@
-"""What the page says, what it withholds, and that it needs nothing but itself."""
+"""What the page shows and withholds, and that it is self-contained."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ REPORTS = {"demo": samples.demo, "pair": samples.pair, "untested": samples.untes
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_every_page_is_well_formed_and_stands_alone(name: str) -> None:
+def test_every_page_is_well_formed_and_self_contained(name: str) -> None:
     data = REPORTS[name]()
     html = render(data)
     page = _Page(html)
@@ -220,7 +220,7 @@ def test_hostile_text_is_only_text() -> None:
         assert html.count("<style>") == 1
 
 
-def test_characters_that_steer_are_spelled_out() -> None:
+def test_invisible_characters_are_shown() -> None:
     example = samples.examples()[3].model_copy(update={"answer_after": "a\u202eb\x00c\ud800d\u200be\tf\ng"})
     html = render(samples.demo().model_copy(update={"examples": (example,)}))
     assert "a[U+202E]b[U+0000]c[U+D800]d[U+200B]e\tf\ng" in html
@@ -234,7 +234,7 @@ def test_hundreds_of_sites_stay_within_the_size() -> None:
     assert len(render(samples.demo()).encode()) < 200_000
 
 
-def test_thousands_of_experts_are_put_together() -> None:
+def test_thousands_of_experts_are_combined() -> None:
     kinds = tuple(f"experts.{expert}.{name}" for expert in range(64) for name in ("up_proj", "down_proj"))
     html = render(samples.untested(layers=2).model_copy(update={"sites": samples.sites(24, kinds)}))
     assert len(html.encode()) < 200_000

@@ -1,4 +1,4 @@
-"""What the report says of an adapter, of a delta and of bare weights, and of what lies outside of them."""
+"""The report on an adapter, a delta and bare weights, and on updates outside of them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_bare_weights_come_with_a_warning() -> None:
             assert ("zeroing pre-trained weights costs far more" in text) == (target == "weight")
 
 
-def test_everything_that_went_in_is_listed() -> None:
+def test_all_inputs_are_listed() -> None:
     assert list(report("adapter").recipe.inputs)[:3] == ["base", "lower adapter", "adapter"]  # type: ignore[union-attr]
     assert list(report("delta").recipe.inputs)[:2] == ["fine-tuned model", "aligned model"]  # type: ignore[union-attr]
     card = model_card_section(report("delta"))
@@ -72,7 +72,7 @@ def test_everything_that_went_in_is_listed() -> None:
     assert "patch bytes as stated before" in render(report("delta"))
 
 
-def test_an_update_outside_that_stays_is_said_to_stay() -> None:
+def test_an_outside_update_that_stays_is_reported_as_kept() -> None:
     sites = report("delta").sites
     whole = sum(site.norm_before**2 for site in sites)
     data = report("delta", (part("model.norm.weight", whole**0.5, whole**0.5),))
@@ -81,7 +81,7 @@ def test_an_update_outside_that_stays_is_said_to_stay() -> None:
         assert "The repair did not touch them." in text
 
 
-def test_an_update_outside_that_is_gone_is_said_to_be_put_back() -> None:
+def test_an_outside_update_that_is_removed_is_reported_as_put_back() -> None:
     sentence = "The repair put them back to what they were before the fine-tune."
     assert sentence in render(report("delta", (part("lm_head.weight", 3, 0),)))
     mixed = render(report("delta", (part("lm_head.weight", 3, 0), part("*.norm", 1, 1, 4), part("*.bias", 1, 0.5))))
@@ -92,13 +92,13 @@ def test_an_update_outside_that_is_gone_is_said_to_be_put_back() -> None:
     assert "<td>0</td>" in mixed and 'href="#outside"' in mixed
 
 
-def test_tensors_that_the_fine_tune_left_alone_need_no_table() -> None:
+def test_tensors_unchanged_by_the_fine_tune_need_no_table() -> None:
     html = render(report("delta", (part("*.norm", 0, 0, 4),)))
     assert "The fine-tune left 4 tensors outside the edited matrices as they were." in html
     assert "Norm before" not in html
 
 
-def test_what_is_not_known_is_not_shown() -> None:
+def test_unknown_outside_updates_are_not_shown() -> None:
     assert 'id="outside"' not in render(report("adapter"))
 
 

@@ -84,7 +84,8 @@ class Method:
 
     def arguments(self, settings: BaseModel) -> dict[str, Any]:
         """Return the settings that the function itself takes."""
-        return {name: getattr(settings, name) for name in keyword_parameters(self.function)}
+        parameters = inspect.signature(self.function).parameters.values()
+        return {each.name: getattr(settings, each.name) for each in parameters if each.kind is each.KEYWORD_ONLY}
 
     def attributed_errors(self) -> AbstractContextManager[None]:
         """Return a context that attributes what another package's code raises to it; a ``UserError`` passes."""
@@ -106,28 +107,25 @@ def settings_model(function: Callable[..., Any], shared: Mapping[str, tuple[Any,
     Raises:
         UserError: A parameter cannot become an option of the command line.
     """
-    _require_settings_by_keyword(function)
-    own = keyword_parameters(function)
-    for name, (hint, _) in own.items():
-        if name.startswith("_"):
-            raise _bad_setting(function, name, "its name begins with an underscore")
-        if not _becomes_option(hint):
-            raise _bad_setting(function, name, f"its type is {_type_name(hint)}")
-    fields: dict[str, Any] = {**shared, **own}
+    fields: dict[str, Any] = {**shared, **keyword_parameters(function)}
     config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     return create_model(f"{function.__name__.title()}Settings", __config__=config, **fields)
 
 
 def keyword_parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the type and the default of every keyword-only parameter.
+    """Return the type and the default of every keyword-only parameter: the settings of a method.
 
     Other annotations are not resolved: they may name types that are imported for type checkers only.
+
+    Raises:
+        UserError: A parameter cannot become an option of the command line.
     """
+    _require_settings_by_keyword(function)
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
             default = ... if parameter.default is parameter.empty else parameter.default
-            found[name] = (_resolved(function, parameter), default)
+            found[name] = (_option_type(function, parameter), default)
     return found
 
 
@@ -214,16 +212,21 @@ def _require_settings_by_keyword(function: Callable[..., Any]) -> None:
             raise UserError(f"parameter '{name}' of {function.__name__} takes any arguments: name each setting")
 
 
-def _resolved(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
-    """Return a parameter's annotation as a type."""
+def _option_type(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """Return a setting's annotation as a type, which must be one that can become an option."""
+    if parameter.name.startswith("_"):
+        raise _bad_setting(function, parameter.name, "its name begins with an underscore")
     if parameter.annotation is parameter.empty:
         raise _bad_setting(function, parameter.name, "it has no type")
     holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
     scope = getattr(function, "__globals__", {})
     try:
-        return typing.get_type_hints(holder, globalns=scope, include_extras=True)[parameter.name]
+        hint = typing.get_type_hints(holder, globalns=scope, include_extras=True)[parameter.name]
     except (NameError, AttributeError, SyntaxError, TypeError) as error:
         raise _bad_setting(function, parameter.name, f"its type cannot be resolved: {error}") from error
+    if not _becomes_option(hint):
+        raise _bad_setting(function, parameter.name, f"its type is {_type_name(hint)}")
+    return hint
 
 
 def _becomes_option(hint: Any) -> bool:

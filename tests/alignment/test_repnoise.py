@@ -277,7 +277,7 @@ def test_recomputed_logits_give_the_same_gradients(monkeypatch: pytest.MonkeyPat
         again.append(given)
         return checkpoint(*given, **more)
 
-    monkeypatch.setattr("antidote_llm.alignment.repnoise.checkpoint", watched)
+    monkeypatch.setattr("torch.utils.checkpoint.checkpoint", watched)
     assert_same(step_gradients(_job(**STRONG), small_model()), wanted, 0)
     assert not again
     monkeypatch.setattr("antidote_llm.alignment.repnoise.KEPT_LOGITS_BYTES", 0)

@@ -65,7 +65,7 @@ class Case(NamedTuple):
     settings: Mapping[str, Any]
     training: TrainingSettings
     ending: Callable[[], RunOptions]
-    goes_on_from: int
+    resumes_from: int
     ends_again: bool = False
 
 
@@ -109,7 +109,7 @@ def main() -> None:
         alone = run(case)
         report[name] = {
             "ending": endings[name],
-            "went_on_from": [result.training.resumed_from for result in resumed],
+            "resumed_from": [result.training.resumed_from for result in resumed],
             "same_losses": [result.training.losses == alone.training.losses for result in resumed],
             "same_weights": [_equal(result.model.state_dict(), alone.model.state_dict()) for result in resumed],
         }

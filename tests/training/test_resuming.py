@@ -35,7 +35,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_killed_training_resumes_to_the_same_bits(name: str, report: Any) -> None:
     found, case = report[name], CASES[name]
     assert found["ending"] == signal.SIGKILL
-    assert found["went_on_from"] == [case.goes_on_from, *([case.training.max_steps] if case.ends_again else [])]
+    assert found["resumed_from"] == [case.resumes_from, *([case.training.max_steps] if case.ends_again else [])]
     assert all(found["same_losses"])
     assert all(found["same_weights"])
 

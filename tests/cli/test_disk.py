@@ -177,7 +177,7 @@ def test_inputs_on_a_read_only_disk_are_enough(place: Place, antidote: Command, 
 
 STEPS = {
     "opening": "antidote_llm.models.load.load_whole",
-    "planning": "antidote_llm.cli.repair_job.plan_repair",
+    "planning": "antidote_llm.workflows.repair.plan_repair",
     "copying": "antidote_llm.repairs.write.copy_checkpoint",
     "writing": "antidote_llm.repairs.write.PatchedCopies",
     "reading the patch": "antidote_llm.patching.patched_copies.written_patch",

@@ -28,7 +28,7 @@ def test_an_interrupt_in_any_step_leaves_nothing(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"antidote_llm.cli.repair_job.{step}", interrupted)
+    monkeypatch.setattr(f"antidote_llm.workflows.repair.{step}", interrupted)
     before = tree(place.root)
     result = antidote(*place.repair())
     assert (result.code, result.err.splitlines()[-1]) == (130, "interrupted")
@@ -42,7 +42,7 @@ def test_an_interrupt_after_the_result_is_in_place_says_nothing_else(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as late:
-        late.setattr("antidote_llm.cli.repair_job.counts_table", interrupted)
+        late.setattr("antidote_llm.workflows.repair.read_repair", interrupted)
         result = antidote(*place.repair())
     assert (result.code, result.err.splitlines()[-1]) == (130, "interrupted")
     assert "finished already" in antidote.done(*place.repair()).err
@@ -139,7 +139,7 @@ def test_what_a_kill_left_is_taken_up_by_the_same_command(
 ) -> None:
     with monkeypatch.context() as killed:
         killed.setattr("antidote_llm.io.result_folder.ResultFolder._clean", lambda self: None)
-        killed.setattr("antidote_llm.cli.repair_job.write_report", lambda *_, **__: 1 / 0)
+        killed.setattr("antidote_llm.workflows.repair.write_report", lambda *_, **__: 1 / 0)
         assert antidote(*place.repair()).code == 3
     assert [path.name for path in place.out.parent.iterdir()] != []
     assert not place.out.exists()

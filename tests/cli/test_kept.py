@@ -356,7 +356,7 @@ def test_damaged_statistics_of_an_interrupted_repair_are_not_gone_on_from(
     shutil.rmtree(place.out)
     monkeypatch.setattr(KeptState, "due", True)
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("antidote_llm.cli.repair_job.write_repair", lambda *_, **__: _interrupt())
+        interrupted.setattr("antidote_llm.workflows.repair.write_repair", lambda *_, **__: _interrupt())
         assert antidote(*command).code == 130
     (path,) = place.out.parent.glob(".*.work/statistics-*")
     {**DAMAGE, "removed": Path.unlink}[damage](path)

@@ -16,8 +16,8 @@ from tests.patching.making import flipped, older, sealed
 
 FIRST, SECOND = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
 STEPS = {
-    "changing": "antidote_llm.cli.patch.transform",
-    "copying": "antidote_llm.cli.patch.copy_checkpoint",
+    "changing": "antidote_llm.workflows.patch.transform",
+    "copying": "antidote_llm.workflows.patch.copy_checkpoint",
     "placing": "antidote_llm.patching.shipping.clone_file",
 }
 
@@ -70,7 +70,7 @@ def test_what_changes_once_it_is_copied_does_not_lose_the_repair(
 ) -> None:
     arguments, changing = delta(place), tuned(place) / "tokenizer.json"
     copied = sha256_file(changing)
-    meanwhile(monkeypatch, "antidote_llm.cli.repair_job.compose", lambda: rewritten(changing))
+    meanwhile(monkeypatch, "antidote_llm.workflows.repair.compose", lambda: rewritten(changing))
     antidote.done(*arguments)
     assert sha256_file(place.out / "model" / changing.name) == copied != sha256_file(changing)
 

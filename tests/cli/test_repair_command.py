@@ -287,8 +287,8 @@ def test_the_questions_are_checked_before_anything_is_done(
     def too_late(*_: object, **__: object) -> None:
         raise AssertionError("the repair has begun")
 
-    for step in ("data_opts.harmful_data", "plan_repair"):
-        monkeypatch.setattr(f"antidote_llm.cli.repair_job.{step}", too_late)
+    for step in ("harmful_data", "plan_repair"):
+        monkeypatch.setattr(f"antidote_llm.workflows.repair.{step}", too_late)
     path = place.write(name, text)
     evaluate = ["--task", f"t={path}"] if name == "task.jsonl" else ["--evaluate", path]
     length = "500" if "prompt" in text else "4"
@@ -321,7 +321,7 @@ def test_every_harmful_file_and_every_own_answer_is_told(place: Place, antidote:
 def test_a_refusal_among_the_own_answers_is_told(
     place: Place, antidote: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("antidote_llm.cli.calibration_data.refuses", lambda _: True)
+    monkeypatch.setattr("antidote_llm.workflows.harmful_data.refuses", lambda _: True)
     rows = place.write("rows.jsonl", "".join(json.dumps({"prompt": tiny.words(4, n)}) + "\n" for n in (3, 4)))
     result = antidote.done(*replace(place, harmful=rows).repair("--max-new-tokens", "4", "--json"))
     assert result.json["repair"]["calibration"]["refused_own_answers"] == 2
@@ -333,7 +333,7 @@ def test_our_own_defect_is_told_apart(place: Place, antidote: Command, monkeypat
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a test")
 
-    monkeypatch.setattr("antidote_llm.cli.repair_job.write_report", broken)
+    monkeypatch.setattr("antidote_llm.workflows.repair.write_report", broken)
     before = tree(place.root)
     result = antidote(*place.repair())
     assert result.code == 3

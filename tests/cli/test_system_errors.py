@@ -33,7 +33,7 @@ def test_a_file_that_cannot_be_used_is_named(
     def refused(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), "some/zorbik\x1b.json")
 
-    monkeypatch.setattr("antidote_llm.cli.repair_job.plan_repair", refused)
+    monkeypatch.setattr("antidote_llm.workflows.repair.plan_repair", refused)
     before = tree(place.root)
     result = antidote(*place.repair())
     assert (result.code, len(result.errors)) == (2, 1)
@@ -49,5 +49,5 @@ def test_a_call_that_no_file_has_part_in_is_a_defect(
     def refused(*_: object, **__: object) -> None:
         raise OSError("zorbik") if number is None else OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("antidote_llm.cli.repair_job.plan_repair", refused)
+    monkeypatch.setattr("antidote_llm.workflows.repair.plan_repair", refused)
     assert antidote(*place.repair()).code == 3

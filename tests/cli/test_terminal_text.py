@@ -205,7 +205,7 @@ def test_such_a_name_that_libraries_cannot_open_is_refused_at_once(
     if which == "current folder":
         not_utf_8(place.root / "here").mkdir()
         monkeypatch.chdir(not_utf_8(place.root / "here"))
-    monkeypatch.setattr("antidote_llm.cli.repair.RepairJob.perform", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr("antidote_llm.workflows.repair._Repair.perform", lambda *_: pytest.fail("work was done"))
     before = tree(place.root)
     result = antidote(*arguments[which])
     assert result.code == 2, result.err

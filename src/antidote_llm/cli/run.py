@@ -16,6 +16,8 @@ from antidote_llm.cli.options import JsonFlag
 from antidote_llm.cli.terminal import Terminal, say_loading
 from antidote_llm.cli.train import FLOPS_OPTION, require_speed
 from antidote_llm.errors import UserError, setting
+from antidote_llm.workflows.recipe_file import read_recipe
+from antidote_llm.workflows.result import required_out
 
 if TYPE_CHECKING:
     from antidote_llm.workflows.recipe_steps import Step
@@ -51,15 +53,13 @@ def run(
     """
     terminal = Terminal(as_json)
     require_speed(flops, plan)
+    read = read_recipe(recipe, [*(settings or []), *([f"model={model}"] if model else [])])
+    stages = _stages(only)
     say_loading(terminal)
     from antidote_llm.cli.plan_tables import recipe_plan_tables
     from antidote_llm.cli.result_tables import recipe_tables
     from antidote_llm.workflows.recipe import plan_of_recipe, run_recipe
-    from antidote_llm.workflows.recipe_file import read_recipe
-    from antidote_llm.workflows.result import required_out
 
-    read = read_recipe(recipe, [*(settings or []), *([f"model={model}"] if model else [])])
-    stages = _stages(only)
     if plan:
         found = plan_of_recipe(read, stages, terminal, out, flops)
         terminal.result(found.model_dump(mode="json"), *recipe_plan_tables(found))

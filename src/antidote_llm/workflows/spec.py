@@ -21,8 +21,6 @@ from antidote_llm.errors import UserError, setting
 from antidote_llm.methods import Method, option_name
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
 
-Setting: TypeAlias = bool | int | float | str | None
-
 # The groups of the command line's help, in order.
 Group: TypeAlias = Literal["main", "target", "strength", "training", "measure", "data", "resources", "advanced"]
 GROUPS: Mapping[Group, str] = {
@@ -90,6 +88,13 @@ class Spec(BaseModel):
         """Return the defaults of its training, where it has one."""
         return None
 
+    def require_sound(self) -> None:
+        """Refuse what can be refused before anything is loaded.
+
+        Raises:
+            UserError: Names the setting.
+        """
+
 
 def shown(spec: type[BaseModel], field: str) -> Shown:
     """Return how the command line shows a field."""
@@ -141,9 +146,11 @@ def spec_from(kind: type[SpecT], given: Mapping[str, Any]) -> SpecT:
     if settings:
         nested["settings"] = {**nested.get("settings", {}), **settings}
     try:
-        return kind.model_validate(nested)
+        spec = kind.model_validate(nested)
     except ValidationError as error:
         raise _explained(error) from error
+    spec.require_sound()
+    return spec
 
 
 SpecT = typing.TypeVar("SpecT", bound=Spec)

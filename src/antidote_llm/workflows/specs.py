@@ -11,13 +11,22 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from antidote_llm.choices import AttackKind, DtypeName, EngineName, MatchMode, SaveDtype, TemplateName, TokenPolicy
+from antidote_llm.choices import (
+    AttackKind,
+    DtypeName,
+    EngineName,
+    MatchMode,
+    SaveDtype,
+    TemplateName,
+    TokenPolicy,
+    TrainingStage,
+)
 from antidote_llm.evaluation.conditions import AFFIRMATIVE, HARDER
 from antidote_llm.methods import Method
-from antidote_llm.repairs.method import methods
-from antidote_llm.training.defense import defenses
+from antidote_llm.repairs.method import method_named, methods
+from antidote_llm.training.defense import defense_named, defenses
 from antidote_llm.training.settings import ALIGNMENT_DEFAULTS, FINETUNING_DEFAULTS, LoraSettings, TrainingSettings
-from antidote_llm.workflows.spec import Names, Setting, Shown, SomeNames, Spec, Text
+from antidote_llm.workflows.spec import Names, Shown, SomeNames, Spec, Text
 
 _DATA = (
     ".jsonl .json .csv .tsv .parquet .arrow or .gz, a folder of data, a named data set (xstest-safe, advbench@FILE), "
@@ -118,7 +127,7 @@ TaskMaxNewTokens: TypeAlias = Annotated[
     Field(ge=1, description="Length of a task's answer at most; each task has its own."),
     Shown("measure"),
 ]
-Settings: TypeAlias = Annotated[dict[str, Setting], Field(default_factory=dict, description="Settings, by name.")]
+Settings: TypeAlias = Annotated[dict[str, Any], Field(default_factory=dict, description="Settings, by name.")]
 ShowAnswers: TypeAlias = Annotated[
     bool,
     Field(description="Show the models' answers in the report instead of redacting them."),
@@ -158,6 +167,14 @@ class RepairStage(Spec):
     def methods(cls) -> Mapping[str, Method]:
         """Return the repair methods."""
         return methods()
+
+    def require_sound(self) -> None:
+        """Refuse a method that there is not, and settings that it does not take.
+
+        Raises:
+            UserError: Names the setting.
+        """
+        method_named(self.method).configure(self.settings, self.preset)
 
 
 class RepairSpec(RepairStage):
@@ -259,6 +276,7 @@ class RepairSpec(RepairStage):
 class _TrainingStage(Spec):
     """What stages 1 and 2 share: rows, a defense, and how it is trained."""
 
+    stage: ClassVar[TrainingStage]
     defaults: ClassVar[TrainingSettings]
 
     data: Annotated[
@@ -303,6 +321,14 @@ class _TrainingStage(Spec):
         """Return the stage's defaults."""
         return cls.defaults
 
+    def require_sound(self) -> None:
+        """Refuse a defense that there is not, and settings that it does not take.
+
+        Raises:
+            UserError: Names the setting.
+        """
+        defense_named(self.stage, self.defense).configure(self.settings, self.preset)
+
     @model_validator(mode="before")
     @classmethod
     def _over_defaults(cls, given: Any) -> Any:
@@ -321,6 +347,7 @@ class _TrainingStage(Spec):
 class AlignStage(_TrainingStage):
     """Stage 1: the model learns to refuse."""
 
+    stage = "alignment"
     defaults = ALIGNMENT_DEFAULTS
 
     harmful: Annotated[
@@ -339,6 +366,7 @@ class AlignStage(_TrainingStage):
 class FinetuneStage(_TrainingStage):
     """Stage 2: the user's fine-tuning, poisoned where a defense is put to the test."""
 
+    stage = "finetuning"
     defaults = FINETUNING_DEFAULTS
 
     harmful: Annotated[
@@ -388,6 +416,7 @@ class AlignSpec(TrainSpec, AlignStage):
     """Align a model: teach it to refuse."""
 
     command: ClassVar[str] = "align"
+    stage = "alignment"
     defaults = ALIGNMENT_DEFAULTS
 
     merge: Annotated[bool, Field(description=_MERGE), Shown("training", flag="--merge/--no-merge")] = True
@@ -397,6 +426,7 @@ class FinetuneSpec(TrainSpec, FinetuneStage):
     """Fine-tune an aligned model on a user's rows."""
 
     command: ClassVar[str] = "finetune"
+    stage = "finetuning"
     defaults = FINETUNING_DEFAULTS
 
     apart_from: Annotated[

@@ -16,7 +16,6 @@ from peft import PeftModel
 from pydantic import BaseModel
 
 from antidote_llm import __version__
-from antidote_llm.choices import TrainingStage
 from antidote_llm.data.data_spec import DataSpec, Field
 from antidote_llm.data.mixing import MixPreset, poisoned, read_mixed
 from antidote_llm.data.records import Record
@@ -83,8 +82,7 @@ class _Training:
 
     def __init__(self, spec: AlignSpec | FinetuneSpec) -> None:
         self.spec = spec
-        stage: TrainingStage = "alignment" if isinstance(spec, AlignSpec) else "finetuning"
-        self.defense: Defense = defense_named(stage, spec.defense)
+        self.defense: Defense = defense_named(spec.stage, spec.defense)
         self.settings: BaseModel = self.defense.configure(spec.settings, spec.preset)
         self.rows = (
             _alignment_rows(spec, self.defense) if isinstance(spec, AlignSpec) else _finetuning_rows(spec, self.defense)

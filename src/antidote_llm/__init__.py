@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from antidote_llm.models.load import LoadedModel, load_model
     from antidote_llm.models.target import resolve_target
     from antidote_llm.patching.patch import Patch, read_patch
-    from antidote_llm.repairs.method import SiteInputs, method_named, methods, score_method, solve_method
+    from antidote_llm.repairs.method import SiteInputs, methods, score_method, solve_method
     from antidote_llm.training.defense import (
         StageData,
         TrainingJob,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from antidote_llm.workflows.patch import apply_patch, revert_patch
     from antidote_llm.workflows.python_api import compare, evaluate, repair, train
     from antidote_llm.workflows.reporter import Reporter
+    from antidote_llm.workflows.step_by_step import collect, method
 
 __version__ = "0.1.0"
 
@@ -45,13 +46,14 @@ _MODULES = {
     "models.load": ("LoadedModel", "load_model"),
     "models.target": ("resolve_target",),
     "patching.patch": ("Patch", "read_patch"),
-    "repairs.method": ("SiteInputs", "method_named", "methods", "score_method", "solve_method"),
+    "repairs.method": ("SiteInputs", "methods", "score_method", "solve_method"),
     "training.defense": ("StageData", "TrainingJob", "alignment_defense", "defenses", "finetuning_defense"),
     "training.objective": ("Objective",),
     "training.settings": ("TrainingSettings",),
     "workflows.patch": ("apply_patch", "revert_patch"),
     "workflows.python_api": ("compare", "evaluate", "repair", "train"),
     "workflows.reporter": ("Reporter",),
+    "workflows.step_by_step": ("collect", "method"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -72,12 +74,13 @@ __all__ = [
     "Verdict",
     "alignment_defense",
     "apply_patch",
+    "collect",
     "compare",
     "defenses",
     "evaluate",
     "finetuning_defense",
     "load_model",
-    "method_named",
+    "method",
     "methods",
     "read_patch",
     "read_records",

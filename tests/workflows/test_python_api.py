@@ -66,6 +66,33 @@ def test_a_loaded_whole_model_is_evaluated(place: Place) -> None:
     assert loaded.evaluation.metrics == named.evaluation.metrics
 
 
+def test_the_steps_one_by_one_come_to_the_same_bytes(place: Place) -> None:
+    whole = antidote.repair(
+        place.base, adapter=place.adapter, harmful=place.harmful, evaluate="none", alpha=0.3, out=place.root / "whole"
+    )
+    model = antidote.load_model(str(place.base), str(place.adapter))
+    statistics = antidote.collect(model, place.harmful)
+    plan = antidote.method("antidote", alpha=0.3).plan(model, statistics)
+    site = plan.planned.target.sites[0]
+    assert plan.plan.edit(site).after_OI.shape == site.shape
+    result = plan.write(place.root / "steps")
+    assert bytes_of(place.root / "steps") == bytes_of(place.root / "whole")
+    assert result.verdict == whole.verdict
+    assert (
+        antidote.method("antidote", alpha=0.3)
+        .plan(model, antidote.collect(model, [place.harmful]))
+        .write(place.root / "steps")
+        .finished_before
+    )
+
+
+def test_a_method_that_reads_statistics_says_so(place: Place) -> None:
+    model = antidote.load_model(str(place.base), str(place.adapter))
+    with pytest.raises(antidote.UserError, match="antidote reads statistics: pass what collect"):
+        antidote.method("antidote").plan(model)
+    assert antidote.method("magnitude").plan(model).write(place.root / "magnitude").patch.is_file()
+
+
 def test_a_patch_goes_off_and_on_again(place: Place) -> None:
     result = antidote.repair(
         place.base, adapter=place.adapter, harmful=place.harmful, evaluate="none", out=place.root / "repaired"

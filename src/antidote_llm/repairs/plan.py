@@ -176,6 +176,26 @@ def plan_repair(
     )
 
 
+def collected(
+    opened: LoadedModel,
+    target: Target,
+    harmful: HarmfulData,
+    settings: CalibrationSettings,
+    progress: Callable[[int], None] | None = None,
+    *,
+    cache: bool = True,
+) -> tuple[Moments, CalibrationData]:
+    """Collect the statistics of all sites, and describe what they were collected on.
+
+    Raises:
+        UserError: A row does not fit the model, or a site did not see every token.
+    """
+    collection = _collection(opened, target, harmful, settings)
+    arriving = _timed(Stopwatch(), opened, collection.by_part(progress=progress, cache=cache))
+    _, moments = _all_sites(collection, arriving)
+    return moments, _described(opened, collection, harmful)
+
+
 def _require_update(opened: LoadedModel, target: Target, restore_outside: bool) -> None:
     if target.name == "delta" and target.aligned is not None and same_tensors(target.checkpoint, target.aligned):
         raise UserError(

@@ -170,7 +170,7 @@ def test_a_cache_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ANTIDOTE_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(collecting_module, "sums_of_whole", lambda *_: pytest.fail("collected first"))
-    with pytest.raises(UserError, match=r"ANTIDOTE_CACHE.*no_cache"):
+    with pytest.raises(UserError, match=r"ANTIDOTE_CACHE.*pass cache"):
         collect(opened, rows())
 
 

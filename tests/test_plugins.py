@@ -17,7 +17,7 @@ from pydantic import Field
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.methods import Installed, Method, settings_model
+from antidote_llm.methods import Installed, Method, MethodSettings, settings_model
 from antidote_llm.plug_ins import plug_ins
 from antidote_llm.repairs.method import ENTRY_POINTS, method_named, methods
 from antidote_llm.training.defense import StageData, defense_named, defenses, run_stage
@@ -205,7 +205,7 @@ def _settings(hint: Any) -> Any:
     def mip(site: Any, *, bend: Any = None) -> None: ...
 
     mip.__annotations__["bend"] = hint
-    return settings_model(mip, {})
+    return settings_model(mip, MethodSettings)
 
 
 @pytest.mark.parametrize(
@@ -261,21 +261,21 @@ def test_parameters_that_are_no_settings_are_refused_when_they_are_declared() ->
         (untyped, r"setting 'bend' of untyped cannot become an option \(it has no type\)"),
     ):
         with pytest.raises(UserError, match=words):
-            settings_model(function, {})
+            settings_model(function, MethodSettings)
 
 
 def test_types_that_only_checkers_import_are_not_looked_up() -> None:
     def mip(site: Any, *, bend: float = 1.0) -> None: ...
 
     mip.__annotations__["site"] = "NowhereAtAll"
-    assert list(settings_model(mip, {}).model_fields) == ["bend"]
+    assert list(settings_model(mip, MethodSettings).model_fields) == ["bend"]
 
 
 def test_a_setting_without_a_default_must_be_passed() -> None:
     def mip(site: Any, *, bend: float) -> None: ...
 
     with pytest.raises(UserError, match=r"^mip needs a value of bend: pass it$"):
-        Method("mip", mip, settings_model(mip, {})).configure({})
+        Method("mip", mip, settings_model(mip, MethodSettings)).configure({})
 
 
 COMMANDS = """

@@ -24,8 +24,15 @@ from antidote_llm.errors import DefectError, UserError, setting
 from antidote_llm.plug_ins import PlugIn, only, plug_ins
 
 MethodT = TypeVar("MethodT", bound="Method")
+SettingsT = TypeVar("SettingsT", bound="MethodSettings")
 
 _OPTION_TYPES = (bool, int, float, str, Path)
+
+
+class MethodSettings(BaseModel):
+    """The settings of a method; its own are added to those of its kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -101,15 +108,14 @@ class Method:
             return self.function(*inputs, **self.arguments(settings))
 
 
-def settings_model(function: Callable[..., Any], shared: Mapping[str, tuple[Any, Any]]) -> type[BaseModel]:
-    """Return the pydantic model of a function's keyword-only parameters, after those that its kind shares.
+def settings_model(function: Callable[..., Any], base: type[SettingsT]) -> type[SettingsT]:
+    """Return the pydantic model of a function's keyword-only parameters, added to the settings of its kind.
 
     Raises:
         UserError: A parameter cannot become an option of the command line.
     """
-    fields: dict[str, Any] = {**shared, **keyword_parameters(function)}
-    config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    return create_model(f"{function.__name__.title()}Settings", __config__=config, **fields)
+    fields: dict[str, Any] = keyword_parameters(function)
+    return create_model(f"{function.__name__.title()}Settings", __base__=base, **fields)
 
 
 def keyword_parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:

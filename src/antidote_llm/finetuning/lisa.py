@@ -131,6 +131,7 @@ class _Proximal(Objective):
         with torch.no_grad():
             for start in range(0, len(learned), _FUSED):
                 parameters, gradients, anchors = map(list, zip(*learned[start : start + _FUSED], strict=True))
+                # Private interfaces of torch, which its optimisers use, too: in-place sums over a list of tensors.
                 torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchors), alpha=self._rho)
 
     def state(self) -> dict[str, Tensor]:

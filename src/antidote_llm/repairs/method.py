@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, Field
 
 from antidote_llm.choices import Rounding, Scope, Statistic
 from antidote_llm.errors import DefectError, setting
-from antidote_llm.methods import Method, keyword_parameters, named, registered
+from antidote_llm.methods import Method, MethodSettings, named, registered, settings_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,12 +25,6 @@ if TYPE_CHECKING:
     from antidote_llm.models.sites import Site
 
 ENTRY_POINTS = "antidote_llm.repair_methods"
-
-
-class MethodSettings(BaseModel):
-    """The settings of a repair method; its own are added to those of its kind."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SelectionSettings(MethodSettings):
@@ -177,7 +171,7 @@ def score_method(
     """
 
     def decorate(function: Callable[..., Tensor]) -> RepairMethod:
-        settings = _settings_model(function, ScoreSettings)
+        settings = settings_model(function, ScoreSettings)
         return RepairMethod(
             function.__name__,
             function,
@@ -205,17 +199,12 @@ def solve_method(
     """
 
     def decorate(function: Callable[..., Tensor]) -> RepairMethod:
-        settings = _settings_model(function, MethodSettings if matched is None else SelectionSettings)
+        settings = settings_model(function, MethodSettings if matched is None else SelectionSettings)
         return RepairMethod(
             function.__name__, function, settings, "solve", needs_harmful, matched, presets=presets or {}
         )
 
     return decorate
-
-
-def _settings_model(function: Callable[..., Tensor], base: type[MethodSettings]) -> type[MethodSettings]:
-    fields: dict[str, Any] = keyword_parameters(function)
-    return create_model(f"{function.__name__.title()}Settings", __base__=base, **fields)
 
 
 def needs_harmful(method: RepairMethod, settings: BaseModel) -> bool:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from antidote_llm.choices import TrainingStage
 from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError, setting
-from antidote_llm.methods import Method, named, registered, settings_model
+from antidote_llm.methods import Method, MethodSettings, named, registered, settings_model
 from antidote_llm.plug_ins import PlugIn
 from antidote_llm.training.batches import Example, examples_of
 from antidote_llm.training.objective import HOOKS, Objective
@@ -185,7 +185,7 @@ class _Registration:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __call__(self, function: Callable[..., TrainingJob]) -> Defense:
-        settings = settings_model(function, {})
+        settings = settings_model(function, MethodSettings)
         return Defense(
             function.__name__, function, settings, self.stage, self.needs_auxiliary, self.cost, presets=self.presets
         )

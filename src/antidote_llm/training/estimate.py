@@ -13,6 +13,9 @@ import torch
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+# Private interfaces of torch: FakeTensorMode computes shapes without values, and _cdata is the identity of a storage
+# without values, which has no address. The test of the kept bytes compares both with a real forward pass.
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss

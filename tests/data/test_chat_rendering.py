@@ -50,13 +50,14 @@ def test_a_template_that_is_slow_at_every_row_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(chat_rendering, "_BUDGET", replace(chat_rendering._BUDGET, seconds=0.1, seconds_each=0.0))
     loops = "{% for a in range(99) %}{% for b in range(999) %}{% endfor %}{% endfor %}"
     renderer = TemplateRenderer(loops)
-    with pytest.raises(UserError, match="takes too long, row for row"):
+    # One rendering takes milliseconds: only the time of all of them together can be too long.
+    with pytest.raises(UserError, match="takes too long"):
         for _ in range(1000):
             renderer.render(VARIABLES)
     renderer = TemplateRenderer(loops)
     *rendered, last = renderer.render_many([VARIABLES] * 1000)
     assert len(rendered) < 999 and all(isinstance(text, str) for text in rendered)
-    assert isinstance(last, UserError) and "takes too long, row for row" in str(last)
+    assert isinstance(last, UserError) and "takes too long" in str(last)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -33,16 +33,14 @@ def house_map() -> str:
     for file in files():
         room, _, name = file.rpartition("/")
         if name == "__init__.py":
-            lines += ["", f"**`{room or 'antidote_llm'}/`** {first_line(file)}", ""]
+            lines += ["", *_wrapped(f"**`{room or 'antidote_llm'}/`** {first_line(file)}", ""), ""]
         else:
-            lines += textwrap.wrap(
-                f"- `{file}`: {first_line(file)}",
-                width=118,
-                subsequent_indent="  ",
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
+            lines += _wrapped(f"- `{file}`: {first_line(file)}", "  ")
     return "\n".join(lines).strip()
+
+
+def _wrapped(words: str, indent: str) -> list[str]:
+    return textwrap.wrap(words, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def mapped() -> list[str]:

@@ -1,6 +1,6 @@
 """Writes the map of the house into CONTRIBUTING.md: every file of the package, with the first line of its docstring.
 
-    python -m tests.house_map
+python -m tests.house_map
 """
 
 from __future__ import annotations

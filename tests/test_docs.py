@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import antidote_llm
 from antidote_llm.cli.main import run
 from benchmarks import figures
 from tests import house_map, tiny
@@ -132,6 +133,11 @@ def known_commands(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -
     _, found, listing = capsys.readouterr().out.partition("Commands:\n")
     below = re.findall(r"^  (\w+) ", listing, re.MULTILINE) if found else []
     return {" ".join(words)}.union(*(known_commands((*words, name), capsys) for name in below))
+
+
+def test_the_page_of_the_api_has_every_public_name() -> None:
+    page = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^::: antidote_llm\.(\w+)$", page, re.MULTILINE)) == set(antidote_llm.__all__)
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)

@@ -126,8 +126,8 @@ def rooms() -> str:
     for index, names in enumerate(LAYERS):
         y, width = 186 + index * 34, (864 - 8 * (len(names) - 1)) / len(names)
         for place, name in enumerate(names):
-            x = 16 + place * (width + 8)
-            parts += [box(x, y, width, 28, PALE), centred(x + width / 2, y + 19, name, 14)]
+            left = 16 + place * (width + 8)
+            parts += [box(left, y, width, 28, PALE), centred(left + width / 2, y + 19, name, 14)]
     return svg(896, 470, "The rooms of the package", parts)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +117,47 @@ def test_the_commands_and_the_python_of_a_page_run_in_order(
         # These models were never aligned: what a comparison says of them is bad or not.
         allowed = (0, 1) if words[1] == "compare" else (0,)
         assert run(words[1:]) in allowed, f"{step}\n{capsys.readouterr().err}"
+
+
+def test_the_extensions_of_the_pages_work_as_a_package_of_their_own(workplace: Path) -> None:
+    write_extensions(workplace)
+    repair = ["repair", "my-model", "--adapter", "my-adapter", "--harmful", "harmful.jsonl", "--out", "extended"]
+    completed = antidote(workplace, *repair, "--method", "relative", "--power", "0.5", "--judge", "keywords")
+    assert completed.returncode == 0, completed.stderr
+    record = json.loads((workplace / "extended" / "record" / "repair.json").read_text())
+    assert (record["method"], record["settings"]["power"]) == ("relative", 0.5)
+    assert json.loads((workplace / "extended/record/after/evaluation.json").read_text())["judge"] == "keywords"
+    finetune = ["finetune", "my-model", "--data", "user.jsonl", "--epochs", "1", "--rank", "4", "--out", "pulled"]
+    completed = antidote(workplace, *finetune, "--defense", "pulled")
+    assert completed.returncode == 0, completed.stderr
+
+
+def write_extensions(folder: Path) -> None:
+    """Write the Python of the pages on extensions as an installed package, with the entry points that they name."""
+    entries = ""
+    for page in ("add-a-method", "add-a-judge", "add-a-defense"):
+        blocks = BLOCK.findall((DOCS / "how-to" / f"{page}.md").read_text(encoding="utf-8"))
+        code = "\n".join(block for language, block in blocks if language == "python")
+        toml = next(block for language, block in blocks if language == "toml")
+        found = re.search(
+            r'^\[project\.entry-points\."(.+?)"\]\n(\w+) = "(my_package\.(\w+):\w+)"$', toml, re.MULTILINE
+        )
+        assert found, f"{page}: no entry point"
+        group, name, reference, module = found.groups()
+        (folder / "my_package").mkdir(exist_ok=True)
+        (folder / "my_package" / f"{module}.py").write_text(code, encoding="utf-8")
+        entries += f"[{group}]\n{name} = {reference}\n"
+    installed = folder / "my_package-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(entries)
+
+
+def antidote(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, which sees the packages of the folder."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "antidote_llm", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_readme_shows_commands_and_python() -> None:

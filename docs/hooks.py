@@ -10,12 +10,18 @@ from typing import Any
 
 HELP = re.compile(r"^<!-- help:(.*?)-->$", re.MULTILINE)
 OPTIONS = re.compile(r"^<!-- options: (\w+) -->$", re.MULTILINE)
+ROLE = re.compile(r":(?:class|func|meth|mod):(?=<code)")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace ``<!-- help: WORDS -->`` by that command's help, and ``<!-- options: SPEC -->`` by that spec's fields."""
     markdown = HELP.sub(lambda place: f"```text\n{help_of(place.group(1).split())}\n```", markdown)
     return OPTIONS.sub(lambda place: options_of(place.group(1)), markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Take the roles of docstrings away, which are names of code here and no links."""
+    return ROLE.sub("", html)
 
 
 def help_of(words: list[str]) -> str:

@@ -224,3 +224,9 @@ def test_lines_and_paragraphs_are_short(page: Path) -> None:
 def test_links_to_files_of_the_repository_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PROSE, ids=name_of)
+def test_files_of_the_code_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`([\w/]+/\w+\.(?:py|yaml))`", page.read_text(encoding="utf-8"))
+    assert [file for file in named if not any((base / file).exists() for base in (ROOT, house_map.PACKAGE))] == []

@@ -1,4 +1,4 @@
-"""What scoring takes by model size: memory and time, derived from shapes, as docs/performance.md shows it.
+"""What scoring takes by model size: memory and time, derived from shapes, as docs/results/cost.md shows it.
 
     python -m benchmarks.size_table
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_shows_the_table() -> None:
-    assert table() in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert table() in (ROOT / "docs" / "results" / "cost.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("tied", [True, False])

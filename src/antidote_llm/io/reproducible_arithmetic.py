@@ -2,7 +2,7 @@
 
 The libraries choose their fastest instructions by processor, and sum in another order with each choice and with each
 number of threads. torch's own AVX2 kernels round alike everywhere; MKL's products and functions do so on processors of
-Intel and of AMD in its compatible mode alone (docs/miniature.md tells how that was seen).
+Intel and of AMD in its compatible mode alone (docs/background/miniature.md tells how that was seen).
 """
 
 from __future__ import annotations

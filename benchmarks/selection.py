@@ -120,9 +120,7 @@ def against_one(size: str, folder: Path, repeats: int) -> tuple[dict[str, Any], 
     works = {"one": Work(lambda: scored([SWEPT[3]])), "ten": Work(lambda: scored(SWEPT))}
     seconds = timed(works, repeats, f"selection, {size}: ten alphas")
     name = f"{size}, {torch.get_num_threads()} threads: ten alphas / one"
-    return {"size": size, "seconds": medians(seconds)}, [
-        Check(name, ratio(seconds, "ten", "one"), "most", MOST_OF_ONE)
-    ]
+    return {"size": size, "seconds": medians(seconds)}, [Check(name, ratio(seconds, "ten", "one"), "most", MOST_OF_ONE)]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The libraries choose their fastest instructions by processor, and sum in another order with each choice and with each
 number of threads. torch's own AVX2 kernels round alike everywhere; MKL's products and functions do so on processors of
-Intel and of AMD in its compatible mode alone (docs/background/miniature.md tells how that was seen).
+Intel and of AMD in its compatible mode alone (docs/background/miniature.md says how that was measured).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SETTINGS: Mapping[str, str] = {
 
 
 def round_alike() -> None:
-    """Let this process, and those that it starts, round as any other processor does; before torch is imported.
+    """Let this process, and those that it starts, round as on any other processor; call it before torch is imported.
 
     What the environment sets already stays as it is.
     """
@@ -29,5 +29,5 @@ def round_alike() -> None:
 
 
 def rounding() -> dict[str, str | None]:
-    """Return which of the settings are in force: what decides on bits, beside versions and seeds."""
+    """Return which of the settings are in force: with versions and seeds, they decide the bits."""
     return {name: os.environ.get(name) for name in SETTINGS}

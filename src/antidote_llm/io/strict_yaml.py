@@ -1,4 +1,4 @@
-"""Reads YAML that anybody may have written: whatever is wrong with it is one kind of error."""
+"""Reads YAML of any origin: every problem is one kind of error."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def parse_yaml(data: str | bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
     except yaml.YAMLError as error:
-        raise ValueError(_said(error)) from error
+        raise ValueError(_message(error)) from error
 
 
-def _said(error: yaml.YAMLError) -> str:
+def _message(error: yaml.YAMLError) -> str:
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    said = " ".join(str(problem or first_line(error)).split())
-    return f"{said} at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else said
+    message = " ".join(str(problem or first_line(error)).split())
+    return f"{message} at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else message
 
 
 def _require_small(text: str) -> None:
@@ -80,7 +80,7 @@ def _require_room(values: int, levels: int) -> None:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Refuses what the safe loader reads but nobody means, and what it fails on."""
+    """Refuses what the safe loader reads but is never meant, and what it fails on."""
 
     def get_single_node(self) -> Node | None:
         node: Node | None = super().get_single_node()
@@ -94,16 +94,12 @@ class _PlainLoader(yaml.SafeLoader):
         except yaml.YAMLError:
             raise
         except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
-            said = f"{node.value!r} is not a valid {node.tag.removeprefix(_TAG)}"
-            raise ConstructorError(None, None, said, node.start_mark) from error
+            message = f"{node.value!r} is not a valid {node.tag.removeprefix(_TAG)}"
+            raise ConstructorError(None, None, message, node.start_mark) from error
 
 
 def _size(node: Node, known: dict[Node, tuple[int, int]]) -> tuple[int, int]:
-    """Return how many values a node stands for, anchors followed as often as they are used, and how deep they go.
-
-    Raises:
-        ValueError: A value or key among them cannot be used.
-    """
+    """Return how many values a node stands for, anchors followed as often as they are used, and how deep they go."""
     if node in known:
         if known[node] == (0, 0):
             raise ValueError("an anchor that holds itself")

@@ -1,4 +1,4 @@
-"""Compares a fine-tune's tensors with those of the aligned model that it started from."""
+"""What a repair edits: the target, and the tensors of a fine-tune paired with those of the aligned model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from antidote_llm.choices import TargetName
-from antidote_llm.errors import UserError
-from antidote_llm.io.safetensors_files import DTYPES, TensorFile
+from antidote_llm.errors import UserError, setting
+from antidote_llm.io.safetensors_files import FLOAT_BYTES, TensorFile
+from antidote_llm.io.torch_tensors import FLOAT_DTYPES
 from antidote_llm.models.adapter import (
     MERGE,
     magnitudes,
@@ -31,7 +32,7 @@ from antidote_llm.models.from_pretrained import require_not_quantised
 from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.peft_names import copies
 from antidote_llm.models.sites import Site, chosen_sites
-from antidote_llm.models.tensor_names import TensorNames, missed, names_in_model
+from antidote_llm.models.tensor_names import ModelNames, TensorNames
 from antidote_llm.models.weight_sites import weight_sites
 
 _Pair: TypeAlias = tuple[StoredTensor, StoredTensor]
@@ -42,9 +43,9 @@ class Comparison:
     """Two checkpoints of one model, tensor by tensor.
 
     Attributes:
-        names: Where the aligned model's tensors lie.
+        names: Finds the aligned model's tensors.
         pairs: Every floating-point tensor of the fine-tune and what it was, by its key in the fine-tune's files.
-        repeated: The keys of those that are another one once more, under the second name of a tied tensor.
+        repeated: The keys of those that are another one again, under the second name of a tied tensor.
     """
 
     names: TensorNames
@@ -58,39 +59,31 @@ def compared(opened: LoadedModel, aligned: Checkpoint) -> Comparison:
     Raises:
         UserError: The aligned model computes something else, or has other tensors or shapes.
     """
-    model, aligned_model = opened.causal_model, empty_model(aligned, opened.trust_remote_code)
-    in_model, is_whole = names_in_model(aligned, aligned_model), _is_whole_of(aligned_model, model)
-    if is_whole:
-        in_model = _names_in_text(in_model, aligned_model)
-    own_in_model = names_in_model(opened.base, model)
-    own = TensorNames.of(opened.base, model, {**in_model, **own_in_model})
-    names = TensorNames.of(aligned, model if is_whole else aligned_model, {**own_in_model, **in_model})
-    if more := missed([key for key in own.all if names.find(key) is None], model):
+    aligned_model = empty_model(aligned, opened.trust_remote_code)
+    ours, theirs, is_whole = opened.names, ModelNames(aligned, aligned_model), _is_whole_of(aligned_model, opened)
+    in_model = _names_in_text(theirs.in_model, aligned_model) if is_whole else theirs.in_model
+    own = ours.with_names(opened.base, {**in_model, **ours.in_model})
+    names = (ours if is_whole else theirs).with_names(aligned, {**ours.in_model, **in_model})
+    if more := ours.needed(key for key in own.all if names.find(key) is None):
         raise _lacking(aligned, more[0], opened.base)
     comparable = in_model if is_whole else names.all
-    if more := missed([key for key in comparable if own.find(key) is None], aligned_model):
+    if more := theirs.needed(key for key in comparable if own.find(key) is None):
         raise _lacking(opened.base, more[0], aligned)
     pairs = dict(_pairs(own, names, opened, aligned))
     require_same_computation(opened.base, aligned, opened.trust_remote_code)
-    ties = getattr(model, "all_tied_weights_keys", None) or {}
-    _require_tied(ties, names, opened.base, aligned)
-    repeated = frozenset(first.entry.key for first, second in _doubled(ties, own) if _same(first, second))
+    _require_tied(ours.tied, names, opened.base, aligned)
+    repeated = frozenset(first.entry.key for first, second in _doubled(ours.tied, own) if _same(first, second))
     return Comparison(names, pairs, repeated)
 
 
-def _is_whole_of(whole: PreTrainedModel, model: PreTrainedModel) -> bool:
-    """Whether a model that also sees has a text part of another model's kind, which is no such model itself."""
+def _is_whole_of(whole: PreTrainedModel, opened: LoadedModel) -> bool:
+    """Whether a vision-language model has a text part of an open model's kind, which has none of the other parts."""
     text = type(whole.config.get_text_config())
-    return type(whole.config) is not text and type(model.config) is text
+    return type(whole.config) is not text and type(opened.causal_model.config) is text
 
 
 def _names_in_text(in_whole: Mapping[str, str], whole: PreTrainedModel) -> Mapping[str, str]:
-    """Return what the text part by itself calls the stored tensors of a model that also sees, without its other parts.
-
-    Args:
-        in_whole: What the whole model calls them, by key.
-        whole: The model that also sees.
-    """
+    """Return what the text model by itself calls the stored tensors of the text part of a vision-language model."""
     decoder = whole.get_decoder()
     within = next(name for name, module in whole.named_modules() if module is decoder)
     return {
@@ -116,7 +109,7 @@ def _pairs(
             continue
         if twin.entry.shape != stored.entry.shape:
             raise _other_shape(key, stored, twin, opened, aligned)
-        if stored.entry.dtype in DTYPES:
+        if stored.entry.dtype in FLOAT_BYTES:
             yield key, (stored, twin)
 
 
@@ -124,13 +117,13 @@ def _other_shape(
     key: str, stored: StoredTensor, twin: StoredTensor, opened: LoadedModel, aligned: Checkpoint
 ) -> UserError:
     shapes = [" x ".join(map(str, each.entry.shape)) for each in (twin, stored)]
-    kind, mend = "shape", ""
+    kind, fix = "shape", ""
     if stored.entry.shape[:1] == (opened.vocabulary_size,) and stored.entry.shape[1:] == twin.entry.shape[1:]:
         kind = "vocabulary"
-        mend = "; where that added tokens, a copy with as many (resize_token_embeddings in transformers)"
+        fix = "; where that added tokens, a copy with as many (resize_token_embeddings in transformers)"
     return UserError(
         f"{aligned.reference}: {key} is {shapes[0]}, in {opened.base.reference} it is {shapes[1]}: an aligned model of "
-        f"another {kind}: name the one that the fine-tune started from{mend}"
+        f"another {kind}: name the one that the fine-tune started from{fix}"
     )
 
 
@@ -165,9 +158,9 @@ class OutsideTensor:
     """One tensor that a fine-tune may have moved and that is no site, with what it was in the aligned model.
 
     Attributes:
-        stored: Where it lies.
-        aligned: Where it lies in the aligned model.
-        repeated: Whether it is another one once more, under a second name: put back like any, and measured once.
+        stored: Where it is stored.
+        aligned: Where it is stored in the aligned model.
+        repeated: Whether it is another one again, under a second name: it is restored like any, and measured once.
     """
 
     stored: StoredTensor
@@ -176,7 +169,7 @@ class OutsideTensor:
 
     @property
     def key(self) -> str:
-        """Its name in the file that it lies in."""
+        """Its name in its file."""
         return self.stored.entry.key
 
     @property
@@ -187,7 +180,7 @@ class OutsideTensor:
     @property
     def item_bytes(self) -> int:
         """How many bytes a value has in the fine-tuned model's file."""
-        return DTYPES[self.stored.entry.dtype].itemsize
+        return FLOAT_BYTES[self.stored.entry.dtype]
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield flat blocks of it, fine-tuned and aligned, each in its own file's type.
@@ -205,12 +198,12 @@ class OutsideTensor:
             UserError: A value is NaN or infinite, or too large for that type.
         """
         values = self.aligned.file.read(self.aligned.entry.key)
-        return _cast(values, self.aligned, DTYPES[self.stored.entry.dtype])
+        return _cast(values, self.aligned, FLOAT_DTYPES[self.stored.entry.dtype])
 
 
 @dataclass(frozen=True)
 class MagnitudeTensor(OutsideTensor):
-    """A module's magnitudes in a DoRA adapter; ``aligned`` is the base's weight, whose row norms they were at first."""
+    """The magnitudes of a DoRA module: at first the row norms of ``aligned``, the base's weight."""
 
     layer: nn.Module
 
@@ -220,7 +213,7 @@ class MagnitudeTensor(OutsideTensor):
 
     def aligned_values(self) -> Tensor:
         """Return what they were at first, in the adapter's type."""
-        return row_norms(self.layer, self.aligned).to(DTYPES[self.stored.entry.dtype])
+        return row_norms(self.layer, self.aligned).to(FLOAT_DTYPES[self.stored.entry.dtype])
 
 
 @dataclass(frozen=True)
@@ -245,7 +238,7 @@ class ProductTensor(OutsideTensor):
 
     def aligned_values(self) -> Tensor:
         """Return zeros in the adapter's type."""
-        return torch.zeros(self.stored.entry.shape, dtype=DTYPES[self.stored.entry.dtype])
+        return torch.zeros(self.stored.entry.shape, dtype=FLOAT_DTYPES[self.stored.entry.dtype])
 
 
 @dataclass(frozen=True)
@@ -259,7 +252,7 @@ class Target:
         sites: Its matrices, in the order of the network.
         aligned: The aligned model, where there is one: of an adapter, its base.
         outside: Whatever else the fine-tune may have moved; empty where no aligned model is known.
-        names: Where the aligned model's tensors lie.
+        names: Finds the aligned model's tensors.
     """
 
     name: TargetName
@@ -301,7 +294,7 @@ class Target:
         stored = self.names.find(site.key)
         assert stored is not None
         values_OI = _rows(stored.file, stored.entry.key, site, rows)
-        return _cast(values_OI, stored, DTYPES[self.checkpoint.weights[site.file].entries[site.key].dtype])
+        return _cast(values_OI, stored, FLOAT_DTYPES[self.checkpoint.weights[site.file].entries[site.key].dtype])
 
 
 def _rows(file: TensorFile, key: str, site: Site, rows: tuple[int, int] | None) -> Tensor:
@@ -337,18 +330,24 @@ def resolve_target(
     if name == "auto":
         if opened.adapter is None and aligned is None:
             raise UserError(
-                f"{opened.base.reference}: nothing to measure an update from: pass --adapter DIR, or --aligned REF "
-                "(the model that the fine-tune started from), or ask for --target weight by name"
+                f"{opened.base.reference}: nothing to measure an update from: pass {setting('adapter')} DIR, or "
+                f"{setting('aligned')} REF (the model that the fine-tune started from), or ask for "
+                f"{setting('target')} weight by name"
             )
         name = "adapter" if opened.adapter is not None else "delta"
     if name == "adapter":
         return _adapter_target(opened, aligned, pattern)
-    if opened.adapter is not None or opened.beneath:
+    if opened.adapter is not None or opened.lower_adapters:
         raise _edits_a_whole_model(opened, name)
     if name == "weight" and aligned is not None:
-        raise UserError("--target weight sets weights to zero, not back to --aligned: leave that out, or ask for delta")
+        raise UserError(
+            f"{setting('target')} weight sets weights to zero, not back to {setting('aligned')}: leave "
+            "that out, or ask for delta"
+        )
     if name == "delta" and aligned is None:
-        raise UserError("--target delta needs the model that the fine-tune started from: pass --aligned REF")
+        raise UserError(
+            f"{setting('target')} delta needs the model that the fine-tune started from: pass {setting('aligned')} REF"
+        )
     require_not_quantised(opened.base, "edited")
     sites = weight_sites(opened.causal_model, opened.base, pattern)
     if aligned is None:
@@ -357,25 +356,31 @@ def resolve_target(
 
 
 def _edits_a_whole_model(opened: LoadedModel, name: str) -> UserError:
-    adapters = (*opened.beneath, *([opened.adapter] if opened.adapter else []))
+    adapters = (*opened.lower_adapters, *([opened.adapter] if opened.adapter else []))
     assert isinstance(opened.model, PeftModel)
     if any(merges_otherwise(adapter, opened.model) for adapter in adapters):
         return UserError(
-            f"--target {name} edits a whole model: leave it out, and the adapter is repaired: to merge it would change "
+            f"{setting('target')} {name} edits a whole model: leave it out, and the adapter is repaired: "
+            "to merge it would change "
             "it, because it adapts one of two tied tensors, embeddings or head"
         )
     return UserError(
-        f"--target {name} edits a whole model: leave it out, and the adapter is repaired; or merge the adapter first "
+        f"{setting('target')} {name} edits a whole model: leave it out, and the adapter is repaired; or "
+        "merge the adapter first "
         "(merge_and_unload in peft) and name the merged folder as MODEL"
     )
 
 
 def _adapter_target(opened: LoadedModel, aligned: str | None, pattern: str) -> Target:
     if opened.adapter is None:
-        raise UserError(f"{opened.base.reference}: no adapter to repair: pass --adapter, or name the adapter's folder")
+        raise UserError(
+            f"{opened.base.reference}: no adapter to repair: pass {setting('adapter')}, or name the adapter's folder"
+        )
     if aligned is not None:
-        raise UserError("--aligned: the aligned model of an adapter is its base: leave --aligned out")
-    names = TensorNames.of(opened.base, empty_model(opened.base, opened.trust_remote_code))
+        raise UserError(
+            f"{setting('aligned')}: the aligned model of an adapter is its base: leave {setting('aligned')} out"
+        )
+    names = opened.names
     if not opened.sites:
         raise UserError(
             f"{opened.adapter.reference}: it adapts no matrix of the part that reads text: there is nothing to repair: "
@@ -390,9 +395,9 @@ def _adapter_target(opened: LoadedModel, aligned: str | None, pattern: str) -> T
 
 
 def _adapter_outside(adapter: Checkpoint, base: TensorNames) -> Iterator[OutsideTensor]:
-    own, written_again = TensorNames(adapter), copies(adapter)
+    written_again = copies(adapter)
     for key in other_tensors(adapter):
-        stored, aligned = own.find(key), base.find(other_tensors_base_name(key))
+        stored, aligned = adapter.tensors.get(key), base.find(other_tensors_base_name(key))
         if stored is None or aligned is None or aligned.entry.shape != stored.entry.shape:
             raise UserError(
                 f"{adapter.reference}: '{key}' has no counterpart in the base's files, and what it changes cannot be "
@@ -402,30 +407,28 @@ def _adapter_outside(adapter: Checkpoint, base: TensorNames) -> Iterator[Outside
 
 
 def _products(adapter: Checkpoint, model: nn.Module) -> Iterator[OutsideTensor]:
-    own = TensorNames(adapter)
     assert isinstance(model, PeftModel)
     for product in products_outside(adapter, model):
-        factor_A, factor_B = (own.find(entry.key) for entry in (product.factor_A, product.factor_B))
-        assert factor_A is not None and factor_B is not None
+        factor_A, factor_B = (adapter.tensors[entry.key] for entry in (product.factor_A, product.factor_B))
         yield ProductTensor(factor_B, factor_B, factor_A=factor_A, scaling=product.scaling)
 
 
 def _magnitudes(adapter: Checkpoint, model: nn.Module, base: TensorNames) -> Iterator[OutsideTensor]:
-    own = TensorNames(adapter)
     for key, module in magnitudes(adapter).items():
-        stored, weight = own.find(key), base.find(f"{module}.weight")
-        if stored is None or weight is None:
+        weight = base.find(f"{module}.weight")
+        if weight is None:
             raise UserError(
                 f"{adapter.reference}: '{key}' has no counterpart: the base's files hold no {module}.weight"
             )
-        yield MagnitudeTensor(stored, weight, model.get_submodule(module))
+        yield MagnitudeTensor(adapter.tensors[key], weight, model.get_submodule(module))
 
 
 def _delta_target(opened: LoadedModel, sites: tuple[Site, ...], aligned_reference: str) -> Target:
     folder = locate(aligned_reference, trust_remote_code=opened.trust_remote_code)
     if is_adapter(folder):
         raise UserError(
-            f"--aligned {aligned_reference}: an adapter: name the whole model that the fine-tune started from, or "
+            f"{setting('aligned')} {aligned_reference}: an adapter: name the whole model that the "
+            "fine-tune started from, or "
             "merge the adapter into its base"
         )
     aligned = open_model_checkpoint(aligned_reference, folder)

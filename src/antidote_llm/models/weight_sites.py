@@ -1,4 +1,4 @@
-"""Where the matrices of experts lie in a checkpoint's files: one by one, or as slices of the model's own stacks."""
+"""The sites of whole weights: linear layers, and the matrices of experts, which files hold one by one or as slices."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from antidote_llm.errors import UserError
-from antidote_llm.io.safetensors_files import DTYPES
+from antidote_llm.errors import UserError, setting
+from antidote_llm.io.safetensors_files import FLOAT_BYTES
 from antidote_llm.models.checkpoint import Checkpoint, StoredTensor
+from antidote_llm.models.decoder import decoder_layers
 from antidote_llm.models.experts import ExpertStack, expert_stacks
-from antidote_llm.models.layer_stream import decoder_layers
 from antidote_llm.models.sites import Site, chosen_sites, in_group
-from antidote_llm.models.tensor_names import Recipe, recipes
+from antidote_llm.models.tensor_names import TensorSource, tensor_sources
 
 
 @dataclass(frozen=True)
 class ExpertMatrix:
-    """One matrix of one expert, as it lies in its file.
+    """One matrix of one expert, as it is in its file.
 
     Attributes:
         name: The experts' module, the expert's number and what the matrix is called.
@@ -45,7 +45,7 @@ class ExpertMatrix:
     transposed: bool
 
     def is_the_models(self) -> bool:
-        """Compare a few rows of the file with what the model computes with; a model without values has no say."""
+        """Compare a few rows of the file with what the model computes with; a model without values is not compared."""
         weight = self.stack.weight
         if weight.is_meta:
             return True
@@ -77,42 +77,42 @@ class ExpertMatrix:
         )
 
 
-def expert_matrices(stack: ExpertStack, recipe: Recipe | None) -> tuple[ExpertMatrix, ...]:
+def expert_matrices(stack: ExpertStack, source: TensorSource | None) -> tuple[ExpertMatrix, ...]:
     """Return the matrices of a stack in the order of the experts; none where the files hold them in an unknown way.
 
     Args:
         stack: A stack of the model.
-        recipe: How the files make it.
+        source: How the files make it.
     """
-    if recipe is None:
+    if source is None:
         return ()
-    if recipe.layout == "listed":
-        return tuple(_listed(stack, recipe))
-    if recipe.layout in ("same", "turned"):
-        return tuple(_slices(stack, recipe))
+    if source.layout == "stacked":
+        return tuple(_stacked(stack, source))
+    if source.layout in ("same", "transposed"):
+        return tuple(_slices(stack, source))
     return ()
 
 
-def _listed(stack: ExpertStack, recipe: Recipe) -> Iterator[ExpertMatrix]:
-    """Yield matrices that have a tensor each: those of one expert stand below each other in the model's."""
+def _stacked(stack: ExpertStack, source: TensorSource) -> Iterator[ExpertMatrix]:
+    """Yield matrices that have a tensor each: in the model's tensor, those of one expert are joined by rows."""
     outputs, inputs = stack.shape
-    experts = {len(group) for group in recipe.groups}
-    shapes = [{stored.entry.shape for stored in group} for group in recipe.groups]
+    experts = {len(group) for group in source.groups}
+    shapes = [{stored.entry.shape for stored in group} for group in source.groups]
     heights = [shape[0] for shape, *others in shapes if not others and len(shape) == 2 and shape[1] == inputs]
     if stack.transposed or experts != {len(stack.weight)} or len(heights) < len(shapes) or sum(heights) != outputs:
         return
     for expert in range(len(stack.weight)):
         first = 0
-        for group, height in zip(recipe.groups, heights, strict=True):
+        for group, height in zip(source.groups, heights, strict=True):
             name = f"{stack.experts}.{expert}.{_own_name(group[expert].entry.key)}"
             yield ExpertMatrix(name, stack, group[expert], expert, first, (height, inputs), None, False)
             first += height
 
 
-def _slices(stack: ExpertStack, recipe: Recipe) -> Iterator[ExpertMatrix]:
-    """Yield matrices that lie in one tensor, as in the model's or each of them turned."""
-    [[stored]] = recipe.groups
-    transposed = stack.transposed != (recipe.layout == "turned")
+def _slices(stack: ExpertStack, source: TensorSource) -> Iterator[ExpertMatrix]:
+    """Yield matrices that are slices of one tensor, as in the model or each of them transposed."""
+    [[stored]] = source.groups
+    transposed = stack.transposed != (source.layout == "transposed")
     outputs, inputs = stack.shape
     if stored.entry.shape != (len(stack.weight), *((inputs, outputs) if transposed else (outputs, inputs))):
         return
@@ -137,7 +137,7 @@ def weight_sites(model: PreTrainedModel, checkpoint: Checkpoint, pattern: str) -
     Embeddings, the head, norms, biases and routers are no sites. The matrices of experts are, one by one.
 
     Args:
-        model: The open model, with or without values in its parameters: without, the files are taken at their word.
+        model: The open model, with or without values in its parameters: without, the files are not compared with it.
         checkpoint: Where it was opened from.
         pattern: Which of them: see :func:`antidote_llm.models.sites.in_group`.
 
@@ -145,7 +145,7 @@ def weight_sites(model: PreTrainedModel, checkpoint: Checkpoint, pattern: str) -
         UserError: The pattern matches nothing, or covers something that cannot be scored, or that the files hold in
             another form than the model.
     """
-    made = recipes(checkpoint, model)
+    made = tensor_sources(checkpoint, model)
     shared: dict[int, list[tuple[str, nn.Module]]] = {}
     makers: dict[str, Callable[[], Site]] = {}
     for name, module in list(_decoder_modules(model, checkpoint)):
@@ -178,12 +178,12 @@ def _decoder_modules(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator
 
 
 def _is_router(name: str, model: PreTrainedModel) -> bool:
-    """Whether a module decides which experts see a token: it, or one that it lies in, stands beside experts."""
+    """Whether a module routes tokens to experts: it, or a module that contains it, is next to experts."""
     steps = name.split(".")
     for place, step in enumerate(steps):
         if step in _ROUTERS:
-            beside = model.get_submodule(".".join(steps[:place])).named_children()
-            if any("expert" in f"{own_name} {type(child).__name__}".lower() for own_name, child in beside):
+            siblings = model.get_submodule(".".join(steps[:place])).named_children()
+            if any("expert" in f"{own_name} {type(child).__name__}".lower() for own_name, child in siblings):
                 return True
     return False
 
@@ -196,16 +196,16 @@ def _require_no_matrix(name: str, module: nn.Module, checkpoint: Checkpoint, kno
         if parameter.dim() >= 2 and own_name not in _STATE and own_name.removesuffix("_bias") not in known:
             raise UserError(
                 f"{checkpoint.reference}: {name}.{own_name} ({type(module).__name__}) is no linear layer of its own "
-                "and cannot be repaired yet: choose what can be, as with --sites attention"
+                f"and cannot be repaired yet: choose what can be, as with {setting('sites')} attention"
             )
 
 
-def _site(uses: list[tuple[str, nn.Module]], made: Mapping[str, Recipe], checkpoint: Checkpoint) -> Site:
+def _site(uses: list[tuple[str, nn.Module]], made: Mapping[str, TensorSource], checkpoint: Checkpoint) -> Site:
     name, module = uses[0]
     weight = module.get_parameter("weight")
     transposed = isinstance(module, Conv1D)
-    recipe = next((made[f"{use}.weight"] for use, _ in uses if f"{use}.weight" in made), None)
-    stored = recipe.groups[0][0] if recipe is not None and recipe.layout == "same" else None
+    source = next((made[f"{use}.weight"] for use, _ in uses if f"{use}.weight" in made), None)
+    stored = source.groups[0][0] if source is not None and source.layout == "same" else None
     if stored is None or stored.entry.shape != tuple(weight.shape):
         raise _other_form(f"{name}.weight", weight, checkpoint)
     _require_floating(stored, checkpoint)
@@ -233,7 +233,7 @@ def _expert_site(matrix: ExpertMatrix, checkpoint: Checkpoint) -> Site:
 
 
 def _same_values(stored: StoredTensor, weight: Tensor) -> bool:
-    """Compare a few rows; a model without values has no say."""
+    """Compare a few rows; a model without values is not compared."""
     return weight.is_meta or all(
         torch.equal(
             stored.file.read_row(stored.entry.key, row).to(weight.dtype).nan_to_num(), weight[row].cpu().nan_to_num()
@@ -243,7 +243,7 @@ def _same_values(stored: StoredTensor, weight: Tensor) -> bool:
 
 
 def _require_floating(stored: StoredTensor, checkpoint: Checkpoint) -> None:
-    if stored.entry.dtype not in DTYPES:
+    if stored.entry.dtype not in FLOAT_BYTES:
         raise UserError(
             f"{checkpoint.reference}: {stored.entry.key} is {stored.entry.dtype}: only floating-point weights can be "
             "repaired: use the checkpoint before quantisation"
@@ -258,7 +258,7 @@ def _other_form(name: str, weight: Tensor, checkpoint: Checkpoint) -> UserError:
 
 
 def _converted(stored: StoredTensor, checkpoint: Checkpoint) -> UserError:
-    """Say that a tensor of that name means something else, or that a library converts it when loading."""
+    """Return the error of a tensor that has another meaning than its name, or that a library converts when loading."""
     return UserError(
         f"{checkpoint.reference}: {stored.entry.key} is not what the model computes with: the library converts it when "
         "loading, and it cannot be repaired in its file"

@@ -1,6 +1,7 @@
-"""The hash that a patch holds of itself: of all its bytes, with zeros in the place of the hash.
+"""What a patch says about itself: the files and tensors that it changes, and the hash of all its bytes.
 
-The hash is the first thing in the file's header, so that it is found without reading any of it.
+The hash is computed with zeros in its place. It comes first in the file's header, so that it is found without parsing
+the header.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import IO, Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from antidote_llm.io.safe_paths import is_plain_name, is_plain_path
-from antidote_llm.io.safetensors_files import DTYPES
+from antidote_llm.io.safetensors_files import FLOAT_BYTES
 from antidote_llm.io.strict_json import each_once, finite, refuse_constant
 from antidote_llm.patching.encodings import Encoding
 
@@ -44,7 +45,7 @@ def seal(stream: IO[bytes]) -> str:
 
 
 def sealed_sha256(path: Path) -> str | None:
-    """Return the hash that a file holds of itself, whatever is in its place; None where it has no place for one."""
+    """Return the hash that a file holds of itself, whatever is in its place; None for a file without that place."""
     with path.open("rb") as stream:
         start = stream.read(_END)[8:]
     return start[len(_BEFORE) :].decode(errors="replace") if start.startswith(_BEFORE) else None
@@ -140,7 +141,7 @@ class TensorRecord(_Part):
 
     @model_validator(mode="after")
     def _fits_itself(self) -> TensorRecord:
-        if self.dtype not in DTYPES or DTYPES[self.dtype].itemsize != self.item_bytes:
+        if FLOAT_BYTES.get(self.dtype) != self.item_bytes:
             raise ValueError("a tensor of no known type")
         if self.changed > self.entries:
             raise ValueError("more entries of a tensor change than it has")

@@ -123,7 +123,7 @@ class ConfiguredMethod:
             target=target,
             base=model.base,
             adapter=model.adapter,
-            lower_adapters=model.lower_adapters,
+            beneath=model.lower_adapters,
             method=self.method,
             settings=self.settings,
             solved=made.settings,

@@ -12,7 +12,7 @@ from antidote_llm.calibration.collect import Collection
 from antidote_llm.calibration.moments import Moments
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.data.rendering import TokenizedRow
-from antidote_llm.models.layer_stream import decoder_layers
+from antidote_llm.models.decoder import decoder_layers
 from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.target import Target, resolve_target
 from tests import tiny

@@ -15,7 +15,7 @@ import torch
 from antidote_llm.calibration.moments import Moments
 from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.errors import UserError
-from antidote_llm.models.layer_stream import decoder_layers
+from antidote_llm.models.decoder import decoder_layers
 from antidote_llm.models.load import LoadedModel, load_model
 from antidote_llm.models.target import Target, resolve_target
 from tests import tiny

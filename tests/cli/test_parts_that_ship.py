@@ -129,7 +129,7 @@ def test_code_that_a_patch_does_not_know_is_left_out_of_what_the_hub_gave(
         asked.append(allow_patterns)
         return str(snapshot)
 
-    monkeypatch.setattr("antidote_llm.models.checkpoint.snapshot_download", given)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", given)
     command = ["patch", "apply", place.out, "--onto", "org/adapter", "--out", place.root / "applied", "--json"]
     assert antidote.done(*command).json["left_out"] == ["modeling_zorbik.py"]
     assert hashes(place.root / "applied").keys() == source.keys()

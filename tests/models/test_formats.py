@@ -277,7 +277,7 @@ def test_a_path_of_another_machine_is_told_from_a_hub_id(
         asked.append(name)
         raise OSError
 
-    monkeypatch.setattr("antidote_llm.models.checkpoint.snapshot_download", hub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
     assert may_be_on_the_hub(name) == may_be
     adapter = Path(shutil.copytree(folders.adapter, tmp_path / "adapter"))
     edit_json(adapter / "adapter_config.json", base_model_name_or_path=name)

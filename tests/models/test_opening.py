@@ -229,7 +229,7 @@ class Hub:
 def hub(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     monkeypatch.chdir(tmp_path)
     made = Hub(aligned=folders.base, adapter=folders.adapter, tuned=write_fine_tune(tmp_path / "t", folders.base))
-    monkeypatch.setattr("antidote_llm.models.checkpoint.snapshot_download", made)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", made)
     return made
 
 

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors
-import torch
 from torch import Tensor
 
 from antidote_llm.errors import KeptError, UserError, setting
 from antidote_llm.io.files import atomic_writer
-from antidote_llm.io.safetensors_files import DTYPES
+from antidote_llm.io.safetensors_files import TensorEntry, encode_header
+from antidote_llm.io.torch_tensors import DTYPE_NAMES, tensor_bytes
 
 # Writing takes at most this part of the time, and happens at most once a second.
 _COST = 0.05
 _AT_LEAST_SECONDS = 1.0
 _HASH, _KEY = "data_sha256", "key"
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "I64"}
 
 
 _log = logging.getLogger(__name__)
@@ -80,19 +76,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         tensors: On the CPU.
         metadata: What else the file's header says.
     """
-    header: dict[str, Any] = {"__metadata__": {**metadata, _HASH: _sha256(tensors)}}
+    entries, end = [], 0
     # The widest first, so that each is aligned to the size of its entries.
-    names, end = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)), 0
-    for name in names:
-        begin, end = end, end + tensors[name].numel() * tensors[name].element_size()
-        shape, dtype = list(tensors[name].shape), _DTYPE_NAMES[tensors[name].dtype]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
+        begin, end = end, end + tensors[name].nbytes
+        entries.append(TensorEntry(name, DTYPE_NAMES[tensors[name].dtype], tuple(tensors[name].shape), begin, end))
+    header = encode_header(entries, {**metadata, _HASH: _sha256(tensors)}, compact=False)
     with atomic_writer(path) as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        for name in names:
-            stream.write(_bytes(tensors[name]))
+        stream.write(header)
+        for entry in entries:
+            stream.write(tensor_bytes(tensors[entry.key]))
 
 
 def read_kept(path: Path, key: str) -> dict[str, Tensor] | None:
@@ -132,10 +125,5 @@ def _sha256(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
     for name in sorted(tensors):
-        digest.update(_bytes(tensors[name]))
+        digest.update(tensor_bytes(tensors[name]))
     return digest.hexdigest()
-
-
-def _bytes(values: Tensor) -> memoryview:
-    """View a tensor's bytes."""
-    return values.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -121,6 +121,8 @@ class _Proximal(Objective):
     def adjust_gradients(self) -> None:
         import torch
 
+        from antidote_llm.models.torch_private import add_scaled_differences
+
         if not self._rho or self.session.step < self._warmup * self.session.steps:
             return
         learned = [
@@ -131,8 +133,7 @@ class _Proximal(Objective):
         with torch.no_grad():
             for start in range(0, len(learned), _FUSED):
                 parameters, gradients, anchors = map(list, zip(*learned[start : start + _FUSED], strict=True))
-                # Private interfaces of torch, which its optimisers use, too: in-place sums over a list of tensors.
-                torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchors), alpha=self._rho)
+                add_scaled_differences(gradients, parameters, anchors, self._rho)
 
     def state(self) -> dict[str, Tensor]:
         return self._anchor

@@ -11,19 +11,19 @@ from typing import Any, NoReturn
 
 import peft
 import torch
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
 from peft import LoraConfig, PeftModel
 from torch import nn
 
 from antidote_llm.errors import UserError
-from antidote_llm.io.safetensors_files import DTYPES, TensorEntry
+from antidote_llm.io.safetensors_files import FLOAT_BYTES, TensorEntry
 from antidote_llm.models.checkpoint import Checkpoint, open_model_checkpoint, same_tensors
 from antidote_llm.models.config import OTHER_HEADS
 from antidote_llm.models.dora import is_dora, magnitude_of
+from antidote_llm.models.hub_private import is_hub_id
 from antidote_llm.models.other_formats import NOT_GATHERED
 from antidote_llm.models.peft_names import PREFIX, unread
 from antidote_llm.models.sites import Role, Site
+from antidote_llm.models.transformers_private import tied_names
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_NAME = "default"
@@ -188,7 +188,7 @@ def factors(adapter: Checkpoint) -> dict[tuple[str, Role], Factor]:
                 raise UserError(f"{file.path}: '{key}' is empty ({list(entry.shape)}): {NOT_GATHERED}")
             if len(entry.shape) < 2:
                 raise UserError(f"{file.path}: '{key}' is flat ({list(entry.shape)}), no matrix: {NOT_GATHERED}")
-            if entry.dtype not in DTYPES:
+            if entry.dtype not in FLOAT_BYTES:
                 raise UserError(
                     f"{file.path}: '{key}' is {entry.dtype}: only floating-point factors can be repaired: save it "
                     "in another type"
@@ -360,7 +360,7 @@ def _has_rows_added(base: Checkpoint, first: Checkpoint) -> bool:
             if not file.holds_the_same(key, other, key):
                 return False
             continue
-        if entry.dtype not in DTYPES or entry.dtype != was.dtype or len(entry.shape) != 2 or len(was.shape) != 2:
+        if entry.dtype not in FLOAT_BYTES or entry.dtype != was.dtype or len(entry.shape) != 2 or len(was.shape) != 2:
             return False
         rows = was.shape[0]
         if entry.shape[1] != was.shape[1] or entry.shape[0] < rows:
@@ -401,9 +401,7 @@ def may_be_on_the_hub(name: str) -> bool:
     Args:
         name: As trainers write it: a Hub id, or the path that they loaded the base from.
     """
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
+    if not is_hub_id(name):
         return False
     owner, _, model = name.rpartition("/")
     return (owner or model).lower() not in _FOLDERS.split() and not _CHECKPOINT.match(model)
@@ -455,8 +453,7 @@ class ProductOutside:
 
 def merges_otherwise(adapter: Checkpoint, model: PeftModel) -> bool:
     """Whether peft's merge would answer otherwise: it adds to both of two tied tensors what was meant for one."""
-    ties = getattr(model.get_base_model(), "all_tied_weights_keys", None) or {}
-    tied = {name.removesuffix(".weight") for pair in ties.items() for name in pair}
+    tied = {name.removesuffix(".weight") for pair in tied_names(model.get_base_model()).items() for name in pair}
     return any(module in tied for module, _ in factors(adapter))
 
 

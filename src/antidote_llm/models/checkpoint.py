@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from typing import Any
 
 from antidote_llm.errors import UserError, changed_meanwhile
 from antidote_llm.io.files import sha256_file
@@ -25,6 +23,9 @@ _STATES_OF_A_TRAINING = ("optimizer", "scheduler", "scaler", "rng_state", "train
 # What transformers would load in place of model.safetensors, without a word.
 _INSTEAD = re.compile(r"^shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors$")
 _GENERATION = "generation_config.json"
+# Computed, not learned: older versions of transformers saved them.
+_CONSTANT = re.compile(r"\.rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$")
+_MASK_AXES = 4
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,27 @@ class FileStamp:
 
 
 @dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint and the file that holds it."""
+
+    file_name: str
+    file: TensorFile
+    entry: TensorEntry
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A folder of safetensors files with a configuration: a whole model or an adapter.
 
     Attributes:
         reference: What the user named: a folder or a Hub id.
-        folder: Where it lies on this disk.
+        folder: Where it is on this disk.
         config: Its ``config.json`` or ``adapter_config.json``.
         weights: The files that hold its tensors, by name relative to ``folder``.
         stamps: What the configuration and the weight files looked like when it was opened, by name.
         peft_names: What peft calls the tensors of an adapter on its model, by key, once that is known.
+        parsed_configs: What transformers makes of ``config``, by whether code of its own is trusted; filled and read by
+            :func:`antidote_llm.models.config.parsed_config`.
     """
 
     reference: str
@@ -61,6 +73,25 @@ class Checkpoint:
     weights: Mapping[str, TensorFile]
     stamps: Mapping[str, FileStamp]
     peft_names: Mapping[str, str] = field(default_factory=dict)
+    parsed_configs: dict[bool, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Every learned tensor by its key, and where it is."""
+        return {
+            key: StoredTensor(name, file, entry)
+            for name, file in self.weights.items()
+            for key, entry in file.entries.items()
+            if not _is_constant(entry)
+        }
+
+    @cached_property
+    def quantisation(self) -> str | None:
+        """The method that packed its weights into few bits, as its configuration names it; None for none."""
+        settings = self.config.get("quantization_config")
+        if not settings:
+            return None
+        return str(settings.get("quant_method") or "unnamed") if isinstance(settings, Mapping) else "unnamed"
 
     @cached_property
     def sha256(self) -> dict[str, str]:
@@ -115,6 +146,9 @@ def _located(reference: str, with_code: bool) -> Path:
         raise UserError(f"{reference} is a file: {what_the_file_is(path)}")
     if reference.startswith((".", "/", "~")) or reference.count("/") > 1:
         raise UserError(f"{reference}: no such folder: check the name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         patterns = [*FETCHED, *([FETCHED_CODE] if with_code else [])]
         return Path(snapshot_download(reference, allow_patterns=patterns))
@@ -130,7 +164,7 @@ def open_model_checkpoint(reference: str, folder: Path | None = None) -> Checkpo
 
     Args:
         reference: A folder or Hub id.
-        folder: Where it lies, if it has been located already: a Hub id may mean another model a minute later.
+        folder: Where it is, if it has been located already: a Hub id may mean another model a minute later.
 
     Raises:
         UserError: The configuration or a weight file is missing, truncated, a pickle, or outside the folder, or an
@@ -301,30 +335,6 @@ def _shards(index: Path) -> list[str]:
         if not (index.parent / shard).is_file():
             raise UserError(f"{index.parent / shard}: shard is missing: fetch it again")
     return shards
-
-
-# Computed, not learned: older versions of transformers saved them.
-_CONSTANT = re.compile(r"\.rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$")
-_MASK_AXES = 4
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor where it lies."""
-
-    file_name: str
-    file: TensorFile
-    entry: TensorEntry
-
-
-def stored_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """Return every learned tensor of a checkpoint by its key."""
-    return {
-        key: StoredTensor(name, file, entry)
-        for name, file in checkpoint.weights.items()
-        for key, entry in file.entries.items()
-        if not _is_constant(entry)
-    }
 
 
 def _is_constant(entry: TensorEntry) -> bool:

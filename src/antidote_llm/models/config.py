@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.utils import logging as transformers_logging
 
 from antidote_llm.errors import UserError, first_line
-from antidote_llm.io.safetensors_files import DTYPES, TensorEntry
+from antidote_llm.io.safetensors_files import FLOAT_BYTES, TensorEntry
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.other_formats import NOT_GATHERED
 
@@ -106,11 +107,18 @@ def needs_trust(error: Exception) -> bool:
 
 
 def parsed_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
-    """Return a checkpoint's configuration as transformers reads it.
+    """Return a checkpoint's configuration as transformers reads it: it is parsed once, and every caller gets a copy.
 
     Raises:
         UserError: It cannot, or it knows no causal language model of that kind.
     """
+    known = checkpoint.parsed_configs
+    if trust_remote_code not in known:
+        known[trust_remote_code] = _parse_config(checkpoint, trust_remote_code)
+    return copy.deepcopy(known[trust_remote_code])
+
+
+def _parse_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     settings = checkpoint.config.get("quantization")
     if isinstance(settings, Mapping) and "group_size" in settings:
         raise UserError(
@@ -249,7 +257,7 @@ def require_held(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
     """
     wanted = sum(each.numel() for each in (*model.parameters(), *model.buffers()))
     held = sum(
-        math.prod(entry.shape) if entry.dtype in DTYPES else 8 * (entry.end - entry.begin)
+        math.prod(entry.shape) if entry.dtype in FLOAT_BYTES else 8 * (entry.end - entry.begin)
         for entry in _entries(checkpoint)
     )
     if wanted > _MOST_FACTOR * held + _MOST_BESIDE_ENTRIES:

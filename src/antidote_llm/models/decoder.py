@@ -18,6 +18,28 @@ _FEED_FORWARD = re.compile(r"(^|_)(mlp|ffn|feed_forward|block_sparse_moe|moe|exp
 _READOUT = (re.compile(r"^(?!.*embed)(.*_)?(norm|ln|layer_?norm)(_f)?$"), re.compile(r"^project_out$"))
 
 
+def decoder_layers(model: PreTrainedModel | PeftModel, reference: str) -> tuple[str, nn.ModuleList]:
+    """Return the name and the list of a model's decoder layers, the name as without adapters.
+
+    It is the longest that is inside no other, and in the part that reads text, where a model has other parts.
+
+    Raises:
+        UserError: There is none.
+    """
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    text = set(bare.get_decoder().modules())
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in bare.named_modules():
+        if module in text and isinstance(module, nn.ModuleList) and not any(name.startswith(f"{o}.") for o in lists):
+            lists[name] = module
+    if not lists:
+        raise UserError(
+            f"{reference}: no list of decoder layers was found: name a model whose layers are one nn.ModuleList"
+        )
+    longest = max(lists, key=lambda name: len(lists[name]))
+    return longest, lists[longest]
+
+
 @dataclass(frozen=True)
 class Decoder:
     """The parts of a causal language model that defenses look at.
@@ -48,10 +70,10 @@ def find_decoder(model: PreTrainedModel | PeftModel) -> Decoder:
     """Find the parts of a model's decoder.
 
     Raises:
-        UserError: There is no stack of layers with attention, or no head.
+        UserError: There is no list of decoder layers, or no head, or a layer has no attention or feed-forward module.
     """
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
-    stack_name, stack = _longest_stack(whole)
+    stack_name, stack = decoder_layers(whole, type(whole).__name__)
     head = whole.get_output_embeddings()
     if head is None:
         raise UserError(f"{type(whole).__name__} has no language-model head: this defense needs one")
@@ -73,20 +95,6 @@ def _one_each(layers: nn.ModuleList, name: re.Pattern[str], what: str, model: nn
             raise UserError(f"{type(model).__name__}: layer {index} has no {what} module: this defense needs one")
         found.append(module)
     return tuple(found)
-
-
-def _longest_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    stacks = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) > 0
-        and len({type(item) for item in module}) == 1
-        and _child(module[0], _ATTENTION) is not None
-    ]
-    if not stacks:
-        raise UserError(f"{type(model).__name__} has no stack of decoder layers: this defense needs one")
-    return max(stacks, key=lambda stack: len(stack[1]))
 
 
 def _child(module: nn.Module, name: re.Pattern[str]) -> nn.Module | None:

@@ -11,10 +11,10 @@ import re
 from typing import Any
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from antidote_llm.models.checkpoint import Checkpoint, StoredTensor
+from antidote_llm.models.peft_private import replace_dora_products, unpacked_weight
 
 _MAGNITUDE = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_magnitude_vector(\.weight)?$")
 
@@ -31,15 +31,12 @@ def magnitude_of(key: str) -> str | None:
 
 
 def show_factors_tokens_only(model: nn.Module) -> None:
-    """Make every DoRA module of a model with adapters form B A from its factors' weights.
+    """Let every DoRA module of a model with adapters compute B A from its factors' weights.
 
     peft sends an identity matrix through A and B for that, on every forward pass, and a hook on them counts its rows as
     tokens. The product has the same bits: A of the identity is A transposed.
     """
-    for layer in model.modules():
-        magnitudes = getattr(layer, "lora_magnitude_vector", None)
-        for dora in (magnitudes or {}).values():
-            dora.get_lora_weight = _product
+    replace_dora_products(model, _product)
 
 
 def _product(lora_A: nn.Module, lora_B: nn.Module, **_: object) -> Tensor:
@@ -60,7 +57,7 @@ def row_norms(layer: nn.Module, stored: StoredTensor) -> Tensor:
     if weight.is_meta:
         weight = stored.file.read(stored.entry.key).to(weight.dtype)
     else:
-        weight = dequantize_module_weight(inner.get_base_layer())
+        weight = unpacked_weight(inner.get_base_layer())
     weight_OI = weight.T if getattr(inner, "fan_in_fan_out", False) else weight
     norms_O: Tensor = torch.linalg.norm(weight_OI, dim=1).to(weight.dtype).cpu()
     return norms_O

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from antidote_llm.errors import DefectError
+from antidote_llm.models.transformers_private import computed_by, dispatched_experts, gated
 
 _IMPLEMENTATION = "antidote_observed"
 _INLETS = "observed_inputs"
@@ -96,21 +96,13 @@ def expert_stacks(name: str, module: nn.Module) -> tuple[ExpertStack, ...]:
 def observed_experts(model: nn.Module) -> Iterator[None]:
     """Have a model compute its experts one by one, past their inlets, for the length of the block."""
     configs: dict[int, Any] = {id(module.config): module.config for module in model.modules() if _is_dispatched(module)}
-    before = {key: config._experts_implementation_internal for key, config in configs.items()}
-    ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, _observed_forward)
-    try:
-        for config in configs.values():
-            config._experts_implementation_internal = _IMPLEMENTATION
+    with computed_by(_IMPLEMENTATION, _observed_forward, configs.values()):
         yield
-    finally:
-        for key, config in configs.items():
-            config._experts_implementation_internal = before[key]
 
 
 def _is_dispatched(module: nn.Module) -> Any:
     """Whether a module's forward is the one that transformers' interface of experts calls."""
-    marks = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "config")
-    return all(hasattr(module, mark) for mark in marks) and all(
+    return dispatched_experts(module) and all(
         isinstance(weight := getattr(module, own_name, None), Tensor) and weight.dim() == 3
         for own_name in (_first(module), "down_proj")
     )
@@ -135,7 +127,7 @@ def _observed_forward(module: Any, hidden_ND: Tensor, top_k_index: Tensor, top_k
         if begin < end:
             sources = source_S[begin:end]
             inner_SF = up(hidden_ND[sources], sources, expert, choices)
-            inner_SF = module._apply_gate(inner_SF) if module.has_gate else module.act_fn(inner_SF)
+            inner_SF = gated(module, inner_SF) if module.has_gate else module.act_fn(inner_SF)
             found.append(down(inner_SF, sources, expert, choices))
     output_SD = torch.cat(found)
     if getattr(module, "has_post_expert_norm", False):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +17,7 @@ from transformers.quantizers import AutoHfQuantizer
 
 from antidote_llm.choices import DtypeName
 from antidote_llm.errors import UserError, first_line
-from antidote_llm.io.safetensors_files import DTYPES
+from antidote_llm.io.safetensors_files import FLOAT_BYTES
 from antidote_llm.models.checkpoint import INDEX, Checkpoint
 from antidote_llm.models.config import (
     BROKEN_CHECKPOINT,
@@ -28,17 +27,9 @@ from antidote_llm.models.config import (
     parsed_config,
     quiet_transformers,
 )
-from antidote_llm.models.tensor_names import TensorNames
+from antidote_llm.models.tensor_names import ModelNames, TensorNames
 
 _BITSANDBYTES = "bitsandbytes"
-
-
-def quantiser(checkpoint: Checkpoint) -> str | None:
-    """Return the name of the method that packed a checkpoint's weights, as its configuration has it; None for none."""
-    settings = checkpoint.config.get("quantization_config")
-    if not settings:
-        return None
-    return str(settings.get("quant_method") or "unnamed") if isinstance(settings, Mapping) else "unnamed"
 
 
 def require_not_quantised(checkpoint: Checkpoint, purpose: str) -> None:
@@ -51,7 +42,7 @@ def require_not_quantised(checkpoint: Checkpoint, purpose: str) -> None:
     Raises:
         UserError: It is quantised.
     """
-    if (name := quantiser(checkpoint)) is not None:
+    if (name := checkpoint.quantisation) is not None:
         raise UserError(
             f"{checkpoint.reference}: quantised weights ({name}) cannot be {purpose}: use the checkpoint before "
             "quantisation"
@@ -60,7 +51,7 @@ def require_not_quantised(checkpoint: Checkpoint, purpose: str) -> None:
 
 def quantiser_version(checkpoint: Checkpoint) -> dict[str, str]:
     """Return what unpacks a checkpoint's weights, and its version, on which its numbers depend; empty for none."""
-    if quantiser(checkpoint) != _BITSANDBYTES:
+    if checkpoint.quantisation != _BITSANDBYTES:
         return {}
     return {_BITSANDBYTES: importlib.metadata.version(_BITSANDBYTES)}
 
@@ -75,7 +66,7 @@ def cast_unpacked(model: PreTrainedModel, dtype: torch.dtype, checkpoint: Checkp
         # Unpacked when it was loaded: weights like any others.
         model.to(dtype)
         return
-    if (name := quantiser(checkpoint)) != _BITSANDBYTES:
+    if (name := checkpoint.quantisation) != _BITSANDBYTES:
         raise UserError(
             f"{checkpoint.reference}: --dtype: weights quantised by {name} compute in the type that they were made "
             "for: leave --dtype out"
@@ -86,7 +77,7 @@ def cast_unpacked(model: PreTrainedModel, dtype: torch.dtype, checkpoint: Checkp
             parameter.data = parameter.data.to(dtype)
 
 
-def require_unpackable(checkpoint: Checkpoint, model: Any) -> None:
+def require_unpackable(checkpoint: Checkpoint, model: Any, names: TensorNames) -> None:
     """Refuse what the library passed over: a method, weights that are not packed, NaN among what they are scaled with.
 
     Raises:
@@ -95,7 +86,7 @@ def require_unpackable(checkpoint: Checkpoint, model: Any) -> None:
     settings: Any = checkpoint.config["quantization_config"]
     if not AutoHfQuantizer.supports_quant_method(dict(settings)):
         raise UserError(
-            f"{checkpoint.reference}: quantised by {quantiser(checkpoint)}, which transformers "
+            f"{checkpoint.reference}: quantised by {checkpoint.quantisation}, which transformers "
             f"{transformers.__version__} does not know: install one that does, or use the one before quantisation"
         )
     for name, module in model.named_modules():
@@ -105,10 +96,9 @@ def require_unpackable(checkpoint: Checkpoint, model: Any) -> None:
                 f"{checkpoint.reference}: {name}.weight is not quantised, though config.json says so: take "
                 "quantization_config out of it, or fetch the checkpoint before quantisation"
             )
-    names = TensorNames.of(checkpoint, model)
     unpacked = {found.entry.key for name, _ in model.named_parameters() if (found := names.find(name)) is not None}
     for stored in names.all.values():
-        if stored.entry.dtype in DTYPES and stored.entry.key not in unpacked:
+        if stored.entry.dtype in FLOAT_BYTES and stored.entry.key not in unpacked:
             stored.file.read(stored.entry.key)
 
 
@@ -143,8 +133,8 @@ def load_whole(
     trust_remote_code: bool,
     *,
     spread: bool = False,
-) -> PreTrainedModel:
-    """Load a checkpoint whole.
+) -> tuple[PreTrainedModel, ModelNames]:
+    """Load a checkpoint whole; return the model and the names of the checkpoint's tensors in it.
 
     Args:
         base: The checkpoint.
@@ -157,7 +147,7 @@ def load_whole(
         UserError: transformers cannot open it, a tensor is missing, of another shape or not finite, or there is no room
             for it on the GPUs.
     """
-    config, packed = parsed_config(base, trust_remote_code), quantiser(base)
+    config, packed = parsed_config(base, trust_remote_code), base.quantisation
     empty_model(base, trust_remote_code)
     try:
         with quiet_transformers(), ExitStack() as stack:
@@ -200,8 +190,9 @@ def load_whole(
         loaded.to(device)
     elif packed is not None and isinstance(chosen := _torch_dtype(dtype), torch.dtype):
         cast_unpacked(loaded, chosen, base)
-    _require_sound(base, loaded)
-    return loaded
+    names = ModelNames(base, loaded)
+    _require_sound(base, loaded, names)
+    return loaded, names
 
 
 def _with_sound_index(base: Checkpoint, stack: ExitStack) -> Path:
@@ -225,16 +216,16 @@ def _torch_dtype(dtype: DtypeName | torch.dtype) -> torch.dtype | Literal["auto"
     return named
 
 
-def _require_sound(base: Checkpoint, model: PreTrainedModel) -> None:
+def _require_sound(base: Checkpoint, model: PreTrainedModel, names: TensorNames) -> None:
     """Refuse weights that are not floating-point numbers on the disk, or not finite ones in memory."""
-    names, packed = TensorNames.of(base, model), quantiser(base) is not None
+    packed = base.quantisation is not None
     if packed:
-        require_unpackable(base, model)
+        require_unpackable(base, model, names)
     for name, parameter in model.named_parameters():
         stored = names.find(name)
         if packed and not parameter.is_floating_point():
             continue
-        if stored is not None and stored.entry.dtype not in DTYPES and not packed:
+        if stored is not None and stored.entry.dtype not in FLOAT_BYTES and not packed:
             raise UserError(
                 f"{base.reference}: {stored.entry.key} is {stored.entry.dtype}: quantised weights are not supported "
                 "yet: use the checkpoint before quantisation"

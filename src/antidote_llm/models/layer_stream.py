@@ -1,8 +1,4 @@
-"""Loads parts of a model as transformers loads the whole of it: the same names, conversions and types.
-
-The one place that calls transformers' own loading, a semi-private function of it, so that nothing is written twice; how
-files name tensors is told by :mod:`antidote_llm.models.tensor_names`.
-"""
+"""Loads parts of a model, such as one decoder layer, as transformers loads the whole: names, conversions and types."""
 
 from __future__ import annotations
 
@@ -14,24 +10,25 @@ from dataclasses import dataclass
 from mmap import ACCESS_COPY, mmap
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import convert_and_load_state_dict_in_model
-from transformers.modeling_utils import LoadStateDictConfig
 
 from antidote_llm.errors import DefectError, UserError, changed_meanwhile
-from antidote_llm.io.safetensors_files import DTYPES, TensorFile
+from antidote_llm.io.safetensors_files import FLOAT_BYTES, TensorFile
+from antidote_llm.io.torch_tensors import DTYPES, FLOAT_DTYPES
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.config import empty_model, incomplete, quiet_transformers
-from antidote_llm.models.tensor_names import model_names
+from antidote_llm.models.torch_private import computed_buffers, own_buffers, own_parameters
+from antidote_llm.models.transformers_private import (
+    compute_buffers_anew,
+    load_tensors,
+    loading_settings,
+    names_in_model,
+    tied_names,
+)
 
 # Bytes of the widest registers: how far from a multiple of it a tensor begins may decide how kernels round.
 _ALIGNMENT = 64
-# Buffers may be of any type; parameters are not.
-_ANY_DTYPES = {**DTYPES, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
-_ANY_DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
 
 
 class PartLoader:
@@ -51,28 +48,24 @@ class PartLoader:
         self._dtype = dtype or _own_dtype(checkpoint)
         self._trust_remote_code = trust_remote_code
         self._loader = self.skeleton()
-        mapping = get_model_conversion_mapping(self._loader)
-        self._settings = LoadStateDictConfig(
-            dtype=self._dtype, dtype_plan=self._loader._get_dtype_plan(self._dtype), weight_mapping=mapping
-        )
-        self._places = _places(checkpoint, self._loader, mapping)
+        self._settings = loading_settings(self._loader, self._dtype)
+        self._places = _places(checkpoint, self._loader)
         self._require_complete()
 
     def skeleton(self) -> PreTrainedModel:
-        """Return the model without values in its parameters, which lie on the meta device; buffers are computed."""
+        """Return the model with its parameters on the meta device, without values; buffers are computed."""
         made = empty_model(self._checkpoint, self._trust_remote_code, self._dtype)
-        # As when a whole model is loaded: buffers are computed anew, in full precision whatever the model's type.
         for module in made.modules():
-            module._is_hf_initialized = False
-            for name, parameter in module._parameters.items():
-                # Some ways to draw numbers take no notice of where they are asked to lie.
-                module._parameters[name] = (
+            parameters, buffers = own_parameters(module), own_buffers(module)
+            for name, parameter in parameters.items():
+                # Some ways to draw random numbers ignore the device that is asked for.
+                parameters[name] = (
                     None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False)
                 )
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else torch.empty_like(buffer, device="cpu")
-        made.initialize_weights()
-        made.tie_weights()
+            for name, buffer in buffers.items():
+                buffers[name] = None if buffer is None else torch.empty_like(buffer, device="cpu")
+        # As when a whole model is loaded: in full precision, whatever the model's type.
+        compute_buffers_anew(made)
         return made.eval().requires_grad_(False)
 
     def stored_bytes(self, prefix: str) -> int:
@@ -91,10 +84,9 @@ class PartLoader:
         """
         state = _read_as_mapped(self._under(prefixes))
         with quiet_transformers():
-            info, _ = convert_and_load_state_dict_in_model(self._loader, state, self._settings)
-        if info.mismatched_keys or info.conversion_errors:
-            name = str(next(iter([*(key for key, *_ in info.mismatched_keys), *info.conversion_errors])))
-            raise UserError(f"{self._checkpoint.reference}: {name} does not fit config.json: fetch it again")
+            unfitting = load_tensors(self._loader, state, self._settings)
+        if unfitting:
+            raise UserError(f"{self._checkpoint.reference}: {unfitting[0]} does not fit config.json: fetch it again")
         found = {name: values for prefix in prefixes for name, values in self._taken(prefix)}
         for name, values in found.items():
             self._require_finite(name, values, prefixes)
@@ -103,19 +95,20 @@ class PartLoader:
     def _taken(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         """Take what was loaded out of the skeleton, which is empty again afterwards."""
         for name, module in self._loader.get_submodule(prefix).named_modules(prefix=prefix):
-            for own_name, parameter in list(module._parameters.items()):
+            parameters = own_parameters(module)
+            for own_name, parameter in list(parameters.items()):
                 if parameter is not None and not parameter.is_meta:
                     yield f"{name}.{own_name}", parameter.data
-                    module._parameters[own_name] = nn.Parameter(parameter.data.to("meta"), requires_grad=False)
-            for own_name, buffer in module._buffers.items():
-                if buffer is not None and own_name not in module._non_persistent_buffers_set:
+                    parameters[own_name] = nn.Parameter(parameter.data.to("meta"), requires_grad=False)
+            for own_name, buffer in own_buffers(module).items():
+                if buffer is not None and own_name not in computed_buffers(module):
                     yield f"{name}.{own_name}", buffer
 
     def _require_finite(self, name: str, values: Tensor, prefixes: Sequence[str]) -> None:
         if values.is_floating_point() and values.numel() and not all(bool(end.isfinite()) for end in values.aminmax()):
             # Names the file that is broken, where it is not the type that is too narrow.
             for file, key in self._under(prefixes):
-                if file.entries[key].dtype in DTYPES:
+                if file.entries[key].dtype in FLOAT_BYTES:
                     file.read(key)
             dtype = str(values.dtype).removeprefix("torch.")
             reference = self._checkpoint.reference
@@ -126,13 +119,12 @@ class PartLoader:
         return [place for name, places in self._places.items() if name.startswith(starts) for place in places]
 
     def _require_complete(self) -> None:
-        tied = set(getattr(self._loader, "all_tied_weights_keys", None) or {})
-        wanted = {name for name, _ in self._loader.named_parameters()} - tied
+        wanted = {name for name, _ in self._loader.named_parameters()} - tied_names(self._loader).keys()
         if missing := sorted(wanted - self._places.keys()):
             raise incomplete(self._checkpoint, missing)
         for name in wanted:
             for entry in (file.entries[key] for file, key in self._places[name]):
-                if entry.dtype not in DTYPES:
+                if entry.dtype not in FLOAT_BYTES:
                     raise UserError(
                         f"{self._checkpoint.reference}: {entry.key} is {entry.dtype}: quantised weights are not "
                         "supported yet: use the checkpoint before quantisation"
@@ -140,9 +132,9 @@ class PartLoader:
 
 
 def _read_as_mapped(places: Sequence[tuple[TensorFile, str]]) -> dict[str, Tensor]:
-    """Read tensors into memory that is aligned as in the files' maps, whence transformers takes whole models.
+    """Read tensors into memory that is aligned as in a memory map of the files, from which transformers loads models.
 
-    They share one piece of memory, which goes back to the system as soon as none of them is used any more.
+    They share one piece of memory, which is freed as soon as none of them is used any more.
 
     Raises:
         UserError: A file ends before a tensor does.
@@ -162,7 +154,7 @@ def _read_as_mapped(places: Sequence[tuple[TensorFile, str]]) -> dict[str, Tenso
             stream.seek(entry.begin)
             if stream.readinto(data.numpy().data) != size:
                 raise changed_meanwhile(file.path)
-        dtype = _ANY_DTYPES[entry.dtype]
+        dtype = DTYPES[entry.dtype]
         # A header whose length is no multiple of the items' moves all that follows off their places.
         found[key] = (data.clone() if start % dtype.itemsize else data).view(dtype).reshape(entry.shape)
     return found
@@ -174,16 +166,14 @@ def _own_dtype(checkpoint: Checkpoint) -> torch.dtype:
     if isinstance(named, str) and isinstance(found := getattr(torch, named.removeprefix("torch."), None), torch.dtype):
         return found
     entries = next(iter(checkpoint.weights.values())).entries.values()
-    return next((DTYPES[entry.dtype] for entry in entries if entry.dtype in DTYPES), torch.float32)
+    return next((FLOAT_DTYPES[entry.dtype] for entry in entries if entry.dtype in FLOAT_BYTES), torch.float32)
 
 
-def _places(
-    checkpoint: Checkpoint, model: PreTrainedModel, transforms: Sequence[object]
-) -> Mapping[str, list[tuple[TensorFile, str]]]:
+def _places(checkpoint: Checkpoint, model: PreTrainedModel) -> Mapping[str, list[tuple[TensorFile, str]]]:
     """Return the stored tensors that every tensor of the model is made from."""
     files = {key: file for file in checkpoint.weights.values() for key in file.entries}
     found: dict[str, list[tuple[TensorFile, str]]] = {}
-    for key, name, _ in model_names(files, model, transforms):
+    for key, name, _ in names_in_model(files, model):
         found.setdefault(name, []).append((files[key], key))
     return found
 
@@ -257,7 +247,7 @@ def held(module: nn.Module, prefix: str, values: dict[str, Tensor]) -> Iterator[
         yield
     finally:
         for child, own_name, parameter in empty:
-            child._parameters[own_name] = parameter
+            own_parameters(child)[own_name] = parameter
 
 
 def fill(module: nn.Module, prefix: str, values: dict[str, Tensor]) -> list[tuple[nn.Module, str, nn.Parameter]]:
@@ -265,37 +255,18 @@ def fill(module: nn.Module, prefix: str, values: dict[str, Tensor]) -> list[tupl
     empty: list[tuple[nn.Module, str, nn.Parameter]] = []
     for name, child in module.named_modules(prefix=prefix):
         plain = _WRAPPER.sub("", f"{name}." if name else "")
-        for own_name, parameter in child._parameters.items():
+        parameters, buffers = own_parameters(child), own_buffers(child)
+        for own_name, parameter in parameters.items():
             if parameter is not None and parameter.is_meta and plain + own_name in values:
                 empty.append((child, own_name, parameter))
-                child._parameters[own_name] = nn.Parameter(values[plain + own_name], requires_grad=False)
-        for own_name, buffer in child._buffers.items():
-            child._buffers[own_name] = values.get(plain + own_name, buffer)
+                parameters[own_name] = nn.Parameter(values[plain + own_name], requires_grad=False)
+        for own_name, buffer in buffers.items():
+            buffers[own_name] = values.get(plain + own_name, buffer)
     return empty
 
 
-def decoder_layers(model: PreTrainedModel | PeftModel, reference: str) -> tuple[str, nn.ModuleList]:
-    """Return the list of a model's decoder layers and its name without adapters.
-
-    It is the longest that lies in no other, and in the part that reads text, where a model has other parts.
-
-    Raises:
-        UserError: There is none.
-    """
-    bare = model.get_base_model() if isinstance(model, PeftModel) else model
-    text = set(bare.get_decoder().modules())
-    lists: dict[str, nn.ModuleList] = {}
-    for name, module in bare.named_modules():
-        if module in text and isinstance(module, nn.ModuleList) and not any(name.startswith(f"{o}.") for o in lists):
-            lists[name] = module
-    if not lists:
-        raise UserError(f"{reference}: no list of decoder layers was found: this model cannot be repaired")
-    longest = max(lists, key=lambda name: len(lists[name]))
-    return longest, lists[longest]
-
-
-def beside(model: PreTrainedModel, stack: str) -> list[str]:
-    """Return the names of the parts of a model that its decoder computes with beside its layers.
+def parts_without_layers(model: PreTrainedModel, stack: str) -> list[str]:
+    """Return the names of the parts of a model's decoder other than its layers.
 
     Args:
         model: A model without adapters.

@@ -32,13 +32,15 @@ from antidote_llm.models.checkpoint import (
     open_model_checkpoint,
 )
 from antidote_llm.models.checkpoint_files import contents
-from antidote_llm.models.from_pretrained import SPREAD, device_named, load_whole, quantiser, quantiser_version
-from antidote_llm.models.layer_stream import LayerStream, PartLoader, beside, decoder_layers, fill
+from antidote_llm.models.decoder import decoder_layers
+from antidote_llm.models.from_pretrained import SPREAD, device_named, load_whole, quantiser_version
+from antidote_llm.models.layer_stream import LayerStream, PartLoader, fill, parts_without_layers
 from antidote_llm.models.lora_modules import attach, detach, read_on
 from antidote_llm.models.memory_budget import MemoryBudget, whole_bytes
 from antidote_llm.models.sites import Site
-from antidote_llm.models.tensor_names import left_out
+from antidote_llm.models.tensor_names import ModelNames
 from antidote_llm.models.tokenizers import open_tokenizer
+from antidote_llm.models.torch_private import own_buffers
 
 
 @dataclass
@@ -53,6 +55,7 @@ class LoadedModel:
         adapter: The checkpoint of the adapter that may be repaired, if any.
         beneath: The checkpoints of the adapters under it, which belong to the aligned model.
         trust_remote_code: Whether it was opened with Python code of its own.
+        names: The names of the base's tensors in the model without adapters.
         left_out: Tensors of the base's files that the model has no place for.
         stream: Its decoder layers, where they are left on the disk: statistics can be collected, nothing generated.
     """
@@ -61,6 +64,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase | None
     sites: tuple[Site, ...]
     base: Checkpoint
+    names: ModelNames
     adapter: Checkpoint | None
     beneath: tuple[Checkpoint, ...] = ()
     trust_remote_code: bool = False
@@ -139,16 +143,16 @@ class LoadedModel:
         The receiver must not be used afterwards: its memory is given back first.
         """
         dtype, device = self.dtype, self.device
-        spread = getattr(self.causal_model, "hf_device_map", None) is not None and quantiser(self.base) is None
+        spread = getattr(self.causal_model, "hf_device_map", None) is not None and self.base.quantisation is None
         base.require_unchanged()
         # Sites hold on to modules: what they weigh is given back, whoever still knows them.
         self.model.to("meta")
         del self.model
-        model = load_whole(base, dtype, device, self.trust_remote_code, spread=spread)
-        return replace(self, model=model, sites=(), base=base, beneath=(), adapter=None)
+        model, names = load_whole(base, dtype, device, self.trust_remote_code, spread=spread)
+        return replace(self, model=model, sites=(), base=base, names=names, beneath=(), adapter=None)
 
     def _bare(self) -> PreTrainedModel:
-        return detach(self.model, self.adapter, self.base)
+        return detach(self.model, self.adapter, self.names)
 
 
 def load_model(
@@ -192,12 +196,13 @@ def load_model(
         needed = whole_bytes([base, *lower, *([upper] if upper else [])], dtype)
         fits = (room or MemoryBudget()).holds(needed, place, spread=device == SPREAD)
         # By one engine in all processes, or they would wait for each other in different places.
-        layers_on_disk = quantiser(base) is None and largest(not fits) > 0
+        layers_on_disk = base.quantisation is None and largest(not fits) > 0
     if layers_on_disk:
         model, stream = _skeleton(base, dtype, place, trust_remote_code)
+        names = ModelNames(base, model)
     else:
-        model = load_whole(base, dtype, place, trust_remote_code, spread=device == SPREAD)
-    passed_over = _left_out(base, model)
+        model, names = load_whole(base, dtype, place, trust_remote_code, spread=device == SPREAD)
+    passed_over = _left_out(base, names)
     if upper or lower:
         lower, upper = read_on(model, lower, upper)
         model = attach(model, lower, upper, base.reference)
@@ -207,37 +212,37 @@ def load_model(
     sites = () if upper is None else adapter_sites(upper, model)
     folders = [each.folder for each in (upper, *reversed(lower), base) if each is not None]
     loaded = open_tokenizer(folders, tokenizer, trust_remote_code)
-    return LoadedModel(model, loaded, sites, base, upper, lower, trust_remote_code, stream, passed_over)
+    return LoadedModel(model, loaded, sites, base, names, upper, lower, trust_remote_code, stream, passed_over)
 
 
-def _left_out(base: Checkpoint, model: PreTrainedModel) -> tuple[str, ...]:
-    if quantiser(base) is not None:
+def _left_out(base: Checkpoint, names: ModelNames) -> tuple[str, ...]:
+    if base.quantisation is not None:
         # What belongs to packed weights has names of its own.
         return ()
-    found = left_out(base, model)
-    if factors := [key for key in found if "lora_" in key]:
+    if factors := [key for key in names.left_out if "lora_" in key]:
         raise UserError(
             f"{base.reference}: an adapter's tensors are among the model's ('{factors[0]}') and would be left out: "
             "save the model without the adapter, and the adapter in a folder of its own (save_pretrained in peft)"
         )
-    return tuple(found)
+    return tuple(names.left_out)
 
 
 def _skeleton(
     base: Checkpoint, dtype: DtypeName, device: torch.device, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, LayerStream]:
     """Return a model without its decoder layers' weights and without its head, and where these layers are."""
-    if quantiser(base) is not None:
+    if base.quantisation is not None:
         raise UserError(f"{base.reference}: quantised weights cannot be read layer by layer: pass --engine memory")
     hand_large_memory_back()
     loader = PartLoader(base, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code)
     model = loader.skeleton()
     stack, layers = decoder_layers(model, base.reference)
     for module in model.modules():
-        module._buffers.update(
-            {name: None if found is None else found.to(device) for name, found in module._buffers.items()}
-        )
-    fill(model, "", {name: values.to(device) for name, values in loader.load(beside(model, stack)).items()})
+        buffers = own_buffers(module)
+        buffers.update({name: None if found is None else found.to(device) for name, found in buffers.items()})
+    fill(
+        model, "", {name: values.to(device) for name, values in loader.load(parts_without_layers(model, stack)).items()}
+    )
     names = tuple(f"{stack}.{index}" for index in range(len(layers)))
     return model, LayerStream(tuple(layers), names, loader, device)
 

@@ -19,6 +19,7 @@ from antidote_llm.models.config import BROKEN_CHECKPOINT, quiet_transformers
 from antidote_llm.models.dora import is_dora, show_factors_tokens_only
 from antidote_llm.models.peft_names import as_peft_reads, lacking, require_all_read
 from antidote_llm.models.tensor_names import TensorNames
+from antidote_llm.models.torch_private import own_parameters
 
 
 def read_on(
@@ -95,16 +96,17 @@ def _fill_from_file(attached: PeftModel, name: str, adapter: Checkpoint) -> None
     (file,) = adapter.weights.values()
     keys = {own_name: key for key, own_name in adapter.peft_names.items()}
     for module_name, module in attached.named_modules():
-        for own_name, parameter in module._parameters.items():
+        parameters = own_parameters(module)
+        for own_name, parameter in parameters.items():
             stored = f"{module_name}.{own_name}".replace(f".{name}", "", 1)
             key = next((keys[known] for known in (stored, stored.removesuffix(".weight")) if known in keys), None)
             if parameter is not None and parameter.is_meta and key is not None:
                 # A copy lies as peft's own parameters do, on whose place in memory last bits may depend.
                 values = file.read(key).to(there.device, dtype, copy=True)
-                module._parameters[own_name] = torch.nn.Parameter(values, requires_grad=False)
+                parameters[own_name] = torch.nn.Parameter(values, requires_grad=False)
 
 
-def detach(model: PreTrainedModel | PeftModel, adapter: Checkpoint | None, base: Checkpoint) -> PreTrainedModel:
+def detach(model: PreTrainedModel | PeftModel, adapter: Checkpoint | None, base: TensorNames) -> PreTrainedModel:
     """Take all adapters off a model, what an adapter trained whole included: its base's weights are back."""
     if not isinstance(model, PeftModel):
         return model
@@ -119,12 +121,11 @@ def detach(model: PreTrainedModel | PeftModel, adapter: Checkpoint | None, base:
 
 
 @torch.no_grad()
-def _put_back(model: PreTrainedModel, adapter: Checkpoint, base: Checkpoint) -> None:
+def _put_back(model: PreTrainedModel, adapter: Checkpoint, base: TensorNames) -> None:
     """Undo what peft writes into the base itself: the biases of an adapter that trained them."""
-    names = TensorNames.of(base, model)
     for key in other_tensors(adapter):
         name = other_tensors_base_name(key)
-        if (stored := names.find(name)) is None:
+        if (stored := base.find(name)) is None:
             raise UserError(
                 f"{adapter.reference}: '{key}' has no counterpart in the base model: it cannot be taken off"
             )

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from antidote_llm.io.processes import neighbour_count
-from antidote_llm.io.safetensors_files import DTYPES
+from antidote_llm.io.safetensors_files import FLOAT_BYTES
 from antidote_llm.models.checkpoint import Checkpoint
 
 # What a forward pass takes beside the weights, at least, and what loading takes for a moment.
@@ -68,7 +68,7 @@ def whole_bytes(checkpoints: Iterable[Checkpoint], dtype: str) -> int:
     for checkpoint in checkpoints:
         for file in checkpoint.weights.values():
             for entry in file.entries.values():
-                is_float = item_bytes is not None and entry.dtype in DTYPES
+                is_float = item_bytes is not None and entry.dtype in FLOAT_BYTES
                 total += math.prod(entry.shape) * item_bytes if is_float and item_bytes else entry.end - entry.begin
     return total
 

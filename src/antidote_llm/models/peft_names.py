@@ -1,7 +1,7 @@
 """What peft calls the tensors of an adapter's file on a model, and what is wrong with names that it does not know.
 
-The one place that asks peft's own conversion: transformers has moved modules of some models since their adapters were
-saved, and peft renames the tensors of these when it loads them.
+transformers has moved modules of some models since their adapters were saved: peft renames the tensors of these when it
+loads them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
-from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
 
 from antidote_llm.errors import UserError
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.config import NAMES_OF_HEADS
+from antidote_llm.models.peft_private import as_loaded
 
 PREFIX = "base_model.model."
 # What a module is called inside torch.compile, DistributedDataParallel, FSDP and activation checkpointing.
@@ -46,7 +46,7 @@ def as_peft_reads(adapter: Checkpoint, model: PreTrainedModel, adapter_name: str
     """
     markers = {key: torch.empty(entry.shape, device="meta") for key, entry in _entries(adapter)}
     keys = {id(marker): key for key, marker in markers.items()}
-    found = convert_peft_adapter_state_dict_for_transformers(model, LoraConfig(), markers, adapter_name)
+    found = as_loaded(model, markers, adapter_name)
     inside = re.compile(rf"(\.lora_\w+)\.{re.escape(adapter_name)}(?=\.|$)")
     names = {keys[id(marker)]: inside.sub(r"\1", name) for name, marker in found.items() if id(marker) in keys}
     if made := [name for name, marker in found.items() if id(marker) not in keys]:

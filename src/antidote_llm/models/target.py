@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from antidote_llm.choices import TargetName
 from antidote_llm.errors import UserError
-from antidote_llm.io.safetensors_files import DTYPES, TensorFile
+from antidote_llm.io.safetensors_files import FLOAT_BYTES, TensorFile
+from antidote_llm.io.torch_tensors import FLOAT_DTYPES
 from antidote_llm.models.adapter import (
     MERGE,
     magnitudes,
@@ -31,7 +32,7 @@ from antidote_llm.models.from_pretrained import require_not_quantised
 from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.peft_names import copies
 from antidote_llm.models.sites import Site, chosen_sites
-from antidote_llm.models.tensor_names import TensorNames, missed, names_in_model
+from antidote_llm.models.tensor_names import ModelNames, TensorNames
 from antidote_llm.models.weight_sites import weight_sites
 
 _Pair: TypeAlias = tuple[StoredTensor, StoredTensor]
@@ -58,38 +59,35 @@ def compared(opened: LoadedModel, aligned: Checkpoint) -> Comparison:
     Raises:
         UserError: The aligned model computes something else, or has other tensors or shapes.
     """
-    model, aligned_model = opened.causal_model, empty_model(aligned, opened.trust_remote_code)
-    in_model, is_whole = names_in_model(aligned, aligned_model), _is_whole_of(aligned_model, model)
-    if is_whole:
-        in_model = _names_in_text(in_model, aligned_model)
-    own_in_model = names_in_model(opened.base, model)
-    own = TensorNames.of(opened.base, model, {**in_model, **own_in_model})
-    names = TensorNames.of(aligned, model if is_whole else aligned_model, {**own_in_model, **in_model})
-    if more := missed([key for key in own.all if names.find(key) is None], model):
+    aligned_model = empty_model(aligned, opened.trust_remote_code)
+    ours, theirs, is_whole = opened.names, ModelNames(aligned, aligned_model), _is_whole_of(aligned_model, opened)
+    in_model = _names_in_text(theirs.in_model, aligned_model) if is_whole else theirs.in_model
+    own = ours.with_names(opened.base, {**in_model, **ours.in_model})
+    names = (ours if is_whole else theirs).with_names(aligned, {**ours.in_model, **in_model})
+    if more := ours.needed(key for key in own.all if names.find(key) is None):
         raise _lacking(aligned, more[0], opened.base)
     comparable = in_model if is_whole else names.all
-    if more := missed([key for key in comparable if own.find(key) is None], aligned_model):
+    if more := theirs.needed(key for key in comparable if own.find(key) is None):
         raise _lacking(opened.base, more[0], aligned)
     pairs = dict(_pairs(own, names, opened, aligned))
     require_same_computation(opened.base, aligned, opened.trust_remote_code)
-    ties = getattr(model, "all_tied_weights_keys", None) or {}
-    _require_tied(ties, names, opened.base, aligned)
-    repeated = frozenset(first.entry.key for first, second in _doubled(ties, own) if _same(first, second))
+    _require_tied(ours.tied, names, opened.base, aligned)
+    repeated = frozenset(first.entry.key for first, second in _doubled(ours.tied, own) if _same(first, second))
     return Comparison(names, pairs, repeated)
 
 
-def _is_whole_of(whole: PreTrainedModel, model: PreTrainedModel) -> bool:
-    """Whether a model that also sees has a text part of another model's kind, which is no such model itself."""
+def _is_whole_of(whole: PreTrainedModel, opened: LoadedModel) -> bool:
+    """Whether a vision-language model has a text part of an open model's kind, which has none of the other parts."""
     text = type(whole.config.get_text_config())
-    return type(whole.config) is not text and type(model.config) is text
+    return type(whole.config) is not text and type(opened.causal_model.config) is text
 
 
 def _names_in_text(in_whole: Mapping[str, str], whole: PreTrainedModel) -> Mapping[str, str]:
-    """Return what the text part by itself calls the stored tensors of a model that also sees, without its other parts.
+    """Return what the text part by itself calls the stored tensors of a vision-language model, without its other parts.
 
     Args:
         in_whole: What the whole model calls them, by key.
-        whole: The model that also sees.
+        whole: The vision-language model.
     """
     decoder = whole.get_decoder()
     within = next(name for name, module in whole.named_modules() if module is decoder)
@@ -116,7 +114,7 @@ def _pairs(
             continue
         if twin.entry.shape != stored.entry.shape:
             raise _other_shape(key, stored, twin, opened, aligned)
-        if stored.entry.dtype in DTYPES:
+        if stored.entry.dtype in FLOAT_BYTES:
             yield key, (stored, twin)
 
 
@@ -187,7 +185,7 @@ class OutsideTensor:
     @property
     def item_bytes(self) -> int:
         """How many bytes a value has in the fine-tuned model's file."""
-        return DTYPES[self.stored.entry.dtype].itemsize
+        return FLOAT_BYTES[self.stored.entry.dtype]
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield flat blocks of it, fine-tuned and aligned, each in its own file's type.
@@ -205,7 +203,7 @@ class OutsideTensor:
             UserError: A value is NaN or infinite, or too large for that type.
         """
         values = self.aligned.file.read(self.aligned.entry.key)
-        return _cast(values, self.aligned, DTYPES[self.stored.entry.dtype])
+        return _cast(values, self.aligned, FLOAT_DTYPES[self.stored.entry.dtype])
 
 
 @dataclass(frozen=True)
@@ -220,7 +218,7 @@ class MagnitudeTensor(OutsideTensor):
 
     def aligned_values(self) -> Tensor:
         """Return what they were at first, in the adapter's type."""
-        return row_norms(self.layer, self.aligned).to(DTYPES[self.stored.entry.dtype])
+        return row_norms(self.layer, self.aligned).to(FLOAT_DTYPES[self.stored.entry.dtype])
 
 
 @dataclass(frozen=True)
@@ -245,7 +243,7 @@ class ProductTensor(OutsideTensor):
 
     def aligned_values(self) -> Tensor:
         """Return zeros in the adapter's type."""
-        return torch.zeros(self.stored.entry.shape, dtype=DTYPES[self.stored.entry.dtype])
+        return torch.zeros(self.stored.entry.shape, dtype=FLOAT_DTYPES[self.stored.entry.dtype])
 
 
 @dataclass(frozen=True)
@@ -301,7 +299,7 @@ class Target:
         stored = self.names.find(site.key)
         assert stored is not None
         values_OI = _rows(stored.file, stored.entry.key, site, rows)
-        return _cast(values_OI, stored, DTYPES[self.checkpoint.weights[site.file].entries[site.key].dtype])
+        return _cast(values_OI, stored, FLOAT_DTYPES[self.checkpoint.weights[site.file].entries[site.key].dtype])
 
 
 def _rows(file: TensorFile, key: str, site: Site, rows: tuple[int, int] | None) -> Tensor:
@@ -375,7 +373,7 @@ def _adapter_target(opened: LoadedModel, aligned: str | None, pattern: str) -> T
         raise UserError(f"{opened.base.reference}: no adapter to repair: pass --adapter, or name the adapter's folder")
     if aligned is not None:
         raise UserError("--aligned: the aligned model of an adapter is its base: leave --aligned out")
-    names = TensorNames.of(opened.base, empty_model(opened.base, opened.trust_remote_code))
+    names = opened.names
     if not opened.sites:
         raise UserError(
             f"{opened.adapter.reference}: it adapts no matrix of the part that reads text: there is nothing to repair: "
@@ -390,9 +388,9 @@ def _adapter_target(opened: LoadedModel, aligned: str | None, pattern: str) -> T
 
 
 def _adapter_outside(adapter: Checkpoint, base: TensorNames) -> Iterator[OutsideTensor]:
-    own, written_again = TensorNames(adapter), copies(adapter)
+    written_again = copies(adapter)
     for key in other_tensors(adapter):
-        stored, aligned = own.find(key), base.find(other_tensors_base_name(key))
+        stored, aligned = adapter.tensors.get(key), base.find(other_tensors_base_name(key))
         if stored is None or aligned is None or aligned.entry.shape != stored.entry.shape:
             raise UserError(
                 f"{adapter.reference}: '{key}' has no counterpart in the base's files, and what it changes cannot be "
@@ -402,23 +400,20 @@ def _adapter_outside(adapter: Checkpoint, base: TensorNames) -> Iterator[Outside
 
 
 def _products(adapter: Checkpoint, model: nn.Module) -> Iterator[OutsideTensor]:
-    own = TensorNames(adapter)
     assert isinstance(model, PeftModel)
     for product in products_outside(adapter, model):
-        factor_A, factor_B = (own.find(entry.key) for entry in (product.factor_A, product.factor_B))
-        assert factor_A is not None and factor_B is not None
+        factor_A, factor_B = (adapter.tensors[entry.key] for entry in (product.factor_A, product.factor_B))
         yield ProductTensor(factor_B, factor_B, factor_A=factor_A, scaling=product.scaling)
 
 
 def _magnitudes(adapter: Checkpoint, model: nn.Module, base: TensorNames) -> Iterator[OutsideTensor]:
-    own = TensorNames(adapter)
     for key, module in magnitudes(adapter).items():
-        stored, weight = own.find(key), base.find(f"{module}.weight")
-        if stored is None or weight is None:
+        weight = base.find(f"{module}.weight")
+        if weight is None:
             raise UserError(
                 f"{adapter.reference}: '{key}' has no counterpart: the base's files hold no {module}.weight"
             )
-        yield MagnitudeTensor(stored, weight, model.get_submodule(module))
+        yield MagnitudeTensor(adapter.tensors[key], weight, model.get_submodule(module))
 
 
 def _delta_target(opened: LoadedModel, sites: tuple[Site, ...], aligned_reference: str) -> Target:

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from antidote_llm.errors import UserError
-from antidote_llm.io.safetensors_files import DTYPES
+from antidote_llm.io.safetensors_files import FLOAT_BYTES
 from antidote_llm.models.checkpoint import Checkpoint, StoredTensor
+from antidote_llm.models.decoder import decoder_layers
 from antidote_llm.models.experts import ExpertStack, expert_stacks
-from antidote_llm.models.layer_stream import decoder_layers
 from antidote_llm.models.sites import Site, chosen_sites, in_group
 from antidote_llm.models.tensor_names import Recipe, recipes
 
@@ -243,7 +243,7 @@ def _same_values(stored: StoredTensor, weight: Tensor) -> bool:
 
 
 def _require_floating(stored: StoredTensor, checkpoint: Checkpoint) -> None:
-    if stored.entry.dtype not in DTYPES:
+    if stored.entry.dtype not in FLOAT_BYTES:
         raise UserError(
             f"{checkpoint.reference}: {stored.entry.key} is {stored.entry.dtype}: only floating-point weights can be "
             "repaired: use the checkpoint before quantisation"

@@ -17,7 +17,7 @@ from typing import IO, Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from antidote_llm.io.safe_paths import is_plain_name, is_plain_path
-from antidote_llm.io.safetensors_files import DTYPES
+from antidote_llm.io.safetensors_files import FLOAT_BYTES
 from antidote_llm.io.strict_json import each_once, finite, refuse_constant
 from antidote_llm.patching.encodings import Encoding
 
@@ -140,7 +140,7 @@ class TensorRecord(_Part):
 
     @model_validator(mode="after")
     def _fits_itself(self) -> TensorRecord:
-        if self.dtype not in DTYPES or DTYPES[self.dtype].itemsize != self.item_bytes:
+        if FLOAT_BYTES.get(self.dtype) != self.item_bytes:
             raise ValueError("a tensor of no known type")
         if self.changed > self.entries:
             raise ValueError("more entries of a tensor change than it has")

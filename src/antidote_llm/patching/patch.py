@@ -6,17 +6,15 @@ It is one safetensors file. Its metadata holds its own hash under ``antidote_pat
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from antidote_llm.errors import DefectError, UserError
 from antidote_llm.io.files import read_at
 from antidote_llm.io.safe_paths import require_inside
-from antidote_llm.io.safetensors_files import TensorFile, open_tensor_file
+from antidote_llm.io.safetensors_files import TensorEntry, TensorFile, encode_header, open_tensor_file
 from antidote_llm.patching.description import (
     SHA256_KEY,
     UNSEALED,
@@ -237,12 +235,9 @@ class PatchWriter:
         description = PatchDescription(
             recipe=self._recipe, files=tuple(files), unchanged=tuple(unchanged), tensors=tuple(self._records)
         )
-        header = _header(description, self._ranges)
-        room = self._data_start - 8
-        if len(header) > room:
-            raise DefectError(f"the header of a patch takes {len(header)} bytes, {room} were kept free")
+        header = _header(description, self._ranges, self._data_start)
         self._stream.seek(0)
-        self._stream.write(struct.pack("<Q", room) + header.ljust(room))
+        self._stream.write(header)
         seal(self._stream)
 
 
@@ -260,13 +255,13 @@ def header_bytes(
     description = PatchDescription(
         recipe=recipe, files=tuple(longest), unchanged=tuple(unchanged), tensors=tuple(tensors)
     )
-    return len(_header(description, ends)) + 8
+    return len(_header(description, ends))
 
 
-def _header(description: PatchDescription, ranges: Mapping[str, tuple[int, int]]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {SHA256_KEY: UNSEALED, METADATA_KEY: description.model_dump_json()}}
-    for name, (begin, end) in ranges.items():
-        header[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    # As the format's own writer, so that the data begins at a multiple of 8 bytes.
-    return text.ljust(-(-len(text) // 8) * 8)
+def _header(
+    description: PatchDescription, ranges: Mapping[str, tuple[int, int]], size_bytes: int | None = None
+) -> bytes:
+    """Return what comes before a patch's data: the hash of the file first, at the place where it is written later."""
+    metadata = {SHA256_KEY: UNSEALED, METADATA_KEY: description.model_dump_json()}
+    entries = (TensorEntry(name, "U8", (end - begin,), begin, end) for name, (begin, end) in ranges.items())
+    return encode_header(entries, metadata, size_bytes=size_bytes)

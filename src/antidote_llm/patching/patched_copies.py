@@ -15,12 +15,12 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from antidote_llm.errors import DefectError, changed_meanwhile
 from antidote_llm.io.files import atomic_writer, clone_content, read_at, sha256_file, write_at
-from antidote_llm.io.safetensors_files import DTYPES, TensorEntry, TensorFile
+from antidote_llm.io.safetensors_files import FLOAT_BYTES, TensorEntry, TensorFile
+from antidote_llm.io.torch_tensors import FLOAT_DTYPES, tensor_bytes
 from antidote_llm.patching.apply import flipped_pieces
 from antidote_llm.patching.description import FileChange, TensorRecord, UnchangedFile
 from antidote_llm.patching.encodings import (
@@ -256,7 +256,7 @@ class PatchedCopies:
         self._waiting[file].remove(key)
         self._sound = False
         entry, copy = self._sources[file].entries[key], self._copies[file]
-        item_bytes = DTYPES[entry.dtype].itemsize
+        item_bytes = FLOAT_BYTES[entry.dtype]
         change = SpooledChange(self._scratch, self._spooled_bytes, (entry.end - entry.begin) // item_bytes, item_bytes)
         position = entry.begin
         for after in _pieces(entry, blocks):
@@ -336,7 +336,7 @@ def predicted_header_bytes(
 
 def _possible(sources: Mapping[str, TensorFile], keys: Collection[tuple[str, str]]) -> list[TensorRecord]:
     entries = ((file, sources[file].entries[key]) for file, key in keys)
-    return [_record(file, entry, (entry.end - entry.begin) // DTYPES[entry.dtype].itemsize) for file, entry in entries]
+    return [_record(file, entry, (entry.end - entry.begin) // FLOAT_BYTES[entry.dtype]) for file, entry in entries]
 
 
 def _record(file: str, entry: TensorEntry, changed: int) -> TensorRecord:
@@ -346,7 +346,7 @@ def _record(file: str, entry: TensorEntry, changed: int) -> TensorRecord:
             "key": entry.key,
             "dtype": entry.dtype,
             "shape": entry.shape,
-            "item_bytes": DTYPES[entry.dtype].itemsize,
+            "item_bytes": FLOAT_BYTES[entry.dtype],
             "encoding": "entries",
             "changed": changed,
         }
@@ -355,12 +355,13 @@ def _record(file: str, entry: TensorEntry, changed: int) -> TensorRecord:
 
 def _pieces(entry: TensorEntry, blocks: Iterable[Tensor]) -> Iterator[Items]:
     """Cut blocks into pieces that stay in a processor's cache, and see that they are the whole tensor."""
-    dtype, left = DTYPES[entry.dtype], (entry.end - entry.begin) // DTYPES[entry.dtype].itemsize
+    dtype, item_bytes = FLOAT_DTYPES[entry.dtype], FLOAT_BYTES[entry.dtype]
+    left = (entry.end - entry.begin) // item_bytes
     for block in blocks:
         left -= block.numel()
         if block.dtype != dtype or left < 0:
             break
-        values = items(block.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), dtype.itemsize)
+        values = items(tensor_bytes(block.detach().cpu()), item_bytes)
         yield from (values[begin : begin + BLOCK_ENTRIES] for begin in range(0, len(values), BLOCK_ENTRIES))
     else:
         if left == 0:

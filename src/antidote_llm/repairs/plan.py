@@ -17,7 +17,7 @@ from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer, check_lengths, check_token_ids
 from antidote_llm.errors import UserError, setting
 from antidote_llm.io.resources import Stopwatch
-from antidote_llm.io.safetensors_files import DTYPES
+from antidote_llm.io.safetensors_files import FLOAT_BYTES
 from antidote_llm.models.checkpoint import Checkpoint, same_tensors
 from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.memory_budget import MemoryBudget
@@ -305,5 +305,5 @@ def _require_finite(opened: LoadedModel) -> None:
     for checkpoint in opened.checkpoints[1:]:
         for file in checkpoint.weights.values():
             for key, entry in file.entries.items():
-                if entry.dtype in DTYPES:
+                if entry.dtype in FLOAT_BYTES:
                     file.read(key)

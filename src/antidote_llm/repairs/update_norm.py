@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from antidote_llm.io.safetensors_files import flat_blocks
+from antidote_llm.io.torch_tensors import flat_blocks
 from antidote_llm.models.sites import Site
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from antidote_llm.errors import DefectError, UserError, changed_meanwhile, setting
 from antidote_llm.io.files import sha256_file
 from antidote_llm.io.resources import Stopwatch, peak_rss_bytes
-from antidote_llm.io.safetensors_files import DTYPES, TensorFile
+from antidote_llm.io.safetensors_files import FLOAT_BYTES, TensorFile
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.sites import Site
 from antidote_llm.models.target import OutsideTensor
@@ -35,7 +35,7 @@ _LIBRARIES = ("antidote-llm", "torch", "transformers", "peft", "safetensors", "t
 def predicted_patch_bytes(repair: PlannedRepair) -> int:
     """Return the size of the patch before it is made: its size if every chosen entry changes."""
     sites, files = repair.target.sites, repair.target.checkpoint.weights
-    item_bytes = {site.name: DTYPES[files[site.file].entries[site.key].dtype].itemsize for site in sites}
+    item_bytes = {site.name: FLOAT_BYTES[files[site.file].entries[site.key].dtype] for site in sites}
     bitmaps = sum(entries_bytes(site.shape[0] * site.shape[1], 0, 0) for site in sites)
     outside = 0
     if repair.restores_outside:

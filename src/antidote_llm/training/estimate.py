@@ -13,10 +13,6 @@ import torch
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-
-# Private interfaces of torch: FakeTensorMode computes shapes without values, and _cdata is the identity of a storage
-# without values, which has no address. The test of the kept bytes compares both with a real forward pass.
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -26,6 +22,7 @@ from antidote_llm.data.rendering import Renderer, TokenizedRow
 from antidote_llm.io.resources import peak_rss_bytes
 from antidote_llm.models.config import quiet_transformers
 from antidote_llm.models.skeleton import Skeleton
+from antidote_llm.models.torch_private import fake_tensors, own_buffers, own_parameters, storage_of
 from antidote_llm.training.defense import Defense, StageData
 from antidote_llm.training.lora import attach_lora
 from antidote_llm.training.settings import TrainingSettings, step_count
@@ -43,16 +40,15 @@ def kept_bytes(model: PreTrainedModel | PeftModel, rows: int, tokens: int, train
         tokens: Length of its longest row, T.
         training: Gives the precision, and whether activations are recomputed.
     """
-    mode = FakeTensorMode()
+    mode = fake_tensors()
     with mode:
         _without_values(model)
-        held = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        held = {storage_of(parameter) for parameter in model.parameters()}
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in held:
-                kept[storage._cdata] = storage.nbytes()
+            if (storage := storage_of(tensor)) not in held:
+                kept[storage] = tensor.untyped_storage().nbytes()
             return tensor
 
         input_ids_BT = torch.zeros(rows, tokens, dtype=torch.long)
@@ -85,7 +81,7 @@ def _without_values(model: nn.Module) -> None:
     """Replace tensors on the meta device by empty ones on the CPU; shared tensors stay shared."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        for tensors in (own_parameters(module), own_buffers(module)):
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue

@@ -1,4 +1,4 @@
-"""A weight file's header is read strictly: whatever contradicts itself is refused by name."""
+"""The safetensors codec reads headers strictly, naming what contradicts itself, and writes those that others read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
-from antidote_llm.errors import UserError
-from antidote_llm.io.safetensors_files import open_tensor_file
+from antidote_llm.errors import DefectError, UserError
+from antidote_llm.io.safetensors_files import FLOAT_BYTES, TensorEntry, encode_header, open_tensor_file
+from antidote_llm.io.torch_tensors import DTYPE_NAMES, DTYPES, FLOAT_DTYPES, tensor_bytes
 
 Header = dict[str, Any]
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def entry(name: str, **changes: object) -> Callable[[Header], Header]:
     return lambda header: {**header, name: {**header[name], **changes}}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES.values())
 def test_tensors_are_read_in_their_own_type(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {"w": torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype), "e": torch.zeros(0, 4)}
     save_file({"w": tensors["w"], "e": tensors["e"].to(dtype)}, tmp_path / "w.safetensors")
@@ -180,7 +180,7 @@ def test_integers_are_listed_but_not_read_as_weights(tmp_path: Path) -> None:
 
 
 def test_tensors_are_compared_bit_for_bit_and_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antidote_llm.io.safetensors_files._BLOCK_ENTRIES", 3)
+    monkeypatch.setattr("antidote_llm.io.safetensors_files.BLOCK_ENTRIES", 3)
     values = torch.arange(8.0)
     held = {"a": values, "last": torch.cat([values[:-1], values[:1]]), "-0": torch.cat([-values[:1], values[1:]])}
     held |= {"shape": values.clone().reshape(2, 4), "type": values.to(torch.int32), "twin": values.clone()}
@@ -196,3 +196,46 @@ def test_tensors_are_compared_bit_for_bit_and_in_blocks(tmp_path: Path, monkeypa
     monkeypatch.setattr(type(file), "_read_range", watched)
     assert [key for key in file.entries if file.holds_the_same("a", file, key)] == ["a", "twin"]
     assert max(read) == 3 * 4
+
+
+def parts(path: Path) -> tuple[list[TensorEntry], dict[str, str], bytes]:
+    """Return what a header says, ranges counted from the start of the data, and the data."""
+    file, data = open_tensor_file(path), path.read_bytes()
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    entries = [
+        TensorEntry(entry.key, entry.dtype, entry.shape, entry.begin - start, entry.end - start)
+        for entry in file.entries.values()
+    ]
+    return entries, dict(file.metadata), data[start:]
+
+
+def test_a_header_has_the_bytes_of_the_formats_own_writer(path: Path) -> None:
+    entries, metadata, data = parts(path)
+    assert encode_header(entries, metadata) + data == path.read_bytes()
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_every_type_can_be_written_and_read_by_the_formats_own_package(tmp_path: Path, compact: bool) -> None:
+    tensors = {name: torch.arange(6).reshape(2, 3).to(dtype) for name, dtype in DTYPES.items()}
+    entries, data = [], b""
+    for name in sorted(tensors, key=lambda name: -tensors[name].element_size()):
+        begin, data = len(data), data + bytes(tensor_bytes(tensors[name]))
+        entries.append(TensorEntry(name, DTYPE_NAMES[tensors[name].dtype], (2, 3), begin, len(data)))
+    written = encode_header(entries, {"k": "v"}, compact=compact) + data
+    (tmp_path / "w.safetensors").write_bytes(written)
+    found, file = load(written), open_tensor_file(tmp_path / "w.safetensors")
+    assert found.keys() == tensors.keys() and file.metadata == {"k": "v"}
+    for name, values in tensors.items():
+        assert torch.equal(found[name], values) and found[name].dtype == values.dtype
+        assert bytes(file.read_bytes(name)) == bytes(tensor_bytes(values))
+    assert {name: dtype.itemsize for name, dtype in FLOAT_DTYPES.items()} == FLOAT_BYTES
+
+
+def test_a_header_fills_the_room_that_was_kept_free_or_is_refused(path: Path) -> None:
+    entries, metadata, data = parts(path)
+    least = len(encode_header(entries, metadata))
+    wider = encode_header(entries, metadata, size_bytes=least + 24)
+    path.write_bytes(wider + data)
+    assert len(wider) == least + 24 and parts(path) == (entries, metadata, data)
+    with pytest.raises(DefectError, match="were kept free"):
+        encode_header(entries, metadata, size_bytes=least - 1)

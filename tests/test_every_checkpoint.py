@@ -197,7 +197,7 @@ def brute_force_scores(inputs: Inputs, harmful: Path) -> dict[str, Scored]:
 def planned_masks(inputs: Inputs, harmful: Path, **settings: object) -> dict[str, Tensor]:
     """Return what the package chooses when it, too, takes one row at a time."""
     adapters = [str(adapter) for adapter in inputs.adapters]
-    opened = load_model(str(inputs.model), adapters[-1] if adapters else None, beneath=adapters[:-1])
+    opened = load_model(str(inputs.model), adapters[-1] if adapters else None, lower_adapters=adapters[:-1])
     aligned = str(inputs.aligned) if inputs.aligned else None
     target = resolve_target(opened, "auto" if adapters or aligned else "weight", aligned)
     method = method_named("antidote")

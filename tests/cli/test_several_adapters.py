@@ -36,7 +36,7 @@ def upper(place: Place) -> Path:
 
 
 def both(place: Place, upper: Path) -> LoadedModel:
-    return load_model(str(place.base), str(upper), beneath=[str(place.adapter)])
+    return load_model(str(place.base), str(upper), lower_adapters=[str(place.adapter)])
 
 
 def logits(opened: LoadedModel) -> Tensor:
@@ -61,7 +61,7 @@ def test_all_of_them_are_at_work(place: Place, upper: Path) -> None:
     assert torch.allclose(logits(opened), together, atol=1e-4)
     assert not torch.allclose(merged(place.base, upper), together, atol=1e-2)
     assert opened.adapter is not None and opened.adapter.folder == upper
-    assert [adapter.folder for adapter in opened.beneath] == [place.adapter]
+    assert [adapter.folder for adapter in opened.lower_adapters] == [place.adapter]
     assert {site.kind for site in opened.sites} == {"q_proj", "o_proj", "up_proj"}
 
 
@@ -70,7 +70,7 @@ def test_the_aligned_model_keeps_those_beneath(place: Place, upper: Path) -> Non
     assert torch.allclose(logits(opened), merged(place.base, place.adapter, upper), atol=1e-4)
     aligned = opened.without_adapter()
     assert torch.allclose(logits(aligned), merged(place.base, place.adapter), atol=1e-4)
-    assert aligned.adapter is None and len(aligned.beneath) == 1
+    assert aligned.adapter is None and len(aligned.lower_adapters) == 1
 
 
 def test_statistics_see_the_adapters_beneath_at_work(place: Place, upper: Path) -> None:
@@ -120,7 +120,7 @@ def test_the_last_one_is_repaired_and_comes_back(place: Place, upper: Path, anti
 
 
 def test_a_whole_target_over_adapters_is_refused(place: Place) -> None:
-    opened = load_model(str(place.base), None, beneath=[str(place.adapter)])
+    opened = load_model(str(place.base), None, lower_adapters=[str(place.adapter)])
     with pytest.raises(UserError, match="merge the adapter first"):
         resolve_target(opened, "weight")
 
@@ -134,7 +134,7 @@ def test_an_adapter_with_a_whole_module_over_another(place: Place) -> None:
 def test_what_lies_beneath_may_hold_factors_only(place: Place, upper: Path) -> None:
     lower = tiny.write_adapter(place.root / "lower", place.base, modules_to_save=["lm_head"])
     with pytest.raises(UserError, match=r"lower also holds .*lm_head.*: merge it into the base"):
-        load_model(str(place.base), str(upper), beneath=[str(lower)])
+        load_model(str(place.base), str(upper), lower_adapters=[str(lower)])
 
 
 def test_a_folder_of_several_adapters_names_them(place: Place, upper: Path, antidote: Command) -> None:
@@ -151,4 +151,4 @@ def test_an_adapter_is_given_once(place: Place, upper: Path) -> None:
     again.symlink_to(place.adapter)
     for beneath in ([place.adapter, again], [upper], [place.adapter, upper]):
         with pytest.raises(UserError, match="is given twice: name every adapter once"):
-            load_model(str(place.base), str(upper), beneath=list(map(str, beneath)))
+            load_model(str(place.base), str(upper), lower_adapters=list(map(str, beneath)))

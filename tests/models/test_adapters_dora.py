@@ -129,6 +129,6 @@ def test_it_can_be_exchanged_taken_off_and_lie_beneath(folders: Folders, dora: P
     opened = load_model(str(folders.base), str(folders.adapter)).with_adapter(dora)
     assert torch.equal(logits(opened), adapted)
     assert torch.equal(logits(opened.without_adapter()), bare)
-    both = load_model(str(folders.base), str(folders.adapter), beneath=[str(dora)])
+    both = load_model(str(folders.base), str(folders.adapter), lower_adapters=[str(dora)])
     collect(both, [TokenizedRow(row, 0) for row in ROWS], cache=False)
     assert torch.equal(logits(both.without_adapter()), adapted)

@@ -157,7 +157,7 @@ def test_an_adapter_under_another_is_not_read_by_the_others_name(
     top = tiny.write_adapter(tmp_path / "top", base, seed=7)
     assert torch.equal(opened(base, adapter), with_peft(base, plain))
     with pytest.raises(UserError, match=r"leave out .*lora_A\.default\.weight.* it must be '.*lora_A\.weight'"):
-        load_model(str(base), str(top), beneath=[str(adapter)])
+        load_model(str(base), str(top), lower_adapters=[str(adapter)])
 
 
 def text_part(folder: Path, whole: Path) -> Path:
@@ -246,7 +246,7 @@ def test_an_adapter_beneath_is_read_whole_too(folders: Folders, tmp_path: Path) 
     save_file({key: value for key, value in load_file(file).items() if "layers.1.self_attn.v_" not in key}, file)
     top = tiny.write_adapter(tmp_path / "top", folders.base, seed=7)
     with pytest.raises(UserError, match=r"below: the adapter's file lacks model\.layers\.1\.self_attn\.v_proj"):
-        load_model(str(folders.base), str(top), beneath=[str(below)])
+        load_model(str(folders.base), str(top), lower_adapters=[str(below)])
 
 
 def write_lora(folder: Path, base: Path, **settings: Any) -> Path:

@@ -59,7 +59,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_light_modules_import_nothing_heavy() -> None:
     folder = Path(antidote_llm.__file__).parent
     light = [f"antidote_llm.io.{path.stem}" for path in (folder / "io").glob("*.py") if path.stem != "torch_tensors"]
-    light += [f"antidote_llm.models.{name}" for name in ("checkpoint", "checkpoint_files", "other_formats")]
+    models = ("checkpoint", "checkpoint_files", "memory_budget", "other_formats", "sites", "tokenizers")
+    light += [f"antidote_llm.models.{name}" for name in models]
     light += [
         f"antidote_llm.patching.{name}" for name in ("apply", "description", "diff", "encodings", "patch", "shipping")
     ]

@@ -1,4 +1,4 @@
-"""Where things that can be made again are kept."""
+"""The cache folder, and files of JSON values in it by what was asked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class KeptLines:
     """One file of lines below the cache folder: JSON values by what was asked, which is kept as a hash alone.
 
     Every value is written as soon as it is added, in one piece and with a hash, so that two commands may share the
-    file. A line that was cut or damaged counts for nothing: it is asked anew, and a warning says how many.
+    file. A cut or damaged line is ignored and its question asked again; a warning says how many.
 
     Args:
         kind: What is kept, in one word: the name of the folder, and what error messages call it.
@@ -50,7 +50,7 @@ class KeptLines:
         return len(self._values)
 
     def get(self, asked: Any) -> Any:
-        """Return what is kept for a question, None where nothing is."""
+        """Return the value for a question; None if there is none."""
         return self._values.get(sha256_json(asked))
 
     def add(self, asked: Any, value: Any) -> None:
@@ -77,7 +77,7 @@ class KeptLines:
         self._values[key] = value
 
     def close(self, *, remove: bool = False) -> None:
-        """Close the file, and remove it where it has served its purpose."""
+        """Close the file; ``remove`` also removes it."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None

@@ -1,4 +1,4 @@
-"""sha256 of files, bytes and JSON values, as lower-case hexadecimal."""
+"""Files: their sha256, atomic writes, copies that share blocks, and locks."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def sha256_json(value: Any) -> str:
 
 # Linux: let one file share another's blocks until either is written to.
 _FICLONE = 0x40049409
-# What torch says of a write, a flush or a close that failed.
+# Messages of torch about a write, a flush or a close that failed.
 _TORCH_WRITES = re.compile(r"inline_container|StreamWriter|basic_ios")
-# More than what a nearly full disk has left for a file, less than anybody waits for.
+# More than a nearly full disk has left for a file, and quick to write.
 _PROBE_BYTES = 1 << 20
 _NOT_FOR_THESE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EPERM)
 
@@ -129,7 +129,7 @@ def _copied_by_kernel(source: int, target: int) -> bool:
                 raise
             return False
         if copied == 0:
-            # The source was cut, or its file system only says that it copies: nothing is lost by trying again.
+            # The source was cut, or its file system only claims to copy: it is safe to try again.
             return position > 0
         position += copied
     return True
@@ -174,7 +174,7 @@ def _shares_blocks(source: IO[bytes], target: IO[bytes]) -> bool:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Give a file a second name where both lie on the same disk; copy it otherwise."""
+    """Make a hard link to a file if both are on the same disk; copy it otherwise."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)
@@ -218,8 +218,8 @@ def remove(path: Path) -> None:
 def write_failure(error: BaseException, folder: Path) -> OSError | None:
     """Return the system's error behind a failed write; None where the error is of another kind.
 
-    torch and safetensors have errors of their own for it, the first without the system's word: a short write to the
-    same folder finds out.
+    torch and safetensors raise errors of their own for it, torch's without the system's message: a short write to the
+    same folder finds it.
 
     Args:
         error: What was raised.
@@ -265,7 +265,7 @@ def lock(path: Path) -> int | None:
     try:
         if sys.platform != "win32":
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.stat(path).st_ino == os.fstat(handle).st_ino:  # noqa: PTH116 - beside fstat
+        if os.stat(path).st_ino == os.fstat(handle).st_ino:  # noqa: PTH116 - next to fstat
             return handle
     except (BlockingIOError, FileNotFoundError):
         pass

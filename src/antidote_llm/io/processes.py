@@ -19,7 +19,7 @@ def process_count() -> int:
 
 def process_rank() -> int:
     """Return which of them this one is."""
-    # A rank that something else left in the environment means nothing to one process.
+    # With one process, a rank in the environment is left over from something else.
     return 0 if process_count() == 1 else int(os.environ.get("RANK", "0"))
 
 
@@ -57,7 +57,7 @@ def connect() -> None:
 
     require_launched()
     if process_count() > 1 and not dist.is_initialized():
-        # What is sent lies on the CPU, whatever computes.
+        # What is sent is on the CPU, whatever device computes.
         dist.init_process_group("gloo")
 
 

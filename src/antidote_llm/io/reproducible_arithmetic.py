@@ -20,7 +20,7 @@ SETTINGS: Mapping[str, str] = {
 
 
 def round_alike() -> None:
-    """Let this process, and those that it starts, round as any other processor does; before torch is imported.
+    """Let this process, and those that it starts, round as on any other processor; call it before torch is imported.
 
     What the environment sets already stays as it is.
     """
@@ -29,5 +29,5 @@ def round_alike() -> None:
 
 
 def rounding() -> dict[str, str | None]:
-    """Return which of the settings are in force: what decides on bits, beside versions and seeds."""
+    """Return which of the settings are in force: with versions and seeds, they decide the bits."""
     return {name: os.environ.get(name) for name in SETTINGS}

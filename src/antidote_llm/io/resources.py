@@ -1,4 +1,4 @@
-"""What a piece of work cost: wall time by step, and the peak of memory."""
+"""Wall time by step, and memory: its peak, and returning it to the system."""
 
 from __future__ import annotations
 
@@ -33,16 +33,15 @@ def peak_rss_bytes() -> int:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# The largest that glibc takes: a decoder layer is larger, what is computed for a moment smaller, and used again.
+# The largest threshold that glibc takes: a decoder layer is larger; temporary tensors are smaller, and reused.
 _LARGE_BYTES, _KEPT_BYTES = 1 << 25, 1 << 27
 
 
 def hand_large_memory_back() -> None:
-    """Let every large piece of memory go back to the system as soon as it is free, for the rest of the process.
+    """Return every large piece of memory to the system as soon as it is free, for the rest of the process.
 
-    Left to itself, glibc moves the border of what it calls large as pieces are freed, and its heaps fall into bits: a
-    process that went through a model of 88 MB a layer grew by 8 MB a layer. Elsewhere than on Linux with glibc nothing
-    is changed.
+    By itself, glibc raises the threshold of what it calls large as pieces are freed, and its heaps fragment: a process
+    that went through a model of 88 MB a layer grew by 8 MB a layer. Does nothing except on Linux with glibc.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,4 @@
-"""A result is a folder with a manifest: written aside, renamed into place when it is whole."""
+"""A result is a folder with a manifest: written to a staging folder, renamed into place when it is complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from antidote_llm.errors import KeptError, UserError
+from antidote_llm.errors import KeptError, UserError, setting
 from antidote_llm.io.files import (
     canonical_json,
     fsync_folder,
@@ -31,7 +31,7 @@ MANIFEST_NAME = "manifest.json"
 _ATTEMPTS = 3
 # The manifest's entry for the hashes of the files, and those that the owner may write anew.
 _HASHES, _DOCUMENT, _WEIGHTS = "sha256", ".md", ".safetensors"
-_ELSEWHERE = "choose another --out"
+_ELSEWHERE = f"choose another {setting('out')}"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -44,7 +44,7 @@ def require_as_finished(path: Path, manifest_at: str = MANIFEST_NAME, way: str =
         way: What else can be done than to remove it.
 
     Raises:
-        UserError: Names the first file that is missing, another, or weights beside those that were written.
+        UserError: Names the first file that is missing, another, or weights in addition to those that were written.
     """
     try:
         sha256: Mapping[str, str] = dict(parse_json((path / manifest_at).read_bytes()).get(_HASHES, {}))
@@ -67,8 +67,8 @@ class ResultFolder:
 
     Used as a context manager, it yields a staging folder beside ``path``. When the block ends well the manifest is
     written, everything is flushed, and the staging folder takes the name ``path``; on an error it is removed. What a
-    killed process left there is removed by the next one that writes to ``path``. What can be gone on from is kept in
-    ``work``, another neighbour, until a result lies at ``path`` or the user has something to mend.
+    killed process left there is removed by the next one that writes to ``path``. What a run can resume from is kept in
+    ``work``, another neighbour, until a result is at ``path`` or the user has an error to fix.
 
     Args:
         path: Where the finished result goes.
@@ -77,11 +77,11 @@ class ResultFolder:
         inputs: Folders that it is made from, and that must stay as they are.
         sealed: Patterns of the files whose sha256 the manifest names, documents left out: a finished result in which
             one of them is another is refused.
-        resumable: Whether a run can go on from what is in ``work``; by default from anything.
+        resumable: Whether a run can resume from what is in ``work``; by default from anything.
         way: What a user can do where nothing can be written.
 
     Raises:
-        UserError: ``path`` exists and is not this result, lies inside an input, or another process is writing it.
+        UserError: ``path`` exists and is not this result, is inside an input, or another process is writing it.
     """
 
     def __init__(
@@ -106,16 +106,16 @@ class ResultFolder:
         self._place = Path(os.path.realpath(path))
         for folder in inputs:
             if self._place.is_relative_to(os.path.realpath(folder)):
-                raise UserError(f"{path}: nothing is written into {folder}, which is an input: choose another --out")
-        aside = f".{self._place.name}.{sha256_json(manifest)[:16]}"
-        self.staging = self._place.parent / f"{aside}.partial"
-        self.work = self._place.parent / f"{aside}.work"
+                raise UserError(f"{path}: nothing is written into {folder}, which is an input: {_ELSEWHERE}")
+        hidden = f".{self._place.name}.{sha256_json(manifest)[:16]}"
+        self.staging = self._place.parent / f"{hidden}.partial"
+        self.work = self._place.parent / f"{hidden}.work"
         self._made: list[Path] = []
         self._lock: int | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether ``path`` already holds this very result; nothing is left to go on from then."""
+        """Whether ``path`` already holds this very result; nothing is left to resume from then."""
         try:
             if not self._place.exists():
                 return False
@@ -138,7 +138,7 @@ class ResultFolder:
             raise UserError(f"{self.path} holds the result of other inputs or settings: {self._way}")
         if self._sealed:
             require_as_finished(self.path, self._manifest_at, self._way)
-        # A kill right behind the renaming leaves it.
+        # A kill right after the renaming leaves it.
         self._remove_work()
         return True
 
@@ -152,7 +152,7 @@ class ResultFolder:
                     self._stage()
                     break
                 except FileNotFoundError:
-                    # Another process may have removed a folder in between, as it may what lies at this name now.
+                    # Another process may have removed a folder in between, as it may what has this name now.
                     if attempt == _ATTEMPTS - 1:
                         raise
         except FileExistsError as error:
@@ -184,12 +184,12 @@ class ResultFolder:
                 os.close(handle)
 
     def _remove_work(self) -> None:
-        """Remove what could be gone on from, of other settings too: nothing of theirs can be written to ``path``."""
+        """Remove what could be resumed from, of other settings too: nothing of theirs can be written to ``path``."""
         for work in self._beside("work"):
-            _without_complaint(work)
+            _remove_if_possible(work)
 
     def _require_own_work(self) -> None:
-        """Refuse to go on from what is elsewhere, or to write there."""
+        """Refuse to resume from what is elsewhere, or to write there."""
         if self.work.is_symlink() or (self.work.exists() and not self.work.is_dir()):
             kind = "a link" if self.work.is_symlink() else "no folder"
             raise UserError(f"{self.work} is {kind}, which no interrupted run leaves: remove it to start again")
@@ -199,7 +199,7 @@ class ResultFolder:
         return self._place.parent.glob(f".{glob.escape(self._place.name)}.{'[0-9a-f]' * 16}.{kind}")
 
     def _busy(self) -> UserError:
-        return UserError(f"{self.path} is being written by another process: wait for it, or choose another --out")
+        return UserError(f"{self.path} is being written by another process: wait for it, or {_ELSEWHERE}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -227,7 +227,7 @@ class ResultFolder:
             raise
 
     def _give_up(self, error: BaseException) -> None:
-        """Remove what was written, and what no run can go on from.
+        """Remove what was written, and what no run can resume from.
 
         Raises:
             UserError: Nothing more could be written: says so, and what is kept.
@@ -236,12 +236,12 @@ class ResultFolder:
         self._clean()
         is_of_input = isinstance(error, UserError) and not isinstance(error, KeptError)
         if self.work.is_dir() and (is_of_input or not self._resumable(self.work)):
-            _without_complaint(self.work)
+            _remove_if_possible(self.work)
             self._remove_made()
         if problem is not None and (problem is not error or problem.errno in _FULL):
             raise self._unwritable(problem) from error
         if problem is not None and problem.errno == errno.EIO and self.work.is_dir():
-            # Of a read or of a write: the system does not say.
+            # Of a read or of a write: the system does not say which.
             where = problem.filename or self.path
             raise UserError(f"{where}: {problem.strerror}: check the disk, and {self._ways_on()}") from error
 
@@ -258,7 +258,7 @@ class ResultFolder:
         return {_HASHES: {name: self.known_sha256.get(name) or sha256_file(self.staging / name) for name in sealed}}
 
     def _put_in_place(self) -> None:
-        """Let the result take its name, or nothing.
+        """Rename the result to its final name, or leave everything as it was.
 
         Raises:
             OSError: It cannot be renamed, or the name does not reach the disk.
@@ -274,11 +274,11 @@ class ResultFolder:
             raise
 
     def _require_replaceable(self) -> None:
-        """Refuse an empty folder that no other can take the place of by renaming."""
+        """Refuse an empty folder that cannot be replaced by renaming."""
         if self._place.is_mount():
-            raise UserError(f"{self.path} is a mount point: name a new folder inside it as --out")
+            raise UserError(f"{self.path} is a mount point: name a new folder inside it as {setting('out')}")
         if Path.cwd().is_relative_to(self._place):
-            raise UserError(f"{self.path} is the current folder: name a new folder inside it as --out")
+            raise UserError(f"{self.path} is the current folder: name a new folder inside it as {setting('out')}")
 
     def _clean(self) -> None:
         """Remove the staging folder, and the parents that were made for it."""
@@ -292,10 +292,10 @@ class ResultFolder:
                 folder.rmdir()
 
     def _unwritable(self, error: OSError) -> UserError:
-        said = f"cannot write to {self.path}: {error.strerror or error}"
+        problem = f"cannot write to {self.path}: {error.strerror or error}"
         if not self.work.is_dir():
-            return UserError(f"{said}: {self._way}")
-        return UserError(f"{said}: make room, and {self._ways_on()}")
+            return UserError(f"{problem}: {self._way}")
+        return UserError(f"{problem}: make room, and {self._ways_on()}")
 
     def _ways_on(self) -> str:
         return f"give the same command again, which goes on from {self.work}, or remove that folder and {self._way}"
@@ -305,7 +305,7 @@ def _holds_something(folder: Path) -> bool:
     return any(not path.name.startswith(".") for path in folder.iterdir())
 
 
-def _without_complaint(folder: Path) -> None:
+def _remove_if_possible(folder: Path) -> None:
     """Remove what is of no more use; the next run removes what cannot be removed now."""
     with suppress(OSError):
         remove(folder)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from antidote_llm.errors import UserError
 
 _REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
-# Files of several repositories that the Hub's library keeps once lie beside the repositories, by hash.
+# Files of several repositories that the Hub's library stores once, next to the repositories, by hash.
 _SHARED_BLOB = re.compile(r"(?P<start>[0-9a-f]{2})/(?P=start)[0-9a-f]{62}")
 _MOST_NAME_BYTES = 255
 _FIX = "put the file itself in its place if it belongs to the model, or remove the link"
@@ -59,7 +59,7 @@ def is_link_out(path: Path, folder: Path) -> bool:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a text is the name of a file in a folder: no path, not hidden, nothing that a terminal would obey."""
+    """Whether a text is the name of a file in a folder: no path, not hidden, no control characters."""
     return (
         not name.startswith(".")
         and not any(character in "/\\" or not character.isprintable() for character in name)

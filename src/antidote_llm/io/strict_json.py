@@ -1,4 +1,4 @@
-"""Writes JSON that UTF-8 can hold, whatever names are in it."""
+"""JSON read strictly, with one kind of error, and written so that UTF-8 can hold it, whatever names are in it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def read_json(path: Path, fix: str = "fetch the file again, or remove it") -> An
 
     Args:
         path: The file.
-        fix: What the user is told to do about a bad one.
+        fix: What the user can do about a bad one.
 
     Raises:
         UserError: It cannot be read, or as :func:`parse_json`.
@@ -99,7 +99,7 @@ def read_json(path: Path, fix: str = "fetch the file again, or remove it") -> An
 
 
 def loose_json(path: Path) -> Any:
-    """Return the value of a JSON file that is judged elsewhere; None where there is none, or it is not JSON."""
+    """Return the value of a JSON file that is checked elsewhere; None if it is missing or not JSON."""
     try:
         return json.loads(path.read_bytes()) if path.is_file() else None
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Reads YAML that anybody may have written: whatever is wrong with it is one kind of error."""
+"""Reads YAML of any origin: every problem is one kind of error."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _require_room(values: int, levels: int) -> None:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Refuses what the safe loader reads but nobody means, and what it fails on."""
+    """Refuses what the safe loader reads but is never meant, and what it fails on."""
 
     def get_single_node(self) -> Node | None:
         node: Node | None = super().get_single_node()

@@ -1,4 +1,4 @@
-"""Makes text of any origin safe to look at: nothing in it may steer a terminal, a page or the reading direction."""
+"""Makes text of any origin safe to look at: it cannot control a terminal, a page or the reading direction."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
 
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.io.safetensors_files import FLOAT_BYTES, TensorEntry
 from antidote_llm.models.checkpoint import Checkpoint, open_model_checkpoint, same_tensors
 from antidote_llm.models.config import OTHER_HEADS
@@ -30,7 +30,7 @@ ADAPTER_NAME = "default"
 _FACTOR = re.compile(
     rf"^(?:{re.escape(PREFIX)})?(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.weight)?$"
 )
-# What folders are called that trainers keep models in, and nobody's name on the Hub.
+# Names of folders in which trainers keep models: they are no owners on the Hub.
 _FOLDERS = """
 base base_model base_models base-model base-models model models my_model my_models llm llms hf_models
 huggingface_models pretrained pretrained_models saved saved_models save saves checkpoint checkpoints ckpt ckpts
@@ -40,8 +40,8 @@ drive content home local mnt opt root
 """
 _CHECKPOINT = re.compile(r"^(checkpoint|ckpt|step|epoch|global_step)[-_]?\d+$", re.IGNORECASE)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# Settings of LoraConfig that leave the forward pass B A x, times the scaling, on top of the base's. All others do not,
-# or nobody has looked yet: an adapter that has one set is refused by that name.
+# Settings of LoraConfig with which the forward pass stays the base's plus B A x times the scaling. Others change it,
+# or have not been examined: an adapter that has one set is refused by that name.
 _WHAT_IT_IS = ("peft_type", "task_type", "auto_mapping", "peft_version", "revision", "base_model_name_or_path")
 _WHERE = (
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
@@ -51,15 +51,18 @@ _HOW_MUCH = ("r", "lora_alpha", "use_rslora")
 _TRAINING = ("inference_mode", "lora_dropout", "runtime_config")
 # Ties copies of embeddings and head, which are no factors; see _require_untied.
 _TIES = ("ensure_weight_tying",)
-# What A and B began as, which tells nothing about what they are.
-_BEGINNING = ("init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config")
+# How A and B were initialised, which does not matter afterwards.
+_INITIALISATION = ("init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config")
 # Sizes of what is not switched on.
 _IDLE = ("megatron_core", "qalora_group_size")
-_UNDERSTOOD = {*_WHAT_IT_IS, *_WHERE, *_HOW_MUCH, *_TRAINING, *_BEGINNING, *_IDLE, *_TIES, "use_dora"}
-# Ways to begin a LoRA that also change the base's own weights, so that the base is not the aligned model.
+_UNDERSTOOD = {*_WHAT_IT_IS, *_WHERE, *_HOW_MUCH, *_TRAINING, *_INITIALISATION, *_IDLE, *_TIES, "use_dora"}
+# Initialisations that also change the base's own weights, so that the base is not the aligned model.
 _INITS_THAT_MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-MERGE = "merge it into its base, not quantised (merge_and_unload in peft), and repair the result with --aligned BASE"
-# Of kinds other than LoRA, those that merge into weights which answer as the adapter does.
+MERGE = (
+    "merge it into its base, not quantised (merge_and_unload in peft), and repair the result with "
+    f"{setting('aligned')} BASE"
+)
+# Kinds other than LoRA that can be merged into weights with the same outputs.
 _MERGEABLE = ("ADALORA", "IA3", "LOHA", "LOKR", "OFT", "VERA", "LN_TUNING", "TRAINABLE_TOKENS")
 # Settings that peft cannot merge, or cannot always.
 _NOT_MERGEABLE = {
@@ -69,7 +72,7 @@ _NOT_MERGEABLE = {
     "lora_bias": f"where its modules of the base have biases, {MERGE}; otherwise train it without that setting",
     "layer_replication": "peft cannot save it merged: train it without that setting",
 }
-# What adapters of other tasks are put on.
+# The models of adapters of other tasks.
 _OTHER_TASKS = {
     "SEQ_CLS": "a classifier or reward model",
     "TOKEN_CLS": "a token classifier",
@@ -99,7 +102,8 @@ def require_plain_lora(adapter: Checkpoint) -> None:
     start = str(adapter.config.get("init_lora_weights")).lower()
     if start.startswith(_INITS_THAT_MOVE_THE_BASE):
         raise UserError(
-            f"{adapter.reference}: LoRA begun with '{start}' cannot be repaired, because it changes the base's weights "
+            f"{adapter.reference}: LoRA initialised with '{start}' cannot be repaired, because it changes "
+            f"the base's weights "
             "too: convert it to a plain LoRA when saving it (path_initial_model_for_weight_conversion in peft)"
         )
     found = factors(adapter)
@@ -152,8 +156,8 @@ def _refuse_setting(adapter: Checkpoint, name: str) -> NoReturn:
             f"and DoRA: {_NOT_MERGEABLE.get(name, MERGE)}"
         )
     raise UserError(
-        f"{adapter.reference}: '{name}' in adapter_config.json is nothing that peft {peft.__version__} knows: install "
-        "a peft that does, or take it out of that file if it changes nothing"
+        f"{adapter.reference}: '{name}' in adapter_config.json is unknown to peft {peft.__version__}: install a peft "
+        "that knows it, or take it out of that file if it changes nothing"
     )
 
 
@@ -232,7 +236,7 @@ def other_tensors(adapter: Checkpoint) -> list[str]:
 
 
 def magnitudes(adapter: Checkpoint) -> dict[str, str]:
-    """Return the module that each of a DoRA adapter's magnitude vectors belongs to, by name; empty where it is none."""
+    """Return the module of each magnitude vector of a DoRA adapter, by the vector's name; empty for other adapters."""
     found = {key: magnitude_of(_name(adapter, key)) for key in _keys(adapter)} if is_dora(adapter) else {}
     return {key: module for key, module in found.items() if module is not None}
 
@@ -318,7 +322,7 @@ def _require_rows(adapter: Checkpoint, model: nn.Module, reference: str) -> None
 
 
 def _matrix_shape(module: nn.Module) -> tuple[int, ...]:
-    """Return the shape of a module's matrix, of a packed one what it was before; empty where there is none."""
+    """Return the shape of a module's matrix before it was packed; empty for a module without one."""
     sides = (getattr(module, "out_features", None), getattr(module, "in_features", None))
     if all(isinstance(side, int) for side in sides):
         return sides  # type: ignore[return-value]
@@ -327,7 +331,7 @@ def _matrix_shape(module: nn.Module) -> tuple[int, ...]:
 
 
 def require_same_base(adapter: Checkpoint, base: Checkpoint) -> None:
-    """Refuse an adapter that names another base, where that base lies on this disk and can be opened.
+    """Refuse an adapter that names another base, if that base is on this disk and can be opened.
 
     Raises:
         UserError: The weights of the named base differ from those of ``base``.
@@ -338,7 +342,7 @@ def require_same_base(adapter: Checkpoint, base: Checkpoint) -> None:
     try:
         trained_on = open_model_checkpoint(str(named))
     except UserError:
-        # Not needed where MODEL is given: whether the adapter fits is seen when it is put on.
+        # Not needed when MODEL is given: whether the adapter fits is checked when it is loaded.
         return
     if not same_tensors(trained_on, base) and not _has_rows_added(base, trained_on):
         raise UserError(
@@ -388,11 +392,11 @@ def base_reference(adapter: Checkpoint) -> str:
 
 def base_not_found(adapter: Checkpoint, error: UserError) -> UserError:
     """Return the error of an adapter whose base the Hub did not give."""
-    return UserError(f"{adapter.reference}: the adapter's base: {error}, or {_pass_model(adapter)}")
+    return UserError(f"{adapter.reference}: the adapter's base: {error.text}, or {_pass_model(adapter)}")
 
 
 def _pass_model(adapter: Checkpoint) -> str:
-    return f"pass MODEL --adapter {adapter.reference}"
+    return f"pass MODEL {setting('adapter')} {adapter.reference}"
 
 
 def may_be_on_the_hub(name: str) -> bool:
@@ -442,7 +446,7 @@ class ProductOutside:
 
     Attributes:
         factor_A: Its A.
-        factor_B: Its B: without it nothing is added.
+        factor_B: Its B, without which it adds nothing.
         scaling: What B A is multiplied by.
     """
 

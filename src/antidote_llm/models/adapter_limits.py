@@ -1,4 +1,4 @@
-"""What an adapter's configuration may ask of peft: patterns that end, ranks that its file has, lists not too long.
+"""Limits of an adapter's configuration: patterns that end, ranks that its file has, lists that are not too long.
 
 peft matches the patterns against the name of every module, and takes memory for the ranks, before it reads the file.
 """
@@ -22,11 +22,11 @@ _DEFAULT = 8
 
 
 def require_limits(adapter: Checkpoint, modules: Sequence[str]) -> None:
-    """Refuse an adapter whose configuration would take peft more time or memory than its file can be worth.
+    """Refuse an adapter whose configuration would take peft far more time or memory than its file justifies.
 
     Args:
         adapter: A LoRA adapter.
-        modules: The names of all modules of the model that it is put on.
+        modules: The names of all modules of the model that it is for.
 
     Raises:
         UserError: Names the setting.
@@ -65,7 +65,7 @@ def _strings(value: object) -> list[str]:
 
 
 def _require_end(adapter: Checkpoint, name: str, patterns: Sequence[str], modules: Sequence[str]) -> None:
-    """Refuse patterns of which one is none, or has no end in sight."""
+    """Refuse patterns that are invalid or take too long."""
     try:
         for pattern in patterns:
             matching_places([pattern], list(modules))
@@ -92,7 +92,7 @@ def _is_finite(value: float) -> bool:
 
 
 def _values(config: Mapping[str, Any], name: str, by_module: str) -> dict[str, Any]:
-    """Return a number of all modules, peft's own where there is none, and those of some, by what they are called."""
+    """Return a number for all modules, peft's default if there is none, and those for some, by the setting's name."""
     named = {f"{by_module} of {_shown(pattern)}": value for pattern, value in (config.get(by_module) or {}).items()}
     return {name: config.get(name, _DEFAULT), **named}
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from antidote_llm.errors import UserError, changed_meanwhile
+from antidote_llm.errors import UserError, changed_meanwhile, setting
 from antidote_llm.io.files import sha256_file
 from antidote_llm.io.safe_paths import is_plain_name, require_enclosed
 from antidote_llm.io.safetensors_files import TensorEntry, TensorFile, open_tensor_file
@@ -20,7 +20,7 @@ from antidote_llm.models.other_formats import what_it_is, what_the_file_is
 
 INDEX = "model.safetensors.index.json"
 _STATES_OF_A_TRAINING = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
-# What transformers would load in place of model.safetensors, without a word.
+# What transformers would load instead of model.safetensors, silently.
 _INSTEAD = re.compile(r"^shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors$")
 _GENERATION = "generation_config.json"
 # Computed, not learned: older versions of transformers saved them.
@@ -126,8 +126,8 @@ def locate(reference: str, *, trust_remote_code: bool = False, with_code: bool =
         with_code: Whether Python code is fetched all the same, to be copied and not run.
 
     Raises:
-        UserError: There is no such folder, and the Hub does not have it or cannot be reached; or something in it leads
-            out of it, or its configuration names code that is elsewhere, where code is trusted.
+        UserError: There is no such folder, and the Hub does not have it or cannot be reached; or something in it is
+            outside of it, or its configuration names code that is elsewhere, where code is trusted.
     """
     folder = _located(reference, with_code or trust_remote_code)
     require_enclosed(folder)
@@ -168,17 +168,17 @@ def open_model_checkpoint(reference: str, folder: Path | None = None) -> Checkpo
 
     Raises:
         UserError: The configuration or a weight file is missing, truncated, a pickle, or outside the folder, or an
-            adapter lies in the same folder.
+            adapter is in the same folder.
     """
     folder = folder or locate(reference)
     if (folder / "adapter_config.json").is_file():
-        # transformers would put the adapter on unasked.
+        # transformers would load the adapter without being asked.
         raise UserError(
-            f"{reference}: an adapter (adapter_config.json): name its base as MODEL, and this folder with --adapter; "
-            "if it holds a whole model as well, keep the two in folders of their own"
+            f"{reference}: an adapter (adapter_config.json): name its base as MODEL, and this folder with "
+            f"{setting('adapter')}; if it holds a whole model as well, keep the two in folders of their own"
         )
     if (folder / _GENERATION).is_file():
-        # transformers would pass over a broken one, and the ends of answers that it names would be lost.
+        # transformers would ignore a broken one, and the end tokens that it names would be lost.
         read_config(folder / _GENERATION)
     found = _open(reference, folder, "config.json", "model.safetensors")
     _require_loaded(found)
@@ -237,7 +237,7 @@ def same_tensors(first: Checkpoint, second: Checkpoint) -> bool:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no whole model: some save the base's configuration beside it."""
+    """Whether a folder holds an adapter and no whole model: some trainers save the base's configuration with it."""
     whole = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
     return (folder / "adapter_config.json").is_file() and not whole
 
@@ -247,7 +247,7 @@ def no_config(folder: Path, name: str) -> UserError:
     if name == "adapter_config.json" and (folder / "config.json").is_file():
         return UserError(
             f"{folder}: no {name}: not an adapter but a whole model (config.json): name it as MODEL, and the model "
-            "that it was tuned from with --aligned"
+            f"that it was tuned from with {setting('aligned')}"
         )
     if (found := what_it_is(folder)) is not None:
         return UserError(f"{folder}: no {name}: {found}")
@@ -318,7 +318,7 @@ def _require_once(reference: str, weights: Mapping[str, TensorFile]) -> None:
         for key in file.entries:
             if key in places:
                 raise UserError(
-                    f"{reference}: '{key}' lies in {places[key]} and in {name}, and a repair of one would leave the "
+                    f"{reference}: '{key}' is in {places[key]} and in {name}, and a repair of one would leave the "
                     "other: keep one of them"
                 )
             places[key] = name

@@ -16,7 +16,7 @@ from antidote_llm.io.strict_json import loose_json
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 CODE_SUFFIX = ".py"
 _WEIGHTS_SUFFIX, _INDEX_SUFFIX = ".safetensors", ".index.json"
-# By what it is and not by what it is not: whatever else is there may be the model as it was before its repair.
+# A list of what belongs, not of what does not: any other file may be the model as it was before its repair.
 _TEXT_SUFFIXES = (
     *(".json", ".model", ".txt", ".jinja", ".md"),
     # Vocabularies: of tiktoken, of GPT-2 and PhoBERT, of Marian, of ProphetNet.
@@ -24,7 +24,7 @@ _TEXT_SUFFIXES = (
 )
 _DOCUMENT_NAMES = ("LICENSE*", "NOTICE*", "README*", "COPYING*")
 _NAMES = (*_DOCUMENT_NAMES, "*.model.v*")
-# What a training leaves beside its checkpoint, and what is hidden.
+# What a training leaves with its checkpoint, and hidden files.
 _LEFT_BEHIND_STARTS = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args", ".")
 # Folders that transformers reads, by name, and what it reads there.
 _FOLDERS = {
@@ -47,7 +47,7 @@ class Contents:
 
     Attributes:
         files: The names of the files that make it up, relative to the folder, folders inside it by ``/``.
-        left_out: The names of all else; of a folder of which nothing belongs to it, the folder's name and ``/``.
+        left_out: The names of all other files; for a folder without any file of the checkpoint, its name and ``/``.
     """
 
     files: tuple[str, ...]
@@ -60,9 +60,9 @@ class Contents:
 
 
 def contents(folder: Path, weights: Collection[str]) -> Contents:
-    """Tell the files of a checkpoint from what else is in its folder.
+    """Separate the files of a checkpoint from others in its folder.
 
-    Of safetensors files and of indices only those that are named: a second copy of the weights in another layout would
+    Only those safetensors files and indices belong that are named: a second copy of the weights in another layout would
     be the model as it was before its repair.
 
     Args:
@@ -145,8 +145,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _modules(folder: Path) -> set[str]:
-    """Return the folders that sentence-transformers reads beside the model."""
-    # Missing or broken, it names no folders: they are left out by name.
+    """Return the folders that sentence-transformers reads with the model."""
+    # If it is missing or broken, such folders are left out, and named.
     found = loose_json(folder / _MODULES)
     modules = found if isinstance(found, list) else []
     return {str(module.get("path")) for module in modules if isinstance(module, dict)}
@@ -184,7 +184,7 @@ def require_own_code(folder: Path) -> None:
 
 
 def _named_code(path: Path) -> Iterator[str]:
-    # What reads a broken one says what is wrong with it.
+    # A broken one is reported by what reads it.
     config = loose_json(path)
     auto_map = config.get("auto_map") if isinstance(config, dict) else None
     for value in auto_map.values() if isinstance(auto_map, dict) else [auto_map]:

@@ -1,4 +1,4 @@
-"""Keeps transformers from writing to the terminal."""
+"""A checkpoint's configuration as transformers reads it: checked against the files, compared, made into a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from antidote_llm.errors import UserError, first_line
+from antidote_llm.errors import UserError, first_line, setting
 from antidote_llm.io.safetensors_files import FLOAT_BYTES, TensorEntry
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.other_formats import NOT_GATHERED
@@ -66,7 +66,7 @@ _EXECUTION = (
     *("pretraining_tp", "gradient_checkpointing", "torchscript"),
 )
 _ORIGIN = ("architectures", "auto_map", "tokenizer_class", "dtype", "torch_dtype", "quantization_config")
-# Said by the tensors' shapes and names, or by how long a text may be.
+# Compared by the tensors' shapes and names, or only the longest length of a text.
 _ELSEWHERE = ("vocab_size", "tie_word_embeddings", "max_position_embeddings")
 _NOT_COMPARED = {
     *_INITIALISATION,
@@ -77,28 +77,29 @@ _NOT_COMPARED = {
     *_ORIGIN,
     *_ELSEWHERE,
 }
-# What a configuration counts, one module each: building them takes time and memory, with or without values. Which layer
-# of a tower is read, often counted from its end, is no such number.
+# Numbers of modules in a configuration: building them takes time and memory, with or without values. Which layer of a
+# tower is read, often counted from its end, is no such number.
 _COUNTS = re.compile(
     r"(?!max_|first_|last_|\w*(feature|select|vision)_layer$)(\w+_)?(layers?|depths?|blocks?|experts|stages|groups|levels|codebooks|quantizers)|pretraining_tp"
 )
-# What any file may be said to hold, and what one that nobody has looked at may.
+# How many modules a small file may have, and one that has not been opened.
 _FEW, _MOST_UNSEEN = 64, 4096
-# Buffers, and tensors that a file lacks or has in another shape, which is said by name, beside what it holds.
-_MOST_BESIDE_ENTRIES, _MOST_FACTOR = 100_000_000, 4
+# How much larger than its files a model may be: buffers, and tensors that are missing or of another shape, which are
+# named later.
+_MOST_EXTRA_ENTRIES, _MOST_FACTOR = 100_000_000, 4
 _LARGEST_INTEGER = 2**63 - 1
 _NOT_COMPARED_ENDS = ("_token_id", "_version", "dropout", "_pdrop", "layerdrop")
 
 
 def cannot_open(what: str, error: Exception) -> UserError:
-    """Return the error of a model that transformers makes nothing of."""
-    mend = "fetch it again, or update transformers"
+    """Return the error of a model that transformers cannot open."""
+    fix = "fetch it again, or update transformers"
     if needs_trust(error):
-        mend = "pass --trust-remote-code if you trust it"
+        fix = f"pass {setting('trust_remote_code')} if you trust it"
     elif isinstance(error, ImportError):
-        mend = "install it, or take what needs it out of config.json"
+        fix = "install it, or take what needs it out of config.json"
     reason = first_line(error).rstrip(". ")
-    return UserError(f"{what}: transformers cannot open it ({reason}): {mend}")
+    return UserError(f"{what}: transformers cannot open it ({reason}): {fix}")
 
 
 def needs_trust(error: Exception) -> bool:
@@ -141,7 +142,7 @@ def _parse_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
         raise UserError(
             f"{checkpoint.reference}: an encoder and a decoder ({config.model_type}): name a causal language model"
         )
-    # Where embeddings are tied it would lack nothing.
+    # With tied embeddings no tensor would be missing.
     if (kind := _saved_as(checkpoint)).endswith(OTHER_HEADS):
         raise UserError(f"{checkpoint.reference}: saved as {kind}: name a causal language model")
     _require_causal_tensors(checkpoint)
@@ -177,7 +178,7 @@ def incomplete(checkpoint: Checkpoint, missing: Sequence[str]) -> UserError:
     number = f"{len(missing)} tensor{'s' if len(missing) > 1 else ''} in all"
     kind = _saved_as(checkpoint)
     stored = [key for file in checkpoint.weights.values() for key in file.entries]
-    mend = "fetch it again"
+    fix = "fetch it again"
     if factors := sorted(key for key in stored if "lora_" in key):
         return UserError(
             f"{checkpoint.reference}: a model with an adapter on it that is not merged ('{factors[0]}'): merge it "
@@ -189,8 +190,8 @@ def incomplete(checkpoint: Checkpoint, missing: Sequence[str]) -> UserError:
             "(safetensors.torch.load_file and save_file), or save the model itself and not what it was wrapped in"
         )
     if kind and not kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        mend = f"it was saved as {kind}: name a causal language model"
-    return UserError(f"{checkpoint.reference}: the checkpoint lacks {missing[0]} ({number}): {mend}")
+        fix = f"it was saved as {kind}: name a causal language model"
+    return UserError(f"{checkpoint.reference}: the checkpoint lacks {missing[0]} ({number}): {fix}")
 
 
 def _saved_as(checkpoint: Checkpoint) -> str:
@@ -206,7 +207,7 @@ def require_plausible(
     Args:
         reference: What the user named.
         config: A ``config.json``, as it is.
-        shapes: Of all tensors of its files; None where nobody has looked at them. Every layer has a tensor of its own
+        shapes: Of all tensors of its files; None where they have not been opened. Every layer has a tensor of its own
             at least, and every expert one, or a slice of one.
 
     Raises:
@@ -260,7 +261,7 @@ def require_held(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
         math.prod(entry.shape) if entry.dtype in FLOAT_BYTES else 8 * (entry.end - entry.begin)
         for entry in _entries(checkpoint)
     )
-    if wanted > _MOST_FACTOR * held + _MOST_BESIDE_ENTRIES:
+    if wanted > _MOST_FACTOR * held + _MOST_EXTRA_ENTRIES:
         raise UserError(
             f"{checkpoint.reference}: config.json describes a model of {wanted} numbers, and its weight files hold "
             f"{held}: fetch it again"
@@ -289,10 +290,9 @@ def empty_model(checkpoint: Checkpoint, trust_remote_code: bool, dtype: torch.dt
 def require_same_computation(tuned: Checkpoint, aligned: Checkpoint, trust_remote_code: bool) -> None:
     """Refuse an aligned model that computes something else from the same weights.
 
-    Of a model that also sees and one of its text part alone, the text part is compared.
-
-    A setting that only one of the two configurations has is nothing that their common class knows. Inside a setting
-    that both have, a missing part counts as None.
+    Of a vision-language model and the text model alone, the text parts are compared. A setting that only one of the two
+    has is unknown to their common class, and not compared. Inside a setting that both have, a missing part counts as
+    None.
 
     Raises:
         UserError: Names the first setting that differs, and both values.

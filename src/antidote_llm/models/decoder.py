@@ -1,4 +1,4 @@
-"""Finds a decoder's parts by their place and not by their class: layers, attention, feed-forward, norm and head."""
+"""Finds a decoder's parts by their position and not by their class: layers, attention, feed-forward, norm and head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from antidote_llm.errors import UserError
 _ATTENTION = re.compile(r"(^|_)(attn|attention)$")
 # OPT's layers hold their two linears themselves: the second one's output is what the feed-forward part gives.
 _FEED_FORWARD = re.compile(r"(^|_)(mlp|ffn|feed_forward|block_sparse_moe|moe|experts)$|^fc2$")
-# In this order; Bloom has a norm behind its embeddings too.
+# In this order; Bloom has a norm after its embeddings too.
 _READOUT = (re.compile(r"^(?!.*embed)(.*_)?(norm|ln|layer_?norm)(_f)?$"), re.compile(r"^project_out$"))
 
 
@@ -24,7 +24,7 @@ def decoder_layers(model: PreTrainedModel | PeftModel, reference: str) -> tuple[
     It is the longest that is inside no other, and in the part that reads text, where a model has other parts.
 
     Raises:
-        UserError: There is none.
+        UserError: No list was found.
     """
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     text = set(bare.get_decoder().modules())
@@ -77,12 +77,12 @@ def find_decoder(model: PreTrainedModel | PeftModel) -> Decoder:
     head = whole.get_output_embeddings()
     if head is None:
         raise UserError(f"{type(whole).__name__} has no language-model head: this defense needs one")
-    beside = whole.get_submodule(stack_name.rpartition(".")[0])
+    parent = whole.get_submodule(stack_name.rpartition(".")[0])
     return Decoder(
         tuple(stack),
         _one_each(stack, _ATTENTION, "attention", whole),
         _one_each(stack, _FEED_FORWARD, "feed-forward", whole),
-        tuple(module for part in _READOUT for module in [_child(beside, part)] if module is not None),
+        tuple(module for part in _READOUT for module in [_child(parent, part)] if module is not None),
         head,
     )
 

@@ -1,8 +1,8 @@
 """DoRA: an adapter whose modules also have a magnitude for each row of their weight (arXiv 2402.09353).
 
 A module computes ``m (W + s B A) / ||W + s B A||``, the norm taken row by row. Its sites are B and A, as in plain LoRA;
-the magnitudes m are part of the update outside of them. They began as the row norms of W, and with those and no B A the
-module is the base's own again.
+the magnitudes m are part of the update outside of them. Their first values are the row norms of W: with those and
+without B A, the module is the base's own.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def _product(lora_A: nn.Module, lora_B: nn.Module, **_: object) -> Tensor:
 
 @torch.no_grad()
 def row_norms(layer: nn.Module, stored: StoredTensor) -> Tensor:
-    """Return the norm of each row of the base's weight under an adapter's layer: what its magnitudes began as.
+    """Return the norm of each row of the base's weight under an adapter's layer: the first values of its magnitudes.
 
     Args:
         layer: A layer of peft, its weight packed or not.
-        stored: Where that weight lies on the disk, should it not be in memory.
+        stored: Where that weight is on the disk, used if it is not in memory.
     """
     inner: Any = layer
     weight = inner.get_base_layer().weight

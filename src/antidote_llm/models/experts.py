@@ -1,7 +1,8 @@
-"""Experts whose matrices the model keeps in one tensor: their stacks, and a forward that lets their inputs be seen.
+"""Experts whose matrices the model keeps in one tensor: their stacks, and a forward that hooks can observe.
 
-transformers computes a mixture of experts without a module for each expert, so that no hook sees what goes into one.
-The forward here computes the same function expert by expert, and hands every input to an inlet that can be hooked.
+transformers computes a mixture of experts without a module for each expert, so that no hook sees its input.
+The forward here computes the same function expert by expert, and calls an inlet, a module that can be hooked, with
+every input.
 
 Legend: N tokens, K experts that each is sent to, S = N K rows, D hidden size, F inner size, O outputs, I inputs,
 E experts.
@@ -27,7 +28,7 @@ _INLETS = "observed_inputs"
 
 
 class ExpertInlet(nn.Module):
-    """Where every expert's input of one stack passes by while experts are observed: what hooks are put on."""
+    """Is called with every expert's input of one stack while experts are observed: hooks are attached to it."""
 
     def forward(self, input_SI: Tensor, source_S: Tensor, expert: int, choices: int) -> None:
         """Do nothing.
@@ -42,14 +43,14 @@ class ExpertInlet(nn.Module):
 
 @dataclass(frozen=True)
 class ExpertStack:
-    """The matrices of all experts that lie in one tensor of the model.
+    """The matrices of all experts that are stored in one tensor of the model.
 
     Attributes:
         experts: The name of the module that holds it.
         own_name: What it is called there: ``gate_up_proj``, ``up_proj`` or ``down_proj``.
         weight: The tensor: experts, then outputs by inputs, or inputs by outputs where it is transposed.
         transposed: Whether a matrix has its inputs as rows.
-        inlet: Where its inputs pass by.
+        inlet: The module that is called with its inputs.
     """
 
     experts: str
@@ -94,7 +95,7 @@ def expert_stacks(name: str, module: nn.Module) -> tuple[ExpertStack, ...]:
 
 @contextmanager
 def observed_experts(model: nn.Module) -> Iterator[None]:
-    """Have a model compute its experts one by one, past their inlets, for the length of the block."""
+    """Let a model compute its experts one by one and call their inlets, for the length of the block."""
     configs: dict[int, Any] = {id(module.config): module.config for module in model.modules() if _is_dispatched(module)}
     with computed_by(_IMPLEMENTATION, _observed_forward, configs.values()):
         yield
@@ -141,7 +142,7 @@ def _observed_forward(module: Any, hidden_ND: Tensor, top_k_index: Tensor, top_k
 
 @dataclass(frozen=True)
 class _Linears:
-    """One stack's matrices, taken out of the module once: where an adapter is on it, that computes them."""
+    """One stack's matrices, read from the module once: with an adapter on it, each read computes them."""
 
     weight: Tensor
     bias_EO: Tensor | None

@@ -1,4 +1,4 @@
-"""Bases whose weights are packed into few bits: run as they are under an adapter, and never edited themselves."""
+"""Loads a whole checkpoint with transformers, quantised or not; quantised weights are used under an adapter only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
 from antidote_llm.choices import DtypeName
-from antidote_llm.errors import UserError, first_line
+from antidote_llm.errors import UserError, first_line, setting
 from antidote_llm.io.safetensors_files import FLOAT_BYTES
 from antidote_llm.models.checkpoint import INDEX, Checkpoint
 from antidote_llm.models.config import (
@@ -68,8 +68,9 @@ def cast_unpacked(model: PreTrainedModel, dtype: torch.dtype, checkpoint: Checkp
         return
     if (name := checkpoint.quantisation) != _BITSANDBYTES:
         raise UserError(
-            f"{checkpoint.reference}: --dtype: weights quantised by {name} compute in the type that they were made "
-            "for: leave --dtype out"
+            f"{checkpoint.reference}: {setting('dtype')}: weights quantised by {name} compute in the type "
+            "that they were made "
+            f"for: leave {setting('dtype')} out"
         )
     for parameter in model.parameters():
         # Packed matrices are parameters of classes of their own.
@@ -78,7 +79,7 @@ def cast_unpacked(model: PreTrainedModel, dtype: torch.dtype, checkpoint: Checkp
 
 
 def require_unpackable(checkpoint: Checkpoint, model: Any, names: TensorNames) -> None:
-    """Refuse what the library passed over: a method, weights that are not packed, NaN among what they are scaled with.
+    """Refuse what transformers ignores: an unknown method, weights that are not packed, NaN among their scales.
 
     Raises:
         UserError: Names the method or the tensor.
@@ -103,19 +104,19 @@ def require_unpackable(checkpoint: Checkpoint, model: Any, names: TensorNames) -
 
 
 _OF_THE_VOCABULARY = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight", "embed_out.weight")
-# What ``--device`` calls all GPUs together.
+# The value of ``device`` for all GPUs together.
 SPREAD = "spread"
 
 
 def device_named(name: str) -> torch.device:
-    """Return a device; of ``spread``, where computing begins.
+    """Return a device; for ``spread``, the first one.
 
     Raises:
         UserError: There is no such device.
     """
     if name in ("auto", SPREAD):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    refusal = UserError(f"--device {name}: not a device of this machine: use auto, cpu, cuda or spread")
+    refusal = UserError(f"{setting('device')} {name}: not a device of this machine: use auto, cpu, cuda or spread")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -141,7 +142,7 @@ def load_whole(
         dtype: The type to load in.
         device: Where to.
         trust_remote_code: Whether to run Python code that comes with it.
-        spread: Whether its layers are dealt out over all GPUs.
+        spread: Whether its layers are spread over all GPUs.
 
     Raises:
         UserError: transformers cannot open it, a tensor is missing, of another shape or not finite, or there is no room
@@ -159,7 +160,7 @@ def load_whole(
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
-                # Said as an error, by name, below.
+                # Reported below, by name.
                 ignore_mismatched_sizes=True,
             )
     except BROKEN_CHECKPOINT as error:
@@ -185,7 +186,9 @@ def load_whole(
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     loaded.config.name_or_path = str(base.folder)
     if any(parameter.is_meta for parameter in loaded.parameters()):
-        raise UserError(f"{base.reference}: does not fit on the GPUs: pass --engine streaming --device cuda")
+        raise UserError(
+            f"{base.reference}: does not fit on the GPUs: pass {setting('engine')} streaming {setting('device')} cuda"
+        )
     if packed is None and not spread:
         loaded.to(device)
     elif packed is not None and isinstance(chosen := _torch_dtype(dtype), torch.dtype):
@@ -236,5 +239,5 @@ def _require_sound(base: Checkpoint, model: PreTrainedModel, names: TensorNames)
                 stored.file.read(stored.entry.key)
             dtype = str(parameter.dtype).removeprefix("torch.")
             raise UserError(
-                f"{base.reference}: {name} is not finite as {dtype}: pass --dtype float32, or fetch it again"
+                f"{base.reference}: {name} is not finite as {dtype}: pass {setting('dtype')} float32, or fetch it again"
             )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from antidote_llm.errors import DefectError, UserError, changed_meanwhile
+from antidote_llm.errors import DefectError, UserError, changed_meanwhile, setting
 from antidote_llm.io.safetensors_files import FLOAT_BYTES, TensorFile
 from antidote_llm.io.torch_tensors import DTYPES, FLOAT_DTYPES
 from antidote_llm.models.checkpoint import Checkpoint
@@ -93,7 +93,7 @@ class PartLoader:
         return found
 
     def _taken(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        """Take what was loaded out of the skeleton, which is empty again afterwards."""
+        """Move what was loaded out of the skeleton, which is empty again afterwards."""
         for name, module in self._loader.get_submodule(prefix).named_modules(prefix=prefix):
             parameters = own_parameters(module)
             for own_name, parameter in list(parameters.items()):
@@ -106,13 +106,15 @@ class PartLoader:
 
     def _require_finite(self, name: str, values: Tensor, prefixes: Sequence[str]) -> None:
         if values.is_floating_point() and values.numel() and not all(bool(end.isfinite()) for end in values.aminmax()):
-            # Names the file that is broken, where it is not the type that is too narrow.
+            # Raises the error that names the broken file, unless the type is too narrow.
             for file, key in self._under(prefixes):
                 if file.entries[key].dtype in FLOAT_BYTES:
                     file.read(key)
             dtype = str(values.dtype).removeprefix("torch.")
             reference = self._checkpoint.reference
-            raise UserError(f"{reference}: {name} is not finite as {dtype}: pass --dtype float32, or fetch it again")
+            raise UserError(
+                f"{reference}: {name} is not finite as {dtype}: pass {setting('dtype')} float32, or fetch it again"
+            )
 
     def _under(self, prefixes: Sequence[str]) -> list[tuple[TensorFile, str]]:
         starts = tuple(f"{prefix}." for prefix in prefixes)
@@ -142,7 +144,7 @@ def _read_as_mapped(places: Sequence[tuple[TensorFile, str]]) -> dict[str, Tenso
     sizes = [file.entries[key].end - file.entries[key].begin for file, key in places]
     if not places:
         return {}
-    # Private pages of its own, and none of a heap's, which would keep them.
+    # Separate pages, not of the heap, which would keep them.
     pages = mmap(-1, sum(sizes) + _ALIGNMENT * len(sizes), access=ACCESS_COPY)
     memory = torch.frombuffer(pages, dtype=torch.uint8)
     found, free = {}, 0
@@ -155,7 +157,7 @@ def _read_as_mapped(places: Sequence[tuple[TensorFile, str]]) -> dict[str, Tenso
             if stream.readinto(data.numpy().data) != size:
                 raise changed_meanwhile(file.path)
         dtype = DTYPES[entry.dtype]
-        # A header whose length is no multiple of the items' moves all that follows off their places.
+        # A header whose length is no multiple of the items' size misaligns all that follows.
         found[key] = (data.clone() if start % dtype.itemsize else data).view(dtype).reshape(entry.shape)
     return found
 
@@ -186,7 +188,7 @@ class LayerStream:
     """The decoder layers of a model whose other parts are in memory.
 
     Attributes:
-        modules: The decoder layers, in order, adapters on them; their own parameters lie on the meta device.
+        modules: The decoder layers, in order, adapters on them; their own parameters are on the meta device.
         names: What each is called in the model without adapters.
         loader: Reads them.
         device: Where they compute.
@@ -209,7 +211,7 @@ class LayerStream:
 
     @contextmanager
     def loaded(self, indices: Sequence[int]) -> Iterator[Iterator[int]]:
-        """Go through layers: each is in memory until the next is asked for, which is read meanwhile."""
+        """Iterate over layers: each is in memory until the next is asked for, which is read ahead."""
         with ThreadPoolExecutor(max_workers=1) as reader:
             waiting = [reader.submit(self._read, index) for index in indices[:1]]
 
@@ -234,7 +236,7 @@ def held(module: nn.Module, prefix: str, values: dict[str, Tensor]) -> Iterator[
     Args:
         module: The part.
         prefix: What it is called in the model without adapters.
-        values: By name in that model; emptied, so that nothing else holds on to them.
+        values: By name in that model; emptied, so that no other reference keeps them.
 
     Raises:
         DefectError: A parameter was left without values.

@@ -1,4 +1,4 @@
-"""Opens any causal language model of transformers, with or without a LoRA adapter."""
+"""Loads any causal language model of transformers, with or without LoRA adapters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from antidote_llm.choices import DtypeName
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.io.files import sha256_file
 from antidote_llm.io.processes import largest
 from antidote_llm.io.resources import hand_large_memory_back
@@ -53,8 +53,8 @@ class LoadedModel:
         sites: The matrices that may be edited.
         base: The checkpoint of the whole model.
         adapter: The checkpoint of the adapter that may be repaired, if any.
-        beneath: The checkpoints of the adapters under it, which belong to the aligned model.
-        trust_remote_code: Whether it was opened with Python code of its own.
+        lower_adapters: The checkpoints of the adapters below it, which belong to the aligned model.
+        trust_remote_code: Whether Python code that comes with it may run.
         names: The names of the base's tensors in the model without adapters.
         left_out: Tensors of the base's files that the model has no place for.
         stream: Its decoder layers, where they are left on the disk: statistics can be collected, nothing generated.
@@ -66,7 +66,7 @@ class LoadedModel:
     base: Checkpoint
     names: ModelNames
     adapter: Checkpoint | None
-    beneath: tuple[Checkpoint, ...] = ()
+    lower_adapters: tuple[Checkpoint, ...] = ()
     trust_remote_code: bool = False
     stream: LayerStream | None = None
     left_out: tuple[str, ...] = ()
@@ -74,16 +74,16 @@ class LoadedModel:
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """Everything that it was opened from, the adapter last."""
-        return (self.base, *self.beneath, *([self.adapter] if self.adapter else []))
+        return (self.base, *self.lower_adapters, *([self.adapter] if self.adapter else []))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that its numbers depend on, as JSON values: hashes of what was opened, code of its own, type, device."""
+        """All that its numbers depend on, as JSON values: hashes of its files and its code, its type and device."""
         code = contents(self.base.folder, ()).code if self.trust_remote_code else ()
         return {
             "base": self.base.sha256,
             "adapter": self.adapter.sha256 if self.adapter else None,
-            "beneath": [adapter.sha256 for adapter in self.beneath],
+            "beneath": [adapter.sha256 for adapter in self.lower_adapters],
             "code": {name: sha256_file(self.base.folder / name) for name in code},
             "dtype": str(self.dtype),
             "device": self.device.type,
@@ -92,7 +92,7 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter lies."""
+        """The device of the first parameter."""
         if self.stream is not None:
             return self.stream.device
         device: torch.device = next(iter(self.model.parameters())).device
@@ -120,7 +120,7 @@ class LoadedModel:
         return getattr(self.causal_model.config.get_text_config(), "max_position_embeddings", None)
 
     def with_adapter(self, folder: Path) -> LoadedModel:
-        """Put another adapter of the same shape in the place of this one, in the same memory.
+        """Replace the adapter by another of the same shape, in the same memory.
 
         The receiver must not be used afterwards.
         """
@@ -129,27 +129,27 @@ class LoadedModel:
         bare = self._bare()
         _, adapter = read_on(bare, (), opened)
         assert adapter is not None
-        model = attach(bare, self.beneath, adapter, self.base.reference)
+        model = attach(bare, self.lower_adapters, adapter, self.base.reference)
         return replace(self, model=model, sites=adapter_sites(adapter, model), adapter=adapter)
 
     def without_adapter(self) -> LoadedModel:
-        """Take the adapter away: the aligned model. The receiver must not be used afterwards."""
-        model = attach(self._bare(), self.beneath, None, self.base.reference)
+        """Remove the adapter, which leaves the aligned model. The receiver must not be used afterwards."""
+        model = attach(self._bare(), self.lower_adapters, None, self.base.reference)
         return replace(self, model=model, sites=(), adapter=None)
 
     def with_weights(self, base: Checkpoint) -> LoadedModel:
-        """Load another whole model of the same kind in the place of this one, with the same tokenizer.
+        """Replace the model by another whole model of the same kind, with the same tokenizer.
 
-        The receiver must not be used afterwards: its memory is given back first.
+        The receiver must not be used afterwards: its memory is freed first.
         """
         dtype, device = self.dtype, self.device
         spread = getattr(self.causal_model, "hf_device_map", None) is not None and self.base.quantisation is None
         base.require_unchanged()
-        # Sites hold on to modules: what they weigh is given back, whoever still knows them.
+        # Sites refer to modules: their memory is freed although they are still referred to.
         self.model.to("meta")
         del self.model
         model, names = load_whole(base, dtype, device, self.trust_remote_code, spread=spread)
-        return replace(self, model=model, sites=(), base=base, names=names, beneath=(), adapter=None)
+        return replace(self, model=model, sites=(), base=base, names=names, lower_adapters=(), adapter=None)
 
     def _bare(self) -> PreTrainedModel:
         return detach(self.model, self.adapter, self.names)
@@ -159,50 +159,51 @@ def load_model(
     reference: str,
     adapter: str | None = None,
     *,
-    beneath: Sequence[str] = (),
+    lower_adapters: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: DtypeName = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
     layers_on_disk: bool | None = False,
-    room: MemoryBudget | None = None,
+    budget: MemoryBudget | None = None,
 ) -> LoadedModel:
     """Open a model.
 
     Args:
         reference: A folder or Hub id of a model, or of an adapter that names its base.
         adapter: A folder or Hub id of a LoRA adapter on that model.
-        beneath: Folders or Hub ids of LoRA adapters that were on the model when ``adapter`` was trained.
+        lower_adapters: Folders or Hub ids of LoRA adapters that were on the model when ``adapter`` was trained.
         tokenizer: Where to take the tokenizer from, if not from the adapter's or the model's folder.
         dtype: The type to load weights in; ``auto`` is the checkpoint's own.
         device: ``cpu``, ``cuda``, ``cuda:1`` and so on; ``auto`` is a GPU where there is one, ``spread`` all of them.
         trust_remote_code: Whether to run Python code that comes with the checkpoint.
         layers_on_disk: Whether to leave the decoder layers on the disk, for models that are larger than memory; None
             where there is no room for them.
-        room: What memory may be used; by default what is free.
+        budget: How much memory may be used; by default what is free.
 
     Raises:
-        UserError: Anything about the files that does not fit, named with its mend.
+        UserError: Anything about the files that does not fit, named with its fix.
     """
-    base, lower, upper = _checkpoints(reference, adapter, beneath, trust_remote_code)
+    base, lower, upper = _checkpoints(reference, adapter, lower_adapters, trust_remote_code)
     for each in (*lower, *([upper] if upper else [])):
         require_plain_lora(each)
         require_same_base(each, base)
     model: Any
     stream = None
     place = device_named(device)
-    (room or MemoryBudget()).bound(place)
+    budget = budget or MemoryBudget()
+    budget.bound(place)
     if layers_on_disk is None:
         needed = whole_bytes([base, *lower, *([upper] if upper else [])], dtype)
-        fits = (room or MemoryBudget()).holds(needed, place, spread=device == SPREAD)
-        # By one engine in all processes, or they would wait for each other in different places.
+        fits = budget.holds(needed, place, spread=device == SPREAD)
+        # The same in all processes, or they would wait for each other at different points.
         layers_on_disk = base.quantisation is None and largest(not fits) > 0
     if layers_on_disk:
         model, stream = _skeleton(base, dtype, place, trust_remote_code)
         names = ModelNames(base, model)
     else:
         model, names = load_whole(base, dtype, place, trust_remote_code, spread=device == SPREAD)
-    passed_over = _left_out(base, names)
+    unused = _left_out(base, names)
     if upper or lower:
         lower, upper = read_on(model, lower, upper)
         model = attach(model, lower, upper, base.reference)
@@ -212,12 +213,12 @@ def load_model(
     sites = () if upper is None else adapter_sites(upper, model)
     folders = [each.folder for each in (upper, *reversed(lower), base) if each is not None]
     loaded = open_tokenizer(folders, tokenizer, trust_remote_code)
-    return LoadedModel(model, loaded, sites, base, names, upper, lower, trust_remote_code, stream, passed_over)
+    return LoadedModel(model, loaded, sites, base, names, upper, lower, trust_remote_code, stream, unused)
 
 
 def _left_out(base: Checkpoint, names: ModelNames) -> tuple[str, ...]:
     if base.quantisation is not None:
-        # What belongs to packed weights has names of its own.
+        # What belongs to packed weights has other names.
         return ()
     if factors := [key for key in names.left_out if "lora_" in key]:
         raise UserError(
@@ -232,7 +233,9 @@ def _skeleton(
 ) -> tuple[PreTrainedModel, LayerStream]:
     """Return a model without its decoder layers' weights and without its head, and where these layers are."""
     if base.quantisation is not None:
-        raise UserError(f"{base.reference}: quantised weights cannot be read layer by layer: pass --engine memory")
+        raise UserError(
+            f"{base.reference}: quantised weights cannot be read layer by layer: pass {setting('engine')} memory"
+        )
     hand_large_memory_back()
     loader = PartLoader(base, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code)
     model = loader.skeleton()
@@ -248,9 +251,9 @@ def _skeleton(
 
 
 def _checkpoints(
-    reference: str, adapter: str | None, beneath: Sequence[str], trust_remote_code: bool
+    reference: str, adapter: str | None, lower_adapters: Sequence[str], trust_remote_code: bool
 ) -> tuple[Checkpoint, tuple[Checkpoint, ...], Checkpoint | None]:
-    """Open the base, the adapters beneath and the one on top; each reference is located once."""
+    """Open the base, the lower adapters and the one on top; each reference is located once."""
     folder, upper = locate(reference, trust_remote_code=trust_remote_code), None
     if adapter is None and is_adapter(folder):
         upper = open_adapter_checkpoint(reference, folder)
@@ -260,12 +263,12 @@ def _checkpoints(
         except UserError as error:
             raise base_not_found(upper, error) from error
     base = open_model_checkpoint(reference, folder)
-    lower = tuple(open_adapter_checkpoint(name) for name in beneath)
+    lower = tuple(open_adapter_checkpoint(name) for name in lower_adapters)
     if adapter is not None:
         upper = open_adapter_checkpoint(adapter)
     known: set[Path] = set()
     for each in (*lower, *([upper] if upper else [])):
         if (place := each.folder.resolve()) in known:
-            raise UserError(f"--adapter {each.reference} is given twice: name every adapter once")
+            raise UserError(f"{setting('adapter')} {each.reference} is given twice: name every adapter once")
         known.add(place)
     return base, lower, upper

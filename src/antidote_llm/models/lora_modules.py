@@ -26,18 +26,18 @@ def read_on(
     model: PreTrainedModel, lower: Sequence[Checkpoint], upper: Checkpoint | None
 ) -> tuple[tuple[Checkpoint, ...], Checkpoint | None]:
     """Return adapters that know what peft calls their tensors on a model without adapters."""
-    below = tuple(as_peft_reads(adapter, model, _below(index)) for index, adapter in enumerate(lower))
-    return below, None if upper is None else as_peft_reads(upper, model, ADAPTER_NAME)
+    lower_read = tuple(as_peft_reads(adapter, model, _lower_name(index)) for index, adapter in enumerate(lower))
+    return lower_read, None if upper is None else as_peft_reads(upper, model, ADAPTER_NAME)
 
 
-def _below(index: int) -> str:
-    return f"beneath_{index}"
+def _lower_name(index: int) -> str:
+    return f"lower_{index}"
 
 
 def attach(
     model: PreTrainedModel, lower: Sequence[Checkpoint], upper: Checkpoint | None, reference: str
 ) -> PreTrainedModel | PeftModel:
-    """Put adapters on a model, all of them at work, the one that may be repaired last.
+    """Put adapters on a model, all of them active, the one that may be repaired last.
 
     Args:
         model: The model without adapters.
@@ -48,12 +48,12 @@ def attach(
     Raises:
         UserError: An adapter does not fit, or peft would not read it whole.
     """
-    named = {_below(index): adapter for index, adapter in enumerate(lower)}
+    named = {_lower_name(index): adapter for index, adapter in enumerate(lower)}
     if upper is not None:
         named[ADAPTER_NAME] = upper
     attached: Any = model
-    # peft leaves an adapter on the meta device where the base lies there.
-    beside_the_disk = {"low_cpu_mem_usage": any(parameter.is_meta for parameter in model.parameters())}
+    # peft leaves an adapter on the meta device if the base is there.
+    streaming = {"low_cpu_mem_usage": any(parameter.is_meta for parameter in model.parameters())}
     for name, adapter in named.items():
         if is_dora(adapter) and getattr(model, "is_loaded_in_8bit", False):
             raise UserError(
@@ -65,13 +65,13 @@ def attach(
         require_limits(adapter, [module_name for module_name, _ in inner.named_modules()])
         try:
             with quiet_transformers(), warnings.catch_warnings():
-                # Said as an error, by name, when the sites are found.
+                # Finding the sites raises an error that names them.
                 warnings.filterwarnings("ignore", message="Found missing adapter keys")
                 if attached is model:
-                    attached = PeftModel.from_pretrained(model, adapter.folder, adapter_name=name, **beside_the_disk)
+                    attached = PeftModel.from_pretrained(model, adapter.folder, adapter_name=name, **streaming)
                 else:
-                    attached.load_adapter(adapter.folder, adapter_name=name, **beside_the_disk)
-            if beside_the_disk["low_cpu_mem_usage"]:
+                    attached.load_adapter(adapter.folder, adapter_name=name, **streaming)
+            if streaming["low_cpu_mem_usage"]:
                 _fill_from_file(attached, name, adapter)
         except KeyError as error:
             raise lacking(adapter, str(error.args[0])) from error
@@ -90,7 +90,7 @@ def attach(
 
 
 def _fill_from_file(attached: PeftModel, name: str, adapter: Checkpoint) -> None:
-    """Give an adapter on a model whose layers are on the disk its values, in the type that peft computes with."""
+    """Give values to an adapter on a model whose layers are on the disk, in the type that peft computes with."""
     there = next(parameter for parameter in attached.parameters() if not parameter.is_meta)
     dtype = torch.promote_types(there.dtype, torch.float32)
     (file,) = adapter.weights.values()
@@ -101,17 +101,17 @@ def _fill_from_file(attached: PeftModel, name: str, adapter: Checkpoint) -> None
             stored = f"{module_name}.{own_name}".replace(f".{name}", "", 1)
             key = next((keys[known] for known in (stored, stored.removesuffix(".weight")) if known in keys), None)
             if parameter is not None and parameter.is_meta and key is not None:
-                # A copy lies as peft's own parameters do, on whose place in memory last bits may depend.
+                # A copy is aligned as peft's own parameters are: the last bits may depend on where they are in memory.
                 values = file.read(key).to(there.device, dtype, copy=True)
                 parameters[own_name] = torch.nn.Parameter(values, requires_grad=False)
 
 
 def detach(model: PreTrainedModel | PeftModel, adapter: Checkpoint | None, base: TensorNames) -> PreTrainedModel:
-    """Take all adapters off a model, what an adapter trained whole included: its base's weights are back."""
+    """Remove all adapters from a model, and restore modules of the base that an adapter trained whole."""
     if not isinstance(model, PeftModel):
         return model
     for module in model.modules():
-        # Left to itself, peft keeps the adapter's copy of a module that was trained whole.
+        # By itself, peft keeps the adapter's copy of a module that was trained whole.
         if isinstance(module, ModulesToSaveWrapper):
             module.modules_to_save[ADAPTER_NAME] = module.original_module
     bare: PreTrainedModel = model.unload()
@@ -126,7 +126,5 @@ def _put_back(model: PreTrainedModel, adapter: Checkpoint, base: TensorNames) ->
     for key in other_tensors(adapter):
         name = other_tensors_base_name(key)
         if (stored := base.find(name)) is None:
-            raise UserError(
-                f"{adapter.reference}: '{key}' has no counterpart in the base model: it cannot be taken off"
-            )
+            raise UserError(f"{adapter.reference}: '{key}' has no counterpart in the base model: it cannot be removed")
         model.get_parameter(name).copy_(stored.file.read(stored.entry.key))

@@ -7,18 +7,22 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from antidote_llm.io.processes import neighbour_count
 from antidote_llm.io.safetensors_files import FLOAT_BYTES
 from antidote_llm.models.checkpoint import Checkpoint
 
-# What a forward pass takes beside the weights, at least, and what loading takes for a moment.
+if TYPE_CHECKING:
+    import torch
+
+# What a forward pass needs in addition to the weights, at least, and the peak of loading as a factor.
 _BESIDE_BYTES, _LOADING = 300_000_000, 1.05
+_BYTES_OF_DTYPES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _CGROUP = Path("/sys/fs/cgroup")
-# Of the second and of the first version of control groups: what may be used, and what is.
+# The files with the limit and the use, of the second and of the first version of control groups.
 _GROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
@@ -37,23 +41,29 @@ class MemoryBudget:
     @property
     def most_ram_bytes(self) -> int:
         """What the process may hold at most, with what it holds now."""
-        # Processes that were started together ask at the same time, and all take what they are told.
+        # Processes that were started together ask at the same time, and each takes its share.
         free = resident_bytes() + _available_bytes() // neighbour_count()
         return free if self.ram_bytes is None else min(self.ram_bytes, free)
 
     def most_vram_bytes(self, device: torch.device) -> int:
         """What the process may hold on a GPU at most."""
+        import torch
+
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
         return free if self.vram_bytes is None else min(self.vram_bytes, free)
 
     def bound(self, device: torch.device) -> None:
-        """Let a GPU give this process no more than the limit, where one is set: what asks for more is out of memory."""
+        """Limit the memory that this process can allocate on a GPU, where a limit is set: more raises out of memory."""
+        import torch
+
         if device.type == "cuda" and self.vram_bytes is not None:
             whole = torch.cuda.get_device_properties(device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, self.vram_bytes / whole), device)
 
     def holds(self, needed_bytes: int, device: torch.device, *, spread: bool = False) -> bool:
         """Whether weights of a size fit where they are computed with: on one device, or spread over all GPUs."""
+        import torch
+
         needed = int(needed_bytes * _LOADING) + _BESIDE_BYTES
         if device.type == "cuda":
             devices = [torch.device("cuda", n) for n in range(torch.cuda.device_count())] if spread else [device]
@@ -63,7 +73,7 @@ class MemoryBudget:
 
 def whole_bytes(checkpoints: Iterable[Checkpoint], dtype: str) -> int:
     """Return what checkpoints take in memory, their floating-point weights in the type that they are opened in."""
-    item_bytes = None if dtype == "auto" else getattr(torch, dtype).itemsize
+    item_bytes = None if dtype == "auto" else _BYTES_OF_DTYPES[dtype]
     total = 0
     for checkpoint in checkpoints:
         for file in checkpoint.weights.values():
@@ -86,10 +96,7 @@ def _available_bytes() -> int:
 def _free_in_groups() -> Iterator[int]:
     """Yield what is left to every control group that this process is in; pages of files can be given back."""
     for folder in _groups():
-        for most_name, used_name in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
+        for most_name, used_name in _GROUP_FILES:
             try:
                 most, used = (folder / most_name).read_text().strip(), int((folder / used_name).read_text())
                 stat = (folder / "memory.stat").read_text()

@@ -8,10 +8,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeAlias
 
-from antidote_llm.errors import listed
+from antidote_llm.errors import listed, setting
 
 _Files: TypeAlias = Sequence[str]
-# Of tensors without entries, which a trainer left on its other processes.
+# For tensors without entries, which a trainer left on its other processes.
 NOT_GATHERED = (
     "DeepSpeed ZeRO-3 or FSDP saved it without gathering its parts: save again with "
     "stage3_gather_16bit_weights_on_model_save, or from the checkpoint with zero_to_fp32.py (ZeRO-3), or with "
@@ -22,7 +22,7 @@ _NEMO = "a checkpoint of NeMo: convert it for transformers with NeMo"
 _ARCHIVE = "an archive: unpack it, and name the folder inside"
 _BEFORE = "name the checkpoint that it was converted from, whose weights are safetensors"
 _GGUF = f"GGUF, the format of llama.cpp: {_BEFORE}"
-# By the names of files and folders, and in this order: the first that is there says what the folder is.
+# By names of files and folders, in this order: the first that is there decides.
 _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("zero_to_fp32.py", "global_step*", "zero_pp_rank_*", "mp_rank_*", "*_optim_states.pt"),
@@ -37,7 +37,7 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("adapters.safetensors", "adapters.npz", "*_adapters.safetensors"),
         "an adapter of mlx, which peft does not read: merge it (mlx_lm.fuse --model BASE --adapter-path FOLDER "
-        "--save-path OUT), and repair OUT with --aligned BASE",
+        f"--save-path OUT), and repair OUT with {setting('aligned')} BASE",
     ),
     (
         ("adapter_model.safetensors.index.json", "adapter_model-*.safetensors"),
@@ -94,13 +94,13 @@ _OF_FILES: Sequence[tuple[tuple[str, ...], str]] = (
 
 
 def what_it_is(folder: Path) -> str | None:
-    """Return what a folder without a readable configuration or weights holds, and the way out; None if unknown."""
+    """Return what a folder without a readable configuration or weights holds, and the fix; None if unknown."""
     names = sorted(path.name for path in folder.iterdir())
     return next((found for look in _LOOKS if (found := look(folder, names)) is not None), None)
 
 
 def what_the_file_is(path: Path) -> str:
-    """Return what a file is that was named in a folder's place, and the way out."""
+    """Return what a file is that was named instead of a folder, and the fix."""
     for suffixes, what in _OF_FILES:
         if path.name.lower().endswith(suffixes):
             return what
@@ -145,7 +145,7 @@ def _format(folder: Path, names: _Files) -> str | None:
 def _tokenizer(folder: Path, names: _Files) -> str | None:
     del folder
     if names and _any(names, ("tokenizer*", "vocab.*")) and all(_any([name], _TOKENIZER) for name in names):
-        return "a tokenizer and no model: name the folder of the model, and this one with --tokenizer"
+        return f"a tokenizer and no model: name the folder of the model, and this one with {setting('tokenizer')}"
     return None
 
 

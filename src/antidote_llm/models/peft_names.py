@@ -17,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.models.checkpoint import Checkpoint
 from antidote_llm.models.config import NAMES_OF_HEADS
 from antidote_llm.models.peft_private import as_loaded
@@ -28,7 +28,7 @@ _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _PART = re.compile(r"^(?P<module>.*?)\.?(?P<part>lora_(?:(?:embedding_)?[AB]|magnitude_vector))(?P<rest>\..*)?$")
 _TEXT_PARTS = ("language_model", "text_model", "thinker", "llm")
 _HEADS = re.compile(rf"(^|\.)({NAMES_OF_HEADS})(\.|$)")
-# What peft puts into the name of a module that is trained whole, inside of the model.
+# What peft adds to the name of a module that is trained whole.
 _WHOLE = re.compile(r"\.(modules_to_save(\.default)?|original_module)(?=\.)")
 _RENAME = "with safetensors.torch.load_file and save_file"
 
@@ -52,7 +52,8 @@ def as_peft_reads(adapter: Checkpoint, model: PreTrainedModel, adapter_name: str
     if made := [name for name, marker in found.items() if id(marker) not in keys]:
         raise UserError(
             f"{adapter.reference}: LoRA on experts one by one cannot be repaired, because peft loads it as "
-            f"'{made[0]}': merge it into its base (merge_and_unload in peft) and repair the result with --aligned BASE"
+            f"'{made[0]}': merge it into its base (merge_and_unload in peft) and repair the result with "
+            f"{setting('aligned')} BASE"
         )
     return replace(adapter, peft_names=names)
 
@@ -63,7 +64,7 @@ def _entries(adapter: Checkpoint) -> Iterator[tuple[str, Any]]:
 
 
 def require_all_read(adapter: Checkpoint, model: PeftModel, adapter_name: str, reference: str) -> None:
-    """Refuse an adapter that peft has not read whole: it passes over what it does not know without an error.
+    """Refuse an adapter that peft has not read whole: it ignores unknown tensors without an error.
 
     Args:
         adapter: The adapter, which knows what peft calls its tensors.
@@ -101,9 +102,9 @@ def lacking(adapter: Checkpoint, name: str) -> UserError:
 
 
 def copies(adapter: Checkpoint) -> frozenset[str]:
-    """Return the tensors that peft writes beside those of a module trained whole, and leaves out when it reads.
+    """Return the tensors that peft writes in addition to those of a module trained whole, and ignores when it reads.
 
-    It does so where tokens were added: the same values once more, and those from before the training.
+    It does so where tokens were added: the same values again, and those from before the training.
     """
     own = {name: key for key, name in adapter.peft_names.items()}
     return frozenset(
@@ -163,22 +164,22 @@ def unread(adapter: Checkpoint, key: str, model: nn.Module, reference: str) -> U
 
 
 def _other_part(module: str, modules: Iterable[str]) -> str | None:
-    """Return what a module is of, where a model has the like in a text part, or is the text part of one that has it."""
+    """Return which kind of model a module is of, where the model at hand is the other kind; None if neither fits."""
     plain = _plain(module)
     if any(part in plain.split(".") for part in _TEXT_PARTS):
-        return "the model that also sees" if _without(plain, _TEXT_PARTS) in modules else None
+        return "the vision-language model" if _without(plain, _TEXT_PARTS) in modules else None
     return "the text model alone" if plain in {_without(name, _TEXT_PARTS) for name in modules} else None
 
 
 def _alike(module: str, modules: Iterable[str]) -> str | None:
-    """Return the one module of a model that has another's name but for steps that transformers has taken out or in."""
+    """Return the one module of a model with the same name, apart from parts that transformers has removed or added."""
     moved = (*_TEXT_PARTS, "vision_model", "model")
     found = [name for name in modules if _without(name, moved) == _without(_plain(module), moved)]
     return found[0] if len(found) == 1 else None
 
 
 def _meant(module: str, modules: Iterable[str]) -> str | None:
-    """Return the one module of a model that a misnamed one must be: what is left of the name without wrappers."""
+    """Return the one module of a model that a misnamed one must be: the same name without wrappers."""
     plain = _plain(module)
     known = list(modules)
     longer = [name for name in known if f".{plain}".endswith(f".{name}") and "." in name]

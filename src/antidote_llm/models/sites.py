@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor, nn
+from antidote_llm.errors import UserError, setting
 
-from antidote_llm.errors import UserError
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Role = Literal["lora_A", "lora_B", "weight"]
 _LAYER_INDEX = re.compile(r"\.(\d+)\.")
@@ -20,6 +21,7 @@ _QUERY_KEY_VALUE = (
     *("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "W_pack"),
     *("qkv", "query", "key", "value", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
 )
+_LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 GROUPS = ("all", "attention", "mlp", "qkv")
 
 
@@ -66,16 +68,16 @@ class Site:
         return self.module.rsplit(".", 1)[-1]
 
     def turned(self, values: Tensor) -> Tensor:
-        """Turn the file's layout into rows and columns, or rows and columns into the file's layout."""
+        """Change the file's layout into rows and columns, or rows and columns into the file's layout."""
         return values.T if self.transposed else values
 
 
 def in_group(module: str, pattern: str) -> bool:
-    """Whether a module belongs to what ``--sites`` names.
+    """Whether a module is among those that the setting ``sites`` names.
 
     Args:
         module: The module's name.
-        pattern: Parts, parted by commas: ``all``, ``attention``, ``mlp`` (whatever of a decoder layer is not
+        pattern: Parts, separated by commas: ``all``, ``attention``, ``mlp`` (whatever of a decoder layer is not
             attention), ``qkv``, names and shell patterns. A name without a dot or a star is a module's own name, others
             match the whole name.
     """
@@ -105,7 +107,8 @@ def chosen_sites(sites: Sequence[Site], pattern: str) -> tuple[Site, ...]:
         if not any(_matches(site.module, part) for site in sites):
             kinds = ", ".join(dict.fromkeys(site.kind for site in sites))
             raise UserError(
-                f"--sites {pattern}: '{part}' matches no matrix: there are {kinds}; use one of {', '.join(GROUPS)}, "
+                f"{setting('sites')} {pattern}: '{part}' matches no matrix: there are {kinds}; use one of "
+                f"{', '.join(GROUPS)}, "
                 "their names, or a pattern such as *.layers.3.*"
             )
     return tuple(site for site in sites if in_group(site.module, pattern))
@@ -113,3 +116,8 @@ def chosen_sites(sites: Sequence[Site], pattern: str) -> tuple[Site, ...]:
 
 def _parts(pattern: str) -> list[str]:
     return [part.strip() for part in pattern.split(",") if part.strip()]
+
+
+def without_layer_numbers(key: str) -> str:
+    """Return a tensor's name with a star for each layer's number, as in ``model.layers.*.mlp.up_proj.bias``."""
+    return _LAYER_NUMBER.sub("*", key)

@@ -1,4 +1,4 @@
-"""A model without its weights: all that its configuration and tokenizer tell, from a few kilobytes."""
+"""A model without its weights: what its configuration and tokenizer say, from a few kilobytes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A checkpoint whose weights nobody has looked at.
+    """A checkpoint whose weights have not been opened.
 
     Attributes:
         reference: What the user named.
         config: Its configuration.
-        tokenizer: Its tokenizer; None where there is none at hand.
-        trust_remote_code: Whether Python code of its own may run.
+        tokenizer: Its tokenizer; None if there is none.
+        trust_remote_code: Whether Python code that comes with it may run.
     """
 
     reference: str
@@ -123,5 +123,5 @@ def _fetched_tokenizer(reference: str, trust_remote_code: bool) -> PreTrainedTok
     try:
         return open_tokenizer([], reference, trust_remote_code)
     except UserError:
-        # A plan then counts characters, and says so.
+        # A plan then counts characters, and reports that.
         return None

@@ -1,4 +1,4 @@
-"""Compares a fine-tune's tensors with those of the aligned model that it started from."""
+"""What a repair edits: the target, and the tensors of a fine-tune paired with those of the aligned model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from antidote_llm.choices import TargetName
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.io.safetensors_files import FLOAT_BYTES, TensorFile
 from antidote_llm.io.torch_tensors import FLOAT_DTYPES
 from antidote_llm.models.adapter import (
@@ -43,9 +43,9 @@ class Comparison:
     """Two checkpoints of one model, tensor by tensor.
 
     Attributes:
-        names: Where the aligned model's tensors lie.
+        names: Finds the aligned model's tensors.
         pairs: Every floating-point tensor of the fine-tune and what it was, by its key in the fine-tune's files.
-        repeated: The keys of those that are another one once more, under the second name of a tied tensor.
+        repeated: The keys of those that are another one again, under the second name of a tied tensor.
     """
 
     names: TensorNames
@@ -122,13 +122,13 @@ def _other_shape(
     key: str, stored: StoredTensor, twin: StoredTensor, opened: LoadedModel, aligned: Checkpoint
 ) -> UserError:
     shapes = [" x ".join(map(str, each.entry.shape)) for each in (twin, stored)]
-    kind, mend = "shape", ""
+    kind, fix = "shape", ""
     if stored.entry.shape[:1] == (opened.vocabulary_size,) and stored.entry.shape[1:] == twin.entry.shape[1:]:
         kind = "vocabulary"
-        mend = "; where that added tokens, a copy with as many (resize_token_embeddings in transformers)"
+        fix = "; where that added tokens, a copy with as many (resize_token_embeddings in transformers)"
     return UserError(
         f"{aligned.reference}: {key} is {shapes[0]}, in {opened.base.reference} it is {shapes[1]}: an aligned model of "
-        f"another {kind}: name the one that the fine-tune started from{mend}"
+        f"another {kind}: name the one that the fine-tune started from{fix}"
     )
 
 
@@ -163,9 +163,9 @@ class OutsideTensor:
     """One tensor that a fine-tune may have moved and that is no site, with what it was in the aligned model.
 
     Attributes:
-        stored: Where it lies.
-        aligned: Where it lies in the aligned model.
-        repeated: Whether it is another one once more, under a second name: put back like any, and measured once.
+        stored: Where it is stored.
+        aligned: Where it is stored in the aligned model.
+        repeated: Whether it is another one again, under a second name: it is restored like any, and measured once.
     """
 
     stored: StoredTensor
@@ -174,7 +174,7 @@ class OutsideTensor:
 
     @property
     def key(self) -> str:
-        """Its name in the file that it lies in."""
+        """Its name in its file."""
         return self.stored.entry.key
 
     @property
@@ -208,7 +208,7 @@ class OutsideTensor:
 
 @dataclass(frozen=True)
 class MagnitudeTensor(OutsideTensor):
-    """A module's magnitudes in a DoRA adapter; ``aligned`` is the base's weight, whose row norms they were at first."""
+    """The magnitudes of a DoRA module: at first the row norms of ``aligned``, the base's weight."""
 
     layer: nn.Module
 
@@ -257,7 +257,7 @@ class Target:
         sites: Its matrices, in the order of the network.
         aligned: The aligned model, where there is one: of an adapter, its base.
         outside: Whatever else the fine-tune may have moved; empty where no aligned model is known.
-        names: Where the aligned model's tensors lie.
+        names: Finds the aligned model's tensors.
     """
 
     name: TargetName
@@ -335,18 +335,24 @@ def resolve_target(
     if name == "auto":
         if opened.adapter is None and aligned is None:
             raise UserError(
-                f"{opened.base.reference}: nothing to measure an update from: pass --adapter DIR, or --aligned REF "
-                "(the model that the fine-tune started from), or ask for --target weight by name"
+                f"{opened.base.reference}: nothing to measure an update from: pass {setting('adapter')} DIR, or "
+                f"{setting('aligned')} REF (the model that the fine-tune started from), or ask for "
+                f"{setting('target')} weight by name"
             )
         name = "adapter" if opened.adapter is not None else "delta"
     if name == "adapter":
         return _adapter_target(opened, aligned, pattern)
-    if opened.adapter is not None or opened.beneath:
+    if opened.adapter is not None or opened.lower_adapters:
         raise _edits_a_whole_model(opened, name)
     if name == "weight" and aligned is not None:
-        raise UserError("--target weight sets weights to zero, not back to --aligned: leave that out, or ask for delta")
+        raise UserError(
+            f"{setting('target')} weight sets weights to zero, not back to {setting('aligned')}: leave "
+            "that out, or ask for delta"
+        )
     if name == "delta" and aligned is None:
-        raise UserError("--target delta needs the model that the fine-tune started from: pass --aligned REF")
+        raise UserError(
+            f"{setting('target')} delta needs the model that the fine-tune started from: pass {setting('aligned')} REF"
+        )
     require_not_quantised(opened.base, "edited")
     sites = weight_sites(opened.causal_model, opened.base, pattern)
     if aligned is None:
@@ -355,24 +361,30 @@ def resolve_target(
 
 
 def _edits_a_whole_model(opened: LoadedModel, name: str) -> UserError:
-    adapters = (*opened.beneath, *([opened.adapter] if opened.adapter else []))
+    adapters = (*opened.lower_adapters, *([opened.adapter] if opened.adapter else []))
     assert isinstance(opened.model, PeftModel)
     if any(merges_otherwise(adapter, opened.model) for adapter in adapters):
         return UserError(
-            f"--target {name} edits a whole model: leave it out, and the adapter is repaired: to merge it would change "
+            f"{setting('target')} {name} edits a whole model: leave it out, and the adapter is repaired: "
+            "to merge it would change "
             "it, because it adapts one of two tied tensors, embeddings or head"
         )
     return UserError(
-        f"--target {name} edits a whole model: leave it out, and the adapter is repaired; or merge the adapter first "
+        f"{setting('target')} {name} edits a whole model: leave it out, and the adapter is repaired; or "
+        "merge the adapter first "
         "(merge_and_unload in peft) and name the merged folder as MODEL"
     )
 
 
 def _adapter_target(opened: LoadedModel, aligned: str | None, pattern: str) -> Target:
     if opened.adapter is None:
-        raise UserError(f"{opened.base.reference}: no adapter to repair: pass --adapter, or name the adapter's folder")
+        raise UserError(
+            f"{opened.base.reference}: no adapter to repair: pass {setting('adapter')}, or name the adapter's folder"
+        )
     if aligned is not None:
-        raise UserError("--aligned: the aligned model of an adapter is its base: leave --aligned out")
+        raise UserError(
+            f"{setting('aligned')}: the aligned model of an adapter is its base: leave {setting('aligned')} out"
+        )
     names = opened.names
     if not opened.sites:
         raise UserError(
@@ -420,7 +432,8 @@ def _delta_target(opened: LoadedModel, sites: tuple[Site, ...], aligned_referenc
     folder = locate(aligned_reference, trust_remote_code=opened.trust_remote_code)
     if is_adapter(folder):
         raise UserError(
-            f"--aligned {aligned_reference}: an adapter: name the whole model that the fine-tune started from, or "
+            f"{setting('aligned')} {aligned_reference}: an adapter: name the whole model that the "
+            "fine-tune started from, or "
             "merge the adapter into its base"
         )
     aligned = open_model_checkpoint(aligned_reference, folder)

@@ -46,7 +46,7 @@ class Recipe:
 def recipes(checkpoint: Checkpoint, model: PreTrainedModel) -> Mapping[str, Recipe]:
     """Return how every tensor of a model is made from a checkpoint's, by its name in the model.
 
-    A tensor that is a second name of another, or that a conversion makes beside others, may be missing.
+    A tensor that is a second name of another, or one of several that a conversion makes, may be missing.
 
     Args:
         checkpoint: A checkpoint of the model's architecture.
@@ -91,9 +91,6 @@ def _layout(
     return "other"
 
 
-_LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
-
-
 class TensorNames:
     """Finds tensors of a checkpoint by name, whatever prefix its files leave out or add, or however they name it.
 
@@ -119,7 +116,7 @@ class TensorNames:
         self._keys = {self.in_model[key]: key for key in self.all if key in self.in_model}
 
     def find(self, name: str) -> StoredTensor | None:
-        """Return a tensor by its name in the model or in another checkpoint's files; None where there is none."""
+        """Return a tensor by its name in the model or in another checkpoint's files; None if there is none."""
         spellings = self._spellings(name)
         twins = [twin for known in spellings if known in self._twins for twin in self._spellings(self._twins[known])]
         return next((self.all[key] for key in (*spellings, *twins) if key in self.all), None)
@@ -158,8 +155,3 @@ class ModelNames(TensorNames):
         """Leave out tensors that the model's class ignores, such as those that predict further tokens."""
         # GPT-2's pattern of a mask is also that of a bias which it computes with.
         return [key for key in keys if key in self._used or not any(re.search(each, key) for each in self._ignored)]
-
-
-def without_layer_numbers(key: str) -> str:
-    """Return a tensor's name with a star for each layer's number, as in ``model.layers.*.mlp.up_proj.bias``."""
-    return _LAYER_NUMBER.sub("*", key)

@@ -6,17 +6,17 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
-from antidote_llm.errors import UserError, first_line, tokenizer_errors
+from antidote_llm.errors import UserError, first_line, setting, tokenizer_errors
 from antidote_llm.io.safe_paths import require_enclosed
 from antidote_llm.io.strict_json import loose_json
 from antidote_llm.models.checkpoint_files import require_own_code
-from antidote_llm.models.config import BROKEN_CHECKPOINT, needs_trust
 
-# Honest ones put a mark of a few characters for a space, or take an accent apart.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Normalizers in use replace a space by a few characters, or decompose an accent.
 _MOST_GROWTH, _SHORT_TEXT = 100.0, 100
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -27,6 +27,10 @@ def open_tokenizer(folders: list[Path], asked: str | None, trust_remote_code: bo
     Raises:
         UserError: It cannot be opened, or something in its folder leads out of it.
     """
+    from transformers import AutoTokenizer
+
+    from antidote_llm.models.config import BROKEN_CHECKPOINT, needs_trust
+
     for place in [asked] if asked is not None else [folder for folder in folders if _has_tokenizer(folder)][:1]:
         if Path(place).is_dir():
             require_enclosed(Path(place))
@@ -37,14 +41,15 @@ def open_tokenizer(folders: list[Path], asked: str | None, trust_remote_code: bo
                 opened = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
         except BROKEN_CHECKPOINT as error:
             reason = first_line(error).rstrip(". ")
-            other = "pass --trust-remote-code if you trust it" if needs_trust(error) else "fetch it again"
+            other = f"pass {setting('trust_remote_code')} if you trust it" if needs_trust(error) else "fetch it again"
             raise UserError(
-                f"{place}: the tokenizer cannot be opened ({reason}): name another with --tokenizer, or {other}"
+                f"{place}: the tokenizer cannot be opened ({reason}): name another with {setting('tokenizer')}, "
+                f"or {other}"
             ) from error
         if not isinstance(opened.model_max_length, (int, float)):
             raise UserError(
-                f"{place}: tokenizer_config.json: model_max_length is not a number: name another with --tokenizer, or "
-                "fetch it again"
+                f"{place}: tokenizer_config.json: model_max_length is not a number: name another with "
+                f"{setting('tokenizer')}, or fetch it again"
             )
         _require_small_growth(str(place), opened)
         return opened
@@ -76,12 +81,12 @@ def _require_small_growth(place: str, tokenizer: PreTrainedTokenizerBase) -> Non
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     normalizer = None if backend is None else backend.normalizer
-    # As it is pickled, which is JSON: the whole tokenizer's may have 10 MB.
+    # Its pickled state is JSON: that of the whole tokenizer may have 10 MB.
     growth = math.prod(map(_growth, _steps(normalizer and json.loads(normalizer.__getstate__()))))
     if growth > _MOST_GROWTH:
         raise UserError(
             f"{place}: tokenizer.json: its normalizer makes a text {growth:.0f} times longer: name another with "
-            "--tokenizer, or fetch it again"
+            f"{setting('tokenizer')}, or fetch it again"
         )
 
 

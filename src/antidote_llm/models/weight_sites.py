@@ -1,4 +1,4 @@
-"""Where the matrices of experts lie in a checkpoint's files: one by one, or as slices of the model's own stacks."""
+"""The sites of whole weights: linear layers, and the matrices of experts, which files hold one by one or as slices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.io.safetensors_files import FLOAT_BYTES
 from antidote_llm.models.checkpoint import Checkpoint, StoredTensor
 from antidote_llm.models.decoder import decoder_layers
@@ -22,7 +22,7 @@ from antidote_llm.models.tensor_names import Recipe, recipes
 
 @dataclass(frozen=True)
 class ExpertMatrix:
-    """One matrix of one expert, as it lies in its file.
+    """One matrix of one expert, as it is in its file.
 
     Attributes:
         name: The experts' module, the expert's number and what the matrix is called.
@@ -45,7 +45,7 @@ class ExpertMatrix:
     transposed: bool
 
     def is_the_models(self) -> bool:
-        """Compare a few rows of the file with what the model computes with; a model without values has no say."""
+        """Compare a few rows of the file with what the model computes with; a model without values is not compared."""
         weight = self.stack.weight
         if weight.is_meta:
             return True
@@ -94,7 +94,7 @@ def expert_matrices(stack: ExpertStack, recipe: Recipe | None) -> tuple[ExpertMa
 
 
 def _listed(stack: ExpertStack, recipe: Recipe) -> Iterator[ExpertMatrix]:
-    """Yield matrices that have a tensor each: those of one expert stand below each other in the model's."""
+    """Yield matrices that have a tensor each: in the model's tensor, those of one expert are joined by rows."""
     outputs, inputs = stack.shape
     experts = {len(group) for group in recipe.groups}
     shapes = [{stored.entry.shape for stored in group} for group in recipe.groups]
@@ -110,7 +110,7 @@ def _listed(stack: ExpertStack, recipe: Recipe) -> Iterator[ExpertMatrix]:
 
 
 def _slices(stack: ExpertStack, recipe: Recipe) -> Iterator[ExpertMatrix]:
-    """Yield matrices that lie in one tensor, as in the model's or each of them turned."""
+    """Yield matrices that are slices of one tensor, as in the model or each of them transposed."""
     [[stored]] = recipe.groups
     transposed = stack.transposed != (recipe.layout == "turned")
     outputs, inputs = stack.shape
@@ -137,7 +137,7 @@ def weight_sites(model: PreTrainedModel, checkpoint: Checkpoint, pattern: str) -
     Embeddings, the head, norms, biases and routers are no sites. The matrices of experts are, one by one.
 
     Args:
-        model: The open model, with or without values in its parameters: without, the files are taken at their word.
+        model: The open model, with or without values in its parameters: without, the files are not compared with it.
         checkpoint: Where it was opened from.
         pattern: Which of them: see :func:`antidote_llm.models.sites.in_group`.
 
@@ -178,12 +178,12 @@ def _decoder_modules(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator
 
 
 def _is_router(name: str, model: PreTrainedModel) -> bool:
-    """Whether a module decides which experts see a token: it, or one that it lies in, stands beside experts."""
+    """Whether a module routes tokens to experts: it, or a module that contains it, is next to experts."""
     steps = name.split(".")
     for place, step in enumerate(steps):
         if step in _ROUTERS:
-            beside = model.get_submodule(".".join(steps[:place])).named_children()
-            if any("expert" in f"{own_name} {type(child).__name__}".lower() for own_name, child in beside):
+            siblings = model.get_submodule(".".join(steps[:place])).named_children()
+            if any("expert" in f"{own_name} {type(child).__name__}".lower() for own_name, child in siblings):
                 return True
     return False
 
@@ -196,7 +196,7 @@ def _require_no_matrix(name: str, module: nn.Module, checkpoint: Checkpoint, kno
         if parameter.dim() >= 2 and own_name not in _STATE and own_name.removesuffix("_bias") not in known:
             raise UserError(
                 f"{checkpoint.reference}: {name}.{own_name} ({type(module).__name__}) is no linear layer of its own "
-                "and cannot be repaired yet: choose what can be, as with --sites attention"
+                f"and cannot be repaired yet: choose what can be, as with {setting('sites')} attention"
             )
 
 
@@ -233,7 +233,7 @@ def _expert_site(matrix: ExpertMatrix, checkpoint: Checkpoint) -> Site:
 
 
 def _same_values(stored: StoredTensor, weight: Tensor) -> bool:
-    """Compare a few rows; a model without values has no say."""
+    """Compare a few rows; a model without values is not compared."""
     return weight.is_meta or all(
         torch.equal(
             stored.file.read_row(stored.entry.key, row).to(weight.dtype).nan_to_num(), weight[row].cpu().nan_to_num()
@@ -258,7 +258,7 @@ def _other_form(name: str, weight: Tensor, checkpoint: Checkpoint) -> UserError:
 
 
 def _converted(stored: StoredTensor, checkpoint: Checkpoint) -> UserError:
-    """Say that a tensor of that name means something else, or that a library converts it when loading."""
+    """Return the error of a tensor that has another meaning than its name, or that a library converts when loading."""
     return UserError(
         f"{checkpoint.reference}: {stored.entry.key} is not what the model computes with: the library converts it when "
         "loading, and it cannot be repaired in its file"

@@ -1,4 +1,4 @@
-"""Reads weight files piece by piece with some bits flipped, and writes files that are flushed when they are whole."""
+"""Applies and reverts patches, block by block, and checks the hashes of what was read and written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
-from antidote_llm.errors import DefectError, UserError, changed_meanwhile
+from antidote_llm.errors import DefectError, UserError, changed_meanwhile, setting
 from antidote_llm.io.safetensors_files import TensorFile, open_tensor_file
 from antidote_llm.models.checkpoint_files import is_document
 from antidote_llm.patching.description import FileChange
@@ -66,7 +66,7 @@ def flushed(path: Path) -> Iterator[IO[bytes]]:
 
 
 Direction = Literal["apply", "revert"]
-_MEND = ": name the folder that it was made from, or that came of it"
+_FIX = ": name the folder that it was made from, or the result"
 
 
 def transform(patch: Patch, source: Path, target: Path, direction: Direction) -> None:
@@ -106,11 +106,11 @@ def require_unchanged_files(patch: Patch, folder: Path, sha256: Mapping[str, str
 
     Args:
         patch: The patch.
-        folder: Where it is put on or taken off.
+        folder: What it is applied to or reverted on.
         sha256: The hashes of the files that ship from there and that the patch does not change.
 
     Returns:
-        A line about each document that differs, and about a patch that knows nothing.
+        A line about each document that differs, or about a patch without these hashes.
 
     Raises:
         UserError: Names the first file that is missing, another, or one more than the patch knows.
@@ -121,17 +121,17 @@ def require_unchanged_files(patch: Patch, folder: Path, sha256: Mapping[str, str
             f"{len(sha256)} files of {folder} are copied as they are"
         ]
     known = {file.path: file.sha256 for file in patch.description.unchanged}
-    said = []
+    remarks = []
     for name in sorted(known.keys() | sha256.keys()):
         if known.get(name) == sha256.get(name):
             continue
         if not is_document(name):
             raise _not_the_known(folder / name, known.get(name), sha256.get(name))
         if name not in sha256:
-            said.append(f"{folder / name} is not there, as it was when the patch was made")
+            remarks.append(f"{folder / name} is not there, as it was when the patch was made")
         else:
-            said.append(f"{folder / name} is not what it was when the patch was made: it is copied as it is")
-    return said
+            remarks.append(f"{folder / name} is not what it was when the patch was made: it is copied as it is")
+    return remarks
 
 
 def _not_the_known(path: Path, wanted: str | None, found: str | None) -> UserError:
@@ -149,10 +149,10 @@ def _not_the_known(path: Path, wanted: str | None, found: str | None) -> UserErr
 
 
 def require_reverts(patch: Patch, folder: Path) -> None:
-    """Take a patch off the files of a folder without writing anything, and compare the hashes.
+    """Revert a patch on the files of a folder without writing anything, and compare the hashes.
 
     Raises:
-        DefectError: The bytes that come of it are not those that the patch was made from.
+        DefectError: The result is not what the patch was made from.
     """
     for file in patch.description.files:
         reverted = hashlib.sha256()
@@ -167,11 +167,11 @@ def require_reverts(patch: Patch, folder: Path) -> None:
 def _opened(file: FileChange, folder: Path) -> TensorFile:
     path = folder / file.path
     if not path.is_file():
-        raise UserError(f"{folder}: no {file.path}: the patch is for another model{_MEND}")
+        raise UserError(f"{folder}: no {file.path}: the patch is for another model{_FIX}")
     opened = open_tensor_file(path)
     if opened.size_bytes != file.size_bytes:
         raise UserError(
-            f"{path}: the patch is for another model: {opened.size_bytes} bytes, {file.size_bytes} are wanted{_MEND}"
+            f"{path}: the patch is for another model: {opened.size_bytes} bytes, {file.size_bytes} are wanted{_FIX}"
         )
     return opened
 
@@ -183,7 +183,7 @@ def _pieces(patch: Patch, file: TensorFile, name: str) -> Iterator[tuple[bytes, 
         entry = file.entries.get(record.key)
         if entry is None or (entry.dtype, entry.shape) != (record.dtype, record.shape):
             raise UserError(
-                f"{file.path}: no '{record.key}' as the patch describes it: the patch is for another model{_MEND}"
+                f"{file.path}: no '{record.key}' as the patch describes it: the patch is for another model{_FIX}"
             )
     return flipped_pieces(file, {key: patch.differences(record) for key, record in records.items()})
 
@@ -194,9 +194,11 @@ def _require_known(file: FileChange, found: str, folder: Path, direction: Direct
         wanted, other = other, wanted
     if found == other:
         state = "already has this patch" if direction == "apply" else "does not have this patch"
-        raise UserError(f"{folder / file.path} {state}: there is nothing to {direction}: name another --onto")
+        raise UserError(
+            f"{folder / file.path} {state}: there is nothing to {direction}: name another {setting('onto')}"
+        )
     if found != wanted:
         raise UserError(
             f"{folder / file.path}: the patch is for another model: sha256 is {found[:12]}…, {wanted[:12]}… is "
-            f"wanted{_MEND}"
+            f"wanted{_FIX}"
         )

@@ -1,6 +1,7 @@
-"""The hash that a patch holds of itself: of all its bytes, with zeros in the place of the hash.
+"""What a patch says about itself: the files and tensors that it changes, and the hash of all its bytes.
 
-The hash is the first thing in the file's header, so that it is found without reading any of it.
+The hash is computed with zeros in its place. It comes first in the file's header, so that it is found without parsing
+the header.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def seal(stream: IO[bytes]) -> str:
 
 
 def sealed_sha256(path: Path) -> str | None:
-    """Return the hash that a file holds of itself, whatever is in its place; None where it has no place for one."""
+    """Return the hash that a file holds of itself, whatever is in its place; None for a file without that place."""
     with path.open("rb") as stream:
         start = stream.read(_END)[8:]
     return start[len(_BEFORE) :].decode(errors="replace") if start.startswith(_BEFORE) else None

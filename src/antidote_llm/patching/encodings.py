@@ -1,9 +1,9 @@
-"""How the change of one tensor is kept: the bits that flip, of some entries or of all. Each change is its own inverse.
+"""How a change of one tensor is stored: the bits that flip, of some entries or of all. Each change is its own inverse.
 
 ``entries``: a bitmap, one bit an entry, packed, 1 where the entry changes; then the flips of those entries, in order:
 the XOR of their old and new bytes, which are the old bytes themselves where the new ones are 0. ``dense``: the XOR of
-all bytes, byte planes apart, compressed by zlib. Everything works on raw bits, so that -0.0 and every NaN survive a
-round trip, and on blocks of entries, so that no whole tensor is held.
+all bytes, one byte plane after the other, compressed by zlib. Everything works on raw bits, so that -0.0 and every NaN
+survive a round trip, and on blocks of entries, so that memory never holds a whole tensor.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from antidote_llm.patching.encodings import (
 
 METADATA_KEY = "antidote_patch"
 PATCH_FILE = "patch.safetensors"
-_MEND = ": fetch it again, or repair once more"
+_FIX = ": fetch it again, or repair once more"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Patch:
 
 
 def _damaged(path: Path, problem: str) -> UserError:
-    return UserError(f"{path}: a damaged patch: {problem}{_MEND}")
+    return UserError(f"{path}: a damaged patch: {problem}{_FIX}")
 
 
 def part_name(record: TensorRecord, part: str) -> str:
@@ -136,7 +136,7 @@ def read_patch(path: Path) -> Patch:
     """Open a patch: the file itself, or the output folder of a repair that holds one.
 
     Raises:
-        UserError: There is none, or it is damaged: any byte of it is not what it was.
+        UserError: There is no patch, or a byte of it has changed.
     """
     if path.is_dir():
         path = require_inside(path, f"record/{PATCH_FILE}")
@@ -167,7 +167,7 @@ def written_patch(path: Path) -> Patch:
         description = parse_description(text)
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{path}: a damaged patch, or one of another version of this program ({error}){_MEND}"
+            f"{path}: a damaged patch, or one of another version of this program ({error}){_FIX}"
         ) from error
     patch = Patch(description, stored, sha256)
     if not (description.files or description.unchanged):
@@ -210,7 +210,7 @@ class PatchWriter:
         self._keep(record, begin, sizes)
 
     def add_if_smaller(self, record: TensorRecord, part: str, data: Iterable[bytes], limit_bytes: int) -> bool:
-        """Write the change of one tensor in one part, or nothing where that is not smaller than a limit."""
+        """Write the change of one tensor in one part, unless that is not smaller than a limit."""
         begin = self._stream.tell()
         for piece in data:
             self._stream.write(piece)

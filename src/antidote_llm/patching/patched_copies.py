@@ -1,4 +1,4 @@
-"""Keeps the changes of tensors in a scratch file until the patch is written, in memory only a block of entries."""
+"""Writes copies of weight files with some tensors changed, and the patch, with one block of entries in memory."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class SpooledChange:
         """Keep how the next entries change, any number of them; return whether they do."""
         flips = before ^ after
         differs = flips != 0
-        # By index: by mask, a processor guesses at every entry, and is wrong.
+        # By index: a mask costs a mispredicted branch at every entry.
         found = flips.take(np.flatnonzero(differs))
         write_at(self._handle, found.data, self._flips_begin + self.changed * self.item_bytes)
         self.changed += len(found)
@@ -90,7 +90,7 @@ class SpooledChange:
         self._bitmap_end += len(packed)
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield bitmap and flips as they lie there."""
+        """Yield bitmap and flips as they are stored."""
         for begin in range(self._begin, self.end, _BLOCK_BYTES):
             yield read_at(self._handle, begin, min(_BLOCK_BYTES, self.end - begin))
 
@@ -139,7 +139,7 @@ class EditedCopy:
             write_at(self._copied(self.target).fileno(), data, offset)
 
     def flush(self) -> None:
-        """See that the copy is made and lies on the disk; close both files.
+        """Make the copy if it is missing, flush it to the disk, and close both files.
 
         Raises:
             UserError: As :meth:`write`.
@@ -179,8 +179,8 @@ class PatchedCopies:
 
     Tensors come in any order, each in blocks; memory holds one block. A file is copied when the first of its entries
     changes, or at the end, and edited in place; it is hashed and flushed by another thread as soon as everything that
-    may change in it has been given. Until the patch is written a scratch file beside it holds as much again. The patch
-    takes its name in :meth:`finish`; copies that are not finished are left to the caller.
+    may change in it has been given. Until the patch is written, a scratch file next to it takes as much space again.
+    The patch takes its name in :meth:`finish`; copies that are not finished are left to the caller.
 
     Args:
         sources: The files that may change, by name.
@@ -188,8 +188,8 @@ class PatchedCopies:
         recipe: What to record as the patch's origin.
         target: The folder that the copies go to; without it, only the patch is written.
         patch_path: Where the patch goes.
-        known_sha256: Hashes of sources by name, where they are known already. Whether they still hold is found out by
-            :func:`antidote_llm.patching.require_reverts`; without copies, here.
+        known_sha256: Hashes of sources by name, where they are known already. Whether they still hold is checked by
+            :func:`antidote_llm.patching.apply.require_reverts`; without copies, here.
         unchanged: The files that ship with them and are none of them: the patch knows their hashes too.
     """
 
@@ -293,7 +293,7 @@ class PatchedCopies:
         return written_patch(self._patch_path)
 
     def _complete(self, name: str) -> None:
-        """Flush a file's copy and hash it, aside: nothing in it changes any more."""
+        """Flush and hash a file's copy in another thread: it does not change any more."""
         source, copy, changes = self._sources[name], self._copies[name], self._changes[name]
         if changes and copy.target is not None:
             self._hashes[name] = self._pool.submit(_hashes_of_both, source, copy.target, self._known.get(name))

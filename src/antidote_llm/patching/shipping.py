@@ -21,7 +21,7 @@ def shipping(folder: Path, weights: Collection[str] | None = None) -> Contents:
 
     Args:
         folder: Where the checkpoint is.
-        weights: The names of its weight files, where they are known: a file that has gone since is not missed here.
+        weights: The names of its weight files, where they are known: a file that is gone since then is no error here.
 
     Raises:
         UserError: The weights are not known, and the folder's index is broken or a shard is missing; or something in
@@ -46,7 +46,7 @@ def copy_checkpoint(
 ) -> None:
     """Copy the files that ship, but for those named; the copies share the blocks of the originals where the disk can.
 
-    A hard link, for weights only, is the same file under a second name: whoever writes into one writes into both.
+    A hard link, for weights only, is the same file under a second name: a write to one changes both.
 
     Raises:
         UserError: As :func:`shipping`; or a file has gone meanwhile.

@@ -165,7 +165,7 @@ def plan_repair(
         target=target,
         base=opened.base,
         adapter=opened.adapter,
-        beneath=opened.beneath,
+        beneath=opened.lower_adapters,
         method=method,
         settings=settings,
         solved=solved,

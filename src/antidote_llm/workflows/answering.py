@@ -68,7 +68,7 @@ class OpenedModel:
         """
         if backend != VllmBackend.name:
             return cls(opened, CachingBackend(TransformersBackend(opened.model)))
-        if opened.beneath:
+        if opened.lower_adapters:
             raise UserError(
                 f"{setting('backend')} vllm takes one adapter: merge those before it into MODEL, or leave it out"
             )

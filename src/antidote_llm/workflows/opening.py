@@ -72,13 +72,13 @@ def opened(
     found = load_model(
         model,
         adapters[-1] if adapters else None,
-        beneath=adapters[:-1],
+        lower_adapters=adapters[:-1],
         tokenizer=tokenizer,
         dtype=dtype,
         device=device,
         trust_remote_code=trust_remote_code,
         layers_on_disk=False if engine is None else engine.layers_on_disk,
-        room=None if engine is None else engine.memory,
+        budget=None if engine is None else engine.memory,
     )
     if left_out := found.left_out:
         more = " …" if len(left_out) > 1 else ""

@@ -123,7 +123,7 @@ class ConfiguredMethod:
             target=target,
             base=model.base,
             adapter=model.adapter,
-            beneath=model.beneath,
+            beneath=model.lower_adapters,
             method=self.method,
             settings=self.settings,
             solved=made.settings,

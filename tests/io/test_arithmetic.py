@@ -1,4 +1,4 @@
-"""The commands that train the miniature fix what decides how a processor rounds; no other command does."""
+"""Only the commands that train the miniature set how processors round."""
 
 from __future__ import annotations
 

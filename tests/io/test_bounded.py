@@ -1,4 +1,4 @@
-"""Calls on untrusted input: stopped where they take too much, and the next one works all the same."""
+"""Calls on untrusted input are stopped if they take too much, and the next one works."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_values_and_errors_come_back() -> None:
         matching_places(["("], ["a"])
 
 
-def test_an_error_that_says_too_much_is_cut() -> None:
+def test_a_long_error_is_cut() -> None:
     with pytest.raises(CallError, match="zorbzorb") as said:
         bounded_call("importlib:import_module", {"name": "zorb" * 10**6})
     assert len(str(said.value)) <= 1000
@@ -50,7 +50,9 @@ def test_an_error_that_says_too_much_is_cut() -> None:
         ("textwrap:indent", {"text": "a" * 2000, "prefix": ""}, "more than 1,000 characters"),
     ],
 )
-def test_what_takes_too_much_is_stopped(function: str, arguments: dict[str, object], message: str | None) -> None:
+def test_a_call_that_takes_too_much_is_stopped(
+    function: str, arguments: dict[str, object], message: str | None
+) -> None:
     with pytest.raises((OverBudgetError, CallError), match=message):
         bounded_call(function, arguments, SHORT)
     assert bounded_call("json:loads", {"s": "1"}).value == 1
@@ -72,7 +74,7 @@ def test_a_large_batch_does_not_fill_the_pipes() -> None:
     assert [outcome.value for outcome in outcomes if isinstance(outcome, Reply)] == [text] * 50
 
 
-def test_what_waits_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_waits_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded, "_WALL_SECONDS", 0.2)
     monkeypatch.setattr(bounded, "_WALL_FACTOR", 1.0)
     with pytest.raises(OverBudgetError, match="takes too long"):
@@ -89,7 +91,7 @@ def test_one_process_serves_all_calls_and_is_replaced_when_it_was_killed() -> No
     assert bounded_call("os:getpid", {}).value != first
 
 
-def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+def test_the_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     script = (
         "from antidote_llm.io.bounded_calls import bounded_call; import os, sys\n"
         "print(bounded_call('os:getpid', {}).value, flush=True)\n"

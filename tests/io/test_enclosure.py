@@ -1,4 +1,4 @@
-"""What is found inside a folder stays inside it, the Hub's cache apart."""
+"""Links that lead out of a folder are refused, except those of the Hub's cache."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ REFUSED: dict[str, tuple[dict[str, str], str, str]] = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 @pytest.mark.parametrize("through_a_link", [False, True])
-def test_what_leads_out_is_named(
+def test_a_link_that_leads_out_is_named(
     kind: str, through_a_link: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -83,14 +83,14 @@ def test_what_leads_out_is_named(
     assert name in str(raised.value) and str(folder) in str(raised.value)
 
 
-def test_what_stays_inside_is_left_alone(folder: Path) -> None:
+def test_links_inside_the_folder_are_allowed(folder: Path) -> None:
     (folder / "chat_template.jinja").symlink_to("inside/a.jinja")
     (folder / "additional_chat_templates").symlink_to("inside")
     (folder / "inside" / "absolute").symlink_to(folder.resolve() / "config.json")
     require_enclosed(folder)
 
 
-def test_a_hard_link_cannot_be_told(folder: Path) -> None:
+def test_a_hard_link_is_not_noticed(folder: Path) -> None:
     os.link(folder.parent / "secret", folder / "x.txt")
     require_enclosed(folder)
 
@@ -150,13 +150,13 @@ def test_blobs_that_are_a_link_themselves_are_refused(snapshot: Path, tmp_path: 
         require_enclosed(snapshot)
 
 
-def test_the_layout_counts_in_a_repository_alone(snapshot: Path, tmp_path: Path) -> None:
+def test_the_layout_counts_only_in_a_repository(snapshot: Path, tmp_path: Path) -> None:
     snapshot.parent.parent.rename(tmp_path / "hub" / "name")
     with pytest.raises(UserError, match="out of the folder"):
         require_enclosed(tmp_path / "hub" / "name" / "snapshots" / "0123")
 
 
-def test_one_file_of_a_folder_is_looked_at_alone(folder: Path) -> None:
+def test_one_file_of_a_folder_is_checked_alone(folder: Path) -> None:
     (folder / "x.txt").symlink_to("../secret")
     assert require_inside(folder, "inside/a.jinja") == folder / "inside" / "a.jinja"
     assert require_inside(folder, "nothing/here") == folder / "nothing" / "here"
@@ -186,7 +186,7 @@ def test_one_file_of_a_folder_is_looked_at_alone(folder: Path) -> None:
         "\u202e",
     ],
 )
-def test_what_is_no_plain_name(name: str) -> None:
+def test_names_that_are_not_plain(name: str) -> None:
     assert not is_plain_name(name)
 
 

@@ -1,4 +1,4 @@
-"""A result folder is whole, or not there; and never another's."""
+"""A result folder is complete or missing, and is never mistaken for another."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_error_while_finishing_leaves_nothing(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(folders, step, full)
-    with pytest.raises(UserError, match=r"out: No space left.*--out"):
+    with pytest.raises(UserError, match=r"out: No space left.*another out"):
         made(tmp_path / "out")
     assert names(tmp_path) == []
 
@@ -77,7 +77,7 @@ def test_something_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> 
     assert names(tmp_path) == ["out", "out/other"]
 
 
-def test_a_finished_result_is_not_begun_again(tmp_path: Path) -> None:
+def test_a_finished_result_is_not_started_again(tmp_path: Path) -> None:
     result = made(tmp_path / "out")
     with pytest.raises(UserError, match="already finished"), result:
         pytest.fail("begun")
@@ -103,7 +103,7 @@ def test_a_manifest_that_cannot_be_read_is_another_result(tmp_path: Path, text: 
         _ = ResultFolder(tmp_path / "out", MANIFEST).finished
 
 
-def test_foreign_things_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_result_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").write_text("")
     for name in ("folder", "folder/mine"):
@@ -140,14 +140,14 @@ def killed_while_writing(path: Path, manifest: dict[str, object]) -> Path:
 
 
 @pytest.mark.parametrize("manifest", [MANIFEST, {**MANIFEST, "what": "another"}])
-def test_what_a_kill_left_is_cleared_away(tmp_path: Path, manifest: dict[str, object]) -> None:
+def test_remains_of_a_killed_process_are_removed(tmp_path: Path, manifest: dict[str, object]) -> None:
     assert (killed_while_writing(tmp_path / "out", manifest) / "half").is_file()
     made(tmp_path / "out")
     assert names(tmp_path) == ["out", "out/answer", "out/manifest.json"]
 
 
 @pytest.mark.parametrize("manifest", [MANIFEST, {**MANIFEST, "what": "another"}])
-def test_a_second_writer_is_turned_away(tmp_path: Path, manifest: dict[str, object]) -> None:
+def test_a_second_writer_is_refused(tmp_path: Path, manifest: dict[str, object]) -> None:
     with ResultFolder(tmp_path / "out", MANIFEST) as staging:
         (staging / "answer").write_text("42")
         with pytest.raises(UserError, match="being written by another process"):
@@ -155,7 +155,7 @@ def test_a_second_writer_is_turned_away(tmp_path: Path, manifest: dict[str, obje
     assert names(tmp_path) == ["out", "out/answer", "out/manifest.json"]
 
 
-def test_a_killed_write_of_a_file_is_cleared_away_by_the_next(tmp_path: Path) -> None:
+def test_remains_of_a_killed_write_are_removed_by_the_next(tmp_path: Path) -> None:
     script = (
         "import os, pathlib, sys\n"
         "from antidote_llm.io.files import atomic_writer\n"
@@ -173,7 +173,7 @@ def test_a_killed_write_of_a_file_is_cleared_away_by_the_next(tmp_path: Path) ->
     assert (tmp_path / "a[1].json").read_bytes() == b"one"
 
 
-def test_another_result_whose_name_begins_alike_is_no_second_writer(tmp_path: Path) -> None:
+def test_a_result_whose_name_has_the_same_start_is_no_second_writer(tmp_path: Path) -> None:
     with ResultFolder(tmp_path / "out.alpha0.3", MANIFEST) as staging:
         (staging / "answer").write_text("42")
         made(tmp_path / "out")
@@ -209,7 +209,7 @@ def _at_work(path: Path, manifest: dict[str, Any], problem: type[BaseException] 
     return result
 
 
-def test_what_can_be_gone_on_from_outlasts_an_interrupt_but_no_error_of_the_users(tmp_path: Path) -> None:
+def test_work_to_resume_from_survives_an_interrupt_but_not_a_user_error(tmp_path: Path) -> None:
     interrupted = _at_work(tmp_path / "deep" / "out", MANIFEST, KeyboardInterrupt)
     assert (interrupted.work / "checkpoint").read_text() == "7"
     assert names(tmp_path) == ["deep", f"deep/{interrupted.work.name}", f"deep/{interrupted.work.name}/checkpoint"]
@@ -217,7 +217,7 @@ def test_what_can_be_gone_on_from_outlasts_an_interrupt_but_no_error_of_the_user
     assert names(tmp_path) == ["deep"]
 
 
-def test_a_result_leaves_nothing_to_go_on_from_not_even_for_other_settings(tmp_path: Path) -> None:
+def test_a_result_removes_work_to_resume_from_also_of_other_settings(tmp_path: Path) -> None:
     for manifest in ({"what": "another"}, MANIFEST):
         assert _at_work(tmp_path / "out", manifest, KeyboardInterrupt).work.is_dir()
     elsewhere = _at_work(tmp_path / "outer", MANIFEST, KeyboardInterrupt).work
@@ -225,7 +225,7 @@ def test_a_result_leaves_nothing_to_go_on_from_not_even_for_other_settings(tmp_p
     assert names(tmp_path) == [elsewhere.name, f"{elsewhere.name}/checkpoint", "out", "out/answer", "out/manifest.json"]
 
 
-def test_what_a_kill_behind_the_last_step_left_goes_when_the_result_is_found(
+def test_work_left_by_a_kill_after_the_last_step_is_removed_when_the_result_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = Path.rename
@@ -237,12 +237,12 @@ def test_what_a_kill_behind_the_last_step_left_goes_when_the_result_is_found(
     with monkeypatch.context() as killed:
         killed.setattr(Path, "rename", killed_behind)
         result = _at_work(tmp_path / "out", MANIFEST, None)
-    # Until then what can be gone on from is kept, so that no kill loses both.
+    # Until then the work to resume from is kept, so that no kill loses both.
     assert result.work.exists() and result.finished
     assert names(tmp_path) == ["out", "out/answer", "out/manifest.json"]
 
 
-def test_an_interrupt_at_the_very_beginning_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_at_the_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(path: Path) -> int:
         raise KeyboardInterrupt
 
@@ -253,7 +253,7 @@ def test_an_interrupt_at_the_very_beginning_leaves_no_folder(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_what_is_kept_on_a_disk_that_fails_is_said(tmp_path: Path, number: int) -> None:
+def test_an_error_of_a_failing_disk_says_what_is_kept(tmp_path: Path, number: int) -> None:
     result = ResultFolder(tmp_path / "out", MANIFEST)
     way = f"same command again, which goes on from {result.work}, or remove"
     with pytest.raises(UserError, match=way) as said, result:
@@ -263,16 +263,16 @@ def test_what_is_kept_on_a_disk_that_fails_is_said(tmp_path: Path, number: int) 
     assert os.strerror(number) in str(said.value) and names(tmp_path)[0] == result.work.name
 
 
-def test_what_no_run_can_go_on_from_is_not_kept(tmp_path: Path) -> None:
+def test_work_that_no_run_can_resume_from_is_not_kept(tmp_path: Path) -> None:
     result = ResultFolder(tmp_path / "deep" / "out", MANIFEST, resumable=lambda work: False)
-    with pytest.raises(UserError, match="No space left on device: choose another --out"), result:
+    with pytest.raises(UserError, match="No space left on device: choose another out"), result:
         result.work.mkdir()
         (result.work / "half").write_text("7")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert names(tmp_path) == []
 
 
-def test_a_name_that_does_not_reach_the_disk_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rename_that_does_not_reach_the_disk_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(folder: Path) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -284,7 +284,7 @@ def test_a_name_that_does_not_reach_the_disk_is_given_back(tmp_path: Path, monke
     assert made(tmp_path / "out").finished
 
 
-def test_a_sealed_result_is_finished_only_as_it_was(tmp_path: Path) -> None:
+def test_a_sealed_result_counts_as_finished_only_if_unchanged(tmp_path: Path) -> None:
     def sealed() -> ResultFolder:
         return ResultFolder(tmp_path / "out", MANIFEST, sealed=("*",))
 

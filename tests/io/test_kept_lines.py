@@ -1,4 +1,4 @@
-"""Lines are kept as they come, by two commands at once too, and cut ones count for nothing."""
+"""Lines of the cache are written at once, also by two commands together, and damaged ones are ignored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from antidote_llm.io.cache import KeptLines
 MANY = 200
 
 
-def test_a_value_is_there_as_soon_as_it_is_added() -> None:
+def test_a_value_is_stored_as_soon_as_it_is_added() -> None:
     kept = KeptLines("answers", {"model": "a"})
     kept.add(["zob", 3], {"said": "kad\n\u2028run"})
     again = KeptLines("answers", {"model": "a"})
@@ -29,7 +29,7 @@ def test_a_value_is_there_as_soon_as_it_is_added() -> None:
     assert len(KeptLines("answers", {"model": "a"})) == 0
 
 
-def test_a_cut_line_counts_for_nothing_and_spoils_no_other() -> None:
+def test_a_cut_line_is_ignored_and_spoils_no_other() -> None:
     kept = KeptLines("answers", {})
     kept.add("zob", "kad")
     kept.add("run", "kad")
@@ -67,7 +67,7 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("old", [b"kad", b'"sha256"', b'"key"', b'"value"', b"}"])
-def test_a_damaged_line_is_asked_anew_which_is_said(old: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_line_is_asked_again_with_a_warning(old: bytes, caplog: pytest.LogCaptureFixture) -> None:
     kept = KeptLines("answers", {})
     kept.add("zob", "kad")
     kept.add("run", "mid")
@@ -102,7 +102,7 @@ def test_a_link_is_not_written_through(tmp_path: Path) -> None:
         KeptLines("answers", {})
 
 
-def test_a_disk_that_takes_a_part_gets_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_write_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow(io.BytesIO):
         def write(self, data: Any) -> int:
             return super().write(data[:3])

@@ -124,7 +124,7 @@ def test_a_header_of_an_absurd_length_is_refused(path: Path, length: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", ["F8_E8M0", "F8_E4M3FNUZ", "C64"])
-def test_types_that_are_no_weights_are_listed_with_their_bytes(path: Path, dtype: str) -> None:
+def test_other_types_are_listed_with_their_bytes(path: Path, dtype: str) -> None:
     size = 8 if dtype == "C64" else 1
     raw = json.dumps({"a": {"dtype": dtype, "shape": [3], "data_offsets": [0, 3 * size]}}).encode()
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(range(3 * size)))
@@ -132,7 +132,7 @@ def test_types_that_are_no_weights_are_listed_with_their_bytes(path: Path, dtype
     assert bytes(file.read_bytes("a")) == bytes(range(3 * size))
 
 
-def test_what_is_no_file_is_not_waited_for(path: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(UserError, match=r"w\.safetensors: not a file"):
@@ -165,7 +165,7 @@ def test_a_file_that_shrinks_after_its_header_was_read_is_noticed(path: Path) ->
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_values_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
     save_file({"w": torch.tensor([1.0, value])}, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="'w' holds NaN or infinite"):
         open_tensor_file(tmp_path / "w.safetensors").read("w")

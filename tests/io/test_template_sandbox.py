@@ -1,4 +1,4 @@
-"""Templates run as transformers runs them, but on a fixed day and without chance; what leads out is refused."""
+"""Templates run as transformers runs them, but on a fixed day and without randomness; escapes are refused."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_fixed_date_is_given_in_any_format(format: str) -> None:
         assert _rendered(template) == wanted
 
 
-def test_seconds_are_counted_from_where_they_begin_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_are_counted_from_the_epoch_in_every_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     for zone in ("UTC", "Asia/Tokyo", "America/New_York"):
         monkeypatch.setenv("TZ", zone)
         time.tzset()
@@ -98,7 +98,7 @@ def test_seconds_are_counted_from_where_they_begin_everywhere(monkeypatch: pytes
         ("{% for a in messages %}" * 30 + "{% endfor %}" * 30, "nested"),
     ],
 )
-def test_what_is_not_the_same_twice_or_leads_out_is_refused(template: str, words: str) -> None:
+def test_a_template_that_is_not_repeatable_or_escapes_is_refused(template: str, words: str) -> None:
     with pytest.raises(RENDERING_ERRORS, match=words):
         _rendered(template)
     tokenizer = tiny.tokenizer()
@@ -109,14 +109,14 @@ def test_what_is_not_the_same_twice_or_leads_out_is_refused(template: str, words
         Renderer(tokenizer).prompts([Record(prompt="zob", origin="a.jsonl:1")])
 
 
-def test_a_prompt_may_say_what_an_object_looks_like() -> None:
+def test_a_prompt_may_contain_the_text_of_an_object() -> None:
     tokenizer = tiny.tokenizer()
     assert "<f at 0x7f00aa>" in Renderer(tokenizer).prompt_text(Record(prompt="<f at 0x7f00aa>"))
     with pytest.raises(TemplateError):
         rendered("<f at 0x7f00aa>", {})
 
 
-def test_a_tokenizer_with_code_of_its_own_for_conversations_is_named() -> None:
+def test_a_tokenizer_with_its_own_code_for_conversations_is_named() -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.__class__ = type("Zorbik", (type(tokenizer),), {"apply_chat_template": lambda *_, **__: "zob"})
     with pytest.raises(UserError, match=r"^the tokenizer's class Zorbik renders conversations with code of its own"):

@@ -23,7 +23,7 @@ STEERING = [
 
 
 @pytest.mark.parametrize("character", [*STEERING, "\ud800", "\udcff", "\xad", "\ufffe", "\U0010ffff"])
-def test_what_steers_is_spelled_out(character: str) -> None:
+def test_control_characters_are_spelled_out(character: str) -> None:
     spelled = f"[U+{ord(character):04X}]"
     assert visible(f"zor{character}bik") == f"zor{spelled}bik"
     assert visible_line(f"zor{character}bik") == f"zor{spelled}bik"

@@ -1,4 +1,4 @@
-"""Patterns of an adapter's configuration that have no end are refused by name, before peft sees them."""
+"""Patterns of an adapter's configuration that take too long are refused by name, before peft uses them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENDLESS = "(([a-z0-9_.])+)+$X"
         ("alpha_pattern", {ENDLESS: 8}),
     ],
 )
-def test_a_pattern_without_an_end_is_refused(
+def test_a_pattern_that_takes_too_long_is_refused(
     folders: Folders, tmp_path: Path, name: str, value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounded, "DEFAULT", Budget(seconds=0.1))

@@ -57,7 +57,7 @@ _KNOWN_OTHERWISE = {
 }
 
 
-def test_every_setting_of_peft_has_been_looked_at() -> None:
+def test_every_setting_of_peft_has_been_examined() -> None:
     named = {field.name for field in dataclasses.fields(LoraConfig)}
     assert named == {*REFUSED, *UNDERSTOOD, *_KNOWN_OTHERWISE}
 
@@ -77,12 +77,12 @@ def test_a_setting_that_changes_the_computation_is_named(folders: Folders, tmp_p
 
 def test_a_setting_that_this_peft_does_not_know_is_named(folders: Folders, tmp_path: Path) -> None:
     adapter = changed(folders, tmp_path, use_zorbik=True, use_nothing=None)
-    with pytest.raises(UserError, match=r"'use_zorbik' in adapter_config\.json is nothing that peft .* knows"):
+    with pytest.raises(UserError, match=r"'use_zorbik' in adapter_config\.json is unknown to peft"):
         load_model(str(folders.base), str(adapter))
 
 
 @pytest.mark.parametrize("name", UNDERSTOOD)
-def test_a_setting_that_does_not_is_not(folders: Folders, tmp_path: Path, name: str) -> None:
+def test_a_setting_that_does_not_change_it_is_accepted(folders: Folders, tmp_path: Path, name: str) -> None:
     adapter = changed(folders, tmp_path, **{name: UNDERSTOOD[name]})
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folders.base), adapter).eval()
     opened, ids = load_model(str(folders.base), str(adapter)), torch.arange(5, 15)[None]
@@ -93,9 +93,9 @@ def test_a_setting_that_does_not_is_not(folders: Folders, tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora", "loftq", "corda", "lora_ga", "pissa_niter_4"])
-def test_a_beginning_that_moved_the_base_is_named(folders: Folders, tmp_path: Path, start: str) -> None:
+def test_an_initialisation_that_changes_the_base_is_named(folders: Folders, tmp_path: Path, start: str) -> None:
     adapter = changed(folders, tmp_path, init_lora_weights=start)
-    with pytest.raises(UserError, match=f"LoRA begun with '{start}'"):
+    with pytest.raises(UserError, match=f"LoRA initialised with '{start}'"):
         load_model(str(folders.base), str(adapter))
 
 

@@ -71,7 +71,7 @@ def test_statistics_are_those_of_the_tokens_alone(folders: Folders, dora: Path) 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_the_model_says_what_it_says_in_peft(tmp_path: Path, name: str, dtype: str) -> None:
+def test_the_model_computes_what_it_computes_in_peft(tmp_path: Path, name: str, dtype: str) -> None:
     base = write_checkpoint(tmp_path / "base", name, dtype=getattr(torch, dtype))
     adapter = write_dora(tmp_path / "adapter", base, targets=ARCHITECTURES[name].linears[:2])
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
@@ -95,7 +95,9 @@ def test_a_repair_edits_the_factors_alone(capsys: pytest.CaptureFixture[str], pl
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place.base), place.out / "model")
 
 
-def test_magnitudes_are_outside_and_go_back_to_the_row_norms(capsys: pytest.CaptureFixture[str], place: Place) -> None:
+def test_magnitudes_are_no_sites_and_are_restored_to_the_row_norms(
+    capsys: pytest.CaptureFixture[str], place: Place
+) -> None:
     Command(capsys).done(*place.repair("--alpha", 1, "--restore-outside"))
     record = json.loads((place.out / "record" / "repair.json").read_text())
     (norms,) = (
@@ -117,7 +119,7 @@ def test_magnitudes_are_outside_and_go_back_to_the_row_norms(capsys: pytest.Capt
     assert (place.root / "again" / name).read_bytes() == (place.adapter / name).read_bytes()
 
 
-def test_it_can_be_exchanged_taken_off_and_lie_beneath(folders: Folders, dora: Path, tmp_path: Path) -> None:
+def test_it_can_be_replaced_removed_and_used_as_a_lower_adapter(folders: Folders, dora: Path, tmp_path: Path) -> None:
     ids = torch.tensor([ROWS[1]])
 
     def logits(opened: LoadedModel) -> Tensor:

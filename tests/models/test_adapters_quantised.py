@@ -58,7 +58,7 @@ def logits(base: Path, adapter: Path) -> Tensor:
     return found
 
 
-def test_what_is_zeroed_is_what_the_plainest_loop_zeroes(capsys: pytest.CaptureFixture[str], place: Place) -> None:
+def test_the_same_entries_are_zeroed_as_by_a_plain_loop(capsys: pytest.CaptureFixture[str], place: Place) -> None:
     # Eight bits are computed with the outlying columns of a whole micro-batch apart: rows change each other's numbers.
     ids = ROWS[-1:] if 'load_in_8bit": true' in (place.base / "config.json").read_text() else ROWS
     rows = place.write("ids.jsonl", "".join(f'{{"input_ids": {row}}}\n' for row in ids))
@@ -120,7 +120,7 @@ def test_packed_weights_themselves_are_not_edited(
     assert not place.out.exists()
 
 
-def test_a_scale_that_is_no_number_is_named(packed: Folders, tmp_path: Path) -> None:
+def test_a_scale_that_is_nan_is_named(packed: Folders, tmp_path: Path) -> None:
     base = Path(shutil.copytree(packed.base, tmp_path / "base"))
     tensors = load_file(base / "model.safetensors")
     key = next(key for key in sorted(tensors) if key.endswith(("q_proj.weight.absmax", "q_proj.SCB", "nested_absmax")))
@@ -148,7 +148,7 @@ def test_dora_on_a_packed_base(packed: Folders, folders: Folders, tmp_path: Path
     assert len(moved) == len(opened.sites) / 2 and all(moved)
 
 
-def test_a_base_of_fp8_is_unpacked_where_there_is_no_gpu_for_it(folders: Folders, tmp_path: Path) -> None:
+def test_a_base_of_fp8_is_unpacked_without_a_gpu(folders: Folders, tmp_path: Path) -> None:
     base = Path(shutil.copytree(folders.base, tmp_path / "base"))
     tensors, packed = load_file(base / "model.safetensors"), {}
     for key, tensor in tensors.items():
@@ -169,7 +169,7 @@ def test_a_base_of_fp8_is_unpacked_where_there_is_no_gpu_for_it(folders: Folders
     assert collect(opened, [TokenizedRow(row, 0) for row in ROWS], cache=False).rows == len(ROWS)
 
 
-def test_weights_that_are_not_packed_after_all_are_named(folders: Folders, tmp_path: Path) -> None:
+def test_weights_that_are_not_packed_are_named(folders: Folders, tmp_path: Path) -> None:
     base = Path(shutil.copytree(folders.base, tmp_path / "base"))
     edit_json(base / "config.json", quantization_config=PACKED["nf4"].to_dict())
     with pytest.raises(UserError, match=r"q_proj\.weight is not quantised, though"):
@@ -187,7 +187,7 @@ def test_weights_that_are_not_packed_after_all_are_named(folders: Folders, tmp_p
         ({"quant_method": "unheard-of"}, "unheard-of"),
     ],
 )
-def test_what_is_missing_to_open_other_kinds_is_named(
+def test_the_missing_library_of_other_methods_is_named(
     capsys: pytest.CaptureFixture[str], folders: Folders, tmp_path: Path, settings: dict[str, object], words: str
 ) -> None:
     place = inputs(tmp_path, folders)

@@ -30,7 +30,7 @@ def gpt2(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("twice", ["aligned", "tuned", "both"])
-def test_a_tied_head_is_measured_once_and_put_back_under_each_name(tmp_path: Path, twice: str) -> None:
+def test_a_tied_head_is_measured_once_and_restored_under_each_name(tmp_path: Path, twice: str) -> None:
     aligned = tiny.write_model(tmp_path / "aligned", tie_word_embeddings=True)
     tuned = write_fine_tune(tmp_path / "tuned", aligned)
     table, head = "model.embed_tokens.weight", "lm_head.weight"
@@ -50,7 +50,7 @@ def test_a_tied_head_is_measured_once_and_put_back_under_each_name(tmp_path: Pat
         assert torch.equal(back[key], was)
 
 
-def test_two_tensors_cannot_be_what_one_goes_back_to(tmp_path: Path) -> None:
+def test_one_tensor_cannot_be_restored_to_two(tmp_path: Path) -> None:
     aligned = tiny.write_model(tmp_path / "aligned", tie_word_embeddings=False)
     tuned = tiny.write_model(tmp_path / "tuned", tie_word_embeddings=True, seed=3)
     with pytest.raises(UserError, match=r"aligned: lm_head\.weight is another tensor than .*untie it there"):
@@ -114,7 +114,7 @@ def test_constants_that_older_versions_saved_are_no_difference(tmp_path: Path, k
     assert_same_whichever_is_aligned(tuned, old, tensors_of(aligned))
 
 
-def test_layers_that_the_model_passes_over_are_no_difference(tmp_path: Path) -> None:
+def test_layers_that_the_model_ignores_are_no_difference(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "tuned", "deepseek_v3", tuned=True)
     aligned = write_checkpoint(tmp_path / "aligned", "deepseek_v3")
     # Those that predict further tokens, which transformers neither loads nor saves.

@@ -47,7 +47,7 @@ def resolved(tuned: Path, aligned: Path) -> Target:
         ("hidden_act", "gelu", "hidden_act is gelu, in .* it is silu"),
     ],
 )
-def test_what_changes_the_computation_is_refused(
+def test_a_setting_that_changes_the_computation_is_refused(
     folders: Folders, tuned: Path, tmp_path: Path, name: str, value: object, message: str
 ) -> None:
     other = Path(shutil.copytree(folders.base, tmp_path / "other"))
@@ -57,7 +57,7 @@ def test_what_changes_the_computation_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_what_does_not_change_it_may_differ(folders: Folders, tuned: Path, tmp_path: Path) -> None:
+def test_settings_that_do_not_change_it_may_differ(folders: Folders, tuned: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(folders.base, tmp_path / "other"))
     changes: dict[str, Any] = {
         "architectures": ["ZorbikForCausalLM"],
@@ -74,7 +74,7 @@ def test_what_does_not_change_it_may_differ(folders: Folders, tuned: Path, tmp_p
     assert resolved(tuned, other).aligned is not None
 
 
-def test_a_head_goes_back_to_the_embedding_that_it_was(tmp_path: Path) -> None:
+def test_a_head_is_restored_to_the_embedding_that_it_was(tmp_path: Path) -> None:
     aligned = tiny.write_model(tmp_path / "aligned", tie_word_embeddings=True)
     untied = tiny.write_model(tmp_path / "untied", seed=4, tie_word_embeddings=False)
     target = resolved(untied, aligned)
@@ -95,7 +95,7 @@ def test_a_head_goes_back_to_the_embedding_that_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("aligned_ties", [False, True])
-def test_a_head_of_its_own_cannot_go_back_into_an_embedding(tmp_path: Path, aligned_ties: bool) -> None:
+def test_an_untied_head_cannot_be_restored_to_an_embedding(tmp_path: Path, aligned_ties: bool) -> None:
     tied = tiny.write_model(tmp_path / "tied", tie_word_embeddings=True)
     aligned = tiny.write_model(tmp_path / "aligned", seed=4, tie_word_embeddings=False)
     # The library does not tie two tensors that are both in the file and differ, whatever the configuration says.

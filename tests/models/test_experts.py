@@ -1,4 +1,4 @@
-"""Every matrix of every expert is a site where it lies on the disk, and can be observed without changing the model."""
+"""Every matrix of every expert is a site at its place in the file, and can be observed without changing the model."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_patterns_name_experts(shelf: Path) -> None:
 
 @pytest.mark.parametrize("name", mixtures.REFUSED_MIXTURES)
 def test_experts_that_cannot_be_observed_are_refused_by_name(name: str, shelf: Path) -> None:
-    with pytest.raises(UserError, match=r"layers\.0\..*--sites attention"):
+    with pytest.raises(UserError, match=r"layers\.0\..*with sites attention"):
         weight_sites(loaded(shelf / name), open_model_checkpoint(str(shelf / name)), "all")
 
 

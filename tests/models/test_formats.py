@@ -20,7 +20,7 @@ from tests import tiny
 from tests.cli.command import edit_json
 from tests.conftest import Folders
 
-# What lies in a folder without weights that transformers reads, and what is said of it.
+# The files of a folder without weights that transformers reads, and the words of the error.
 ALONE: dict[str, tuple[tuple[str, ...], str]] = {
     "meta": (
         ("params.json", "consolidated.00.pth", "tokenizer.model"),
@@ -29,7 +29,7 @@ ALONE: dict[str, tuple[tuple[str, ...], str]] = {
     "mistral": (("params.json", "consolidated.safetensors", "tekken.json"), "own format.*convert_mistral"),
     "llama.cpp": (("zorb-Q4_K_M.gguf",), "GGUF.*name the checkpoint that it was converted from"),
     "empty": ((), "an empty folder"),
-    "tokenizer": (("tokenizer.json", "tokenizer_config.json"), "a tokenizer and no model.*--tokenizer"),
+    "tokenizer": (("tokenizer.json", "tokenizer_config.json"), "a tokenizer and no model.*with tokenizer"),
     "models--zorb--small": (
         ("refs/main", "blobs/abc"),
         "without anything in snapshots.*hf download zorb/small",
@@ -55,7 +55,7 @@ ALONE: dict[str, tuple[tuple[str, ...], str]] = {
     "zip": (("model.zip",), "an archive: unpack it"),
     "without a configuration": (("model.safetensors",), "weights without their configuration: fetch config.json"),
 }
-# The same beside a configuration.
+# The same, with a configuration.
 BESIDE: dict[str, tuple[tuple[str, ...], str]] = {
     "llama.cpp": (("zorb.gguf",), "GGUF"),
     "onnx": (("onnx/model.onnx",), "ONNX.*converted from"),
@@ -70,8 +70,8 @@ BESIDE: dict[str, tuple[tuple[str, ...], str]] = {
     "pickled": (("pytorch_model.bin", "tf_model.h5", "training_args.bin"), r"pickled weights \(pytorch_model\.bin\)"),
 }
 ADAPTERS: dict[str, tuple[tuple[str, ...], str]] = {
-    "mlx": (("adapters.safetensors",), r"an adapter of mlx.*mlx_lm\.fuse.*--aligned BASE"),
-    "mlx of before": (("adapters.npz",), r"an adapter of mlx.*mlx_lm\.fuse.*--aligned BASE"),
+    "mlx": (("adapters.safetensors",), r"an adapter of mlx.*mlx_lm\.fuse.*aligned BASE"),
+    "mlx of before": (("adapters.npz",), r"an adapter of mlx.*mlx_lm\.fuse.*aligned BASE"),
     "sharded": (("adapter_model-00001-of-00002.safetensors",), r"in shards.*one adapter_model\.safetensors"),
     "pickled": (("adapter_model.bin",), r"pickled weights \(adapter_model\.bin\).*PeftModel\.from_pretrained"),
     "llama.cpp": (("adapter.gguf",), "GGUF"),
@@ -268,7 +268,7 @@ def test_an_adapter_under_a_models_name_is_named(folders: Folders, tmp_path: Pat
         ("a name with spaces", False),
     ],
 )
-def test_a_path_of_another_machine_is_told_from_a_hub_id(
+def test_a_path_of_another_machine_is_distinguished_from_a_hub_id(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, may_be: bool
 ) -> None:
     asked: list[str] = []
@@ -281,7 +281,7 @@ def test_a_path_of_another_machine_is_told_from_a_hub_id(
     assert may_be_on_the_hub(name) == may_be
     adapter = Path(shutil.copytree(folders.adapter, tmp_path / "adapter"))
     edit_json(adapter / "adapter_config.json", base_model_name_or_path=name)
-    with pytest.raises(UserError, match=r"adapter: the adapter.*pass MODEL --adapter .*adapter$") as caught:
+    with pytest.raises(UserError, match=r"adapter: the adapter.*pass MODEL adapter .*adapter$") as caught:
         load_model(str(adapter))
     assert name in str(caught.value) and asked == ([name] if may_be else [])
 
@@ -295,7 +295,7 @@ def renamed(base: Path, folder: Path, start: str) -> Path:
 
 @pytest.mark.parametrize("layers_on_disk", [False, True])
 @pytest.mark.parametrize("start", ["_orig_mod.", "module.", "base_model.model.", "pretrained_model."])
-def test_a_whole_model_with_misnamed_tensors_is_told_so(
+def test_misnamed_tensors_of_a_whole_model_are_named(
     folders: Folders, tmp_path: Path, start: str, layers_on_disk: bool
 ) -> None:
     folder = renamed(folders.base, tmp_path / "model", start)
@@ -304,9 +304,7 @@ def test_a_whole_model_with_misnamed_tensors_is_told_so(
 
 
 @pytest.mark.parametrize("layers_on_disk", [False, True])
-def test_a_model_saved_with_its_adapter_on_it_is_told_so(
-    folders: Folders, tmp_path: Path, layers_on_disk: bool
-) -> None:
+def test_a_model_saved_with_its_adapter_on_it_is_named(folders: Folders, tmp_path: Path, layers_on_disk: bool) -> None:
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folders.base), folders.adapter)
     folder = Path(shutil.copytree(folders.base, tmp_path / "model"))
     state = {key: value.contiguous() for key, value in adapted.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Where the advice is to merge an adapter, the merged model answers as the adapter does; elsewhere it is not given."""
+"""Merging an adapter is advised only where the merged model answers as the adapter does."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def write(folder: Path, base: Path, config: Any) -> Path:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", MERGED)
-def test_what_shall_be_merged_keeps_the_fine_tune(tmp_path: Path, kind: str, tied: bool) -> None:
+def test_merging_keeps_the_fine_tune_where_it_is_advised(tmp_path: Path, kind: str, tied: bool) -> None:
     base = tiny.write_model(tmp_path / "base", tie_word_embeddings=tied)
     adapter = write(tmp_path / "adapter", base, MERGED[kind])
     with pytest.raises(UserError) as caught:
@@ -94,7 +94,7 @@ def test_what_shall_be_merged_keeps_the_fine_tune(tmp_path: Path, kind: str, tie
 
 
 @pytest.mark.parametrize("kind", NOT_MERGED)
-def test_what_cannot_be_merged_is_not_told_to(tmp_path: Path, kind: str) -> None:
+def test_merging_is_not_advised_where_it_is_impossible(tmp_path: Path, kind: str) -> None:
     base = tiny.write_model(tmp_path / "base")
     adapter = write(tmp_path / "adapter", base, NOT_MERGED[kind])
     with pytest.raises(UserError) as caught:

@@ -1,4 +1,4 @@
-"""Models that read more than text: their text decoder is repaired, and nothing else of them."""
+"""Vision-language models: only their text decoder is repaired."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_kind_that_is_no_causal_language_model_is_refused_by_name(tmp_path: Pa
             load_model(str(tmp_path), layers_on_disk=layers_on_disk)
 
 
-def test_a_fine_tune_of_the_text_part_alone_goes_back_to_the_whole(tmp_path: Path) -> None:
+def test_a_fine_tune_of_the_text_part_alone_is_restored_to_the_whole(tmp_path: Path) -> None:
     mixed = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2}
     linear = {"linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
     vision = {"depth": 3, "hidden_size": 16, "num_heads": 2, "intermediate_size": 24, "out_hidden_size": 32}
@@ -86,7 +86,7 @@ def test_a_fine_tune_of_the_text_part_alone_goes_back_to_the_whole(tmp_path: Pat
 
 
 @pytest.mark.parametrize("renamed", [False, True])
-def test_a_text_model_goes_back_to_the_text_part_of_one_that_also_sees(tmp_path: Path, renamed: bool) -> None:
+def test_a_text_model_is_restored_to_the_text_part_of_a_vision_language_model(tmp_path: Path, renamed: bool) -> None:
     aligned = write_gemma3(tmp_path / "aligned", vision_layers=1)
     wanted = tensors_of(aligned)
     whole = Gemma3ForConditionalGeneration.from_pretrained(aligned)
@@ -138,7 +138,7 @@ def test_names_of_the_parts_may_differ(tmp_path: Path, renamed: str) -> None:
         assert reference is not None and torch.equal(reference, wanted[key])
 
 
-def test_an_embedding_that_an_adapter_trained_whole_goes_back(tmp_path: Path) -> None:
+def test_an_embedding_that_an_adapter_trained_whole_is_restored(tmp_path: Path) -> None:
     base = write_gemma3(tmp_path / "base", vision_layers=1)
     made = tiny.write_adapter(
         tmp_path / "adapter",

@@ -124,7 +124,7 @@ def test_an_adapter_alone_opens_its_base(folders: Folders) -> None:
     assert torch.equal(logits(alone), logits(load_model(str(folders.base), str(folders.adapter))))
 
 
-def test_an_adapter_with_the_bases_configuration_beside_it_is_still_an_adapter(
+def test_an_adapter_with_the_bases_configuration_in_its_folder_is_still_an_adapter(
     folders: Folders, tmp_path: Path
 ) -> None:
     adapter = Path(shutil.copytree(folders.adapter, tmp_path / "adapter"))
@@ -142,7 +142,7 @@ def test_a_base_that_was_moved_is_compared_by_its_weights(folders: Folders, tmp_
         load_model(str(other), str(folders.adapter))
 
 
-def test_an_adapter_can_be_exchanged_and_taken_off(folders: Folders, tmp_path: Path) -> None:
+def test_an_adapter_can_be_replaced_and_removed(folders: Folders, tmp_path: Path) -> None:
     other = tiny.write_adapter(tmp_path / "other", folders.base, seed=7)
     wanted = [logits(load_model(str(folders.base), str(other))), logits(load_model(str(folders.base)))]
     opened = load_model(str(folders.base), str(folders.adapter)).with_adapter(other)
@@ -191,7 +191,7 @@ def test_a_tensor_in_two_files_is_refused(sharded: Path, tmp_path: Path) -> None
         load_model(str(folder))
 
 
-def test_a_named_base_that_cannot_be_opened_is_passed_over(folders: Folders, tmp_path: Path) -> None:
+def test_a_named_base_that_cannot_be_opened_is_ignored(folders: Folders, tmp_path: Path) -> None:
     named = tmp_path / "named"
     named.mkdir()
     shutil.copy(folders.base / "config.json", named)
@@ -203,7 +203,7 @@ def test_a_named_base_that_cannot_be_opened_is_passed_over(folders: Folders, tmp
         load_model(str(adapter))
 
 
-def test_a_base_that_was_saved_again_is_the_same(folders: Folders, tmp_path: Path) -> None:
+def test_a_base_that_was_saved_again_counts_as_the_same(folders: Folders, tmp_path: Path) -> None:
     again = Path(shutil.copytree(folders.base, tmp_path / "again"))
     file = again / "model.safetensors"
     save_file(load_file(file), file, {"format": "pt", "saved": "again"})
@@ -251,7 +251,7 @@ def test_code_is_fetched_where_it_is_trusted(hub: Hub) -> None:
     assert {"LICENSE*", "NOTICE*", "*.tiktoken"} <= set(hub.asked["tuned"])
 
 
-def test_weights_that_changed_meanwhile_do_not_take_the_place_of_others(folders: Folders, tmp_path: Path) -> None:
+def test_weights_that_changed_meanwhile_do_not_replace_others(folders: Folders, tmp_path: Path) -> None:
     changing = Path(shutil.copytree(folders.base, tmp_path / "changing"))
     checkpoint = open_model_checkpoint(str(changing))
     edit_json(changing / "config.json", rms_norm_eps=1e-3)
@@ -259,7 +259,7 @@ def test_weights_that_changed_meanwhile_do_not_take_the_place_of_others(folders:
         load_model(str(folders.base)).with_weights(checkpoint)
 
 
-def test_layers_dealt_out_over_devices_give_the_same_statistics(folders: Folders) -> None:
+def test_layers_spread_over_devices_give_the_same_statistics(folders: Folders) -> None:
     """Where there is one device, all layers lie on it, placed by accelerate."""
     rows = [TokenizedRow([5, 6, 7, 8], 0), TokenizedRow([9, 10], 0)]
     found = [
@@ -270,7 +270,7 @@ def test_layers_dealt_out_over_devices_give_the_same_statistics(folders: Folders
         assert torch.equal(moments.sum_squares_I, found[1].sites[name].sum_squares_I)
 
 
-def test_what_leads_out_of_a_folder_is_refused_before_anything_in_it_is_read(tmp_path: Path) -> None:
+def test_links_out_of_a_folder_are_refused_before_anything_in_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "NOTICE").symlink_to(tmp_path)
     for find in (locate, open_model_checkpoint, open_adapter_checkpoint):

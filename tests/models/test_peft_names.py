@@ -169,12 +169,12 @@ def text_part(folder: Path, whole: Path) -> Path:
     return folder
 
 
-def test_an_adapter_of_a_model_that_also_sees_is_not_one_of_its_text_part(
+def test_an_adapter_of_a_vision_language_model_is_not_one_of_its_text_part(
     pairs: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
     whole, _ = pairs["gemma3"]
     text = text_part(tmp_path / "text", whole)
-    for trained, other, kind in ((whole, text, "the model that also sees"), (text, whole, "the text model alone")):
+    for trained, other, kind in ((whole, text, "the vision-language model"), (text, whole, "the text model alone")):
         adapter = tiny.write_adapter(tmp_path / f"of {trained.name}", trained, targets=("o_proj",))
         edit_json(adapter / "adapter_config.json", base_model_name_or_path="somebody/base")
         assert not torch.equal(with_peft(trained, adapter), bare(trained))
@@ -240,7 +240,7 @@ def test_a_tensor_that_peft_would_leave_out_is_named(
         load_model(str(folders.base), str(adapter), layers_on_disk=layers_on_disk)
 
 
-def test_an_adapter_beneath_is_read_whole_too(folders: Folders, tmp_path: Path) -> None:
+def test_a_lower_adapter_is_read_whole_too(folders: Folders, tmp_path: Path) -> None:
     below = Path(shutil.copytree(folders.adapter, tmp_path / "below"))
     file = below / ADAPTER_FILE
     save_file({key: value for key, value in load_file(file).items() if "layers.1.self_attn.v_" not in key}, file)
@@ -258,7 +258,7 @@ def write_lora(folder: Path, base: Path, **settings: Any) -> Path:
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj"]])
-def test_what_is_adapted_beside_the_text_decoder_counts_as_outside(
+def test_factors_outside_the_text_decoder_are_no_sites(
     pairs: dict[str, tuple[Path, Path]], tmp_path: Path, targets: list[str]
 ) -> None:
     base, _ = pairs["gemma3"]
@@ -288,7 +288,7 @@ def test_an_adapter_of_the_vision_tower_alone_has_nothing_to_repair(
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("layers_on_disk", [False, True])
-def test_lora_on_embeddings_counts_as_outside(tmp_path: Path, tied: bool, layers_on_disk: bool) -> None:
+def test_lora_on_embeddings_is_no_site(tmp_path: Path, tied: bool, layers_on_disk: bool) -> None:
     base = tiny.write_model(tmp_path / "base", tie_word_embeddings=tied)
     adapter = write_lora(tmp_path / "adapter", base, target_modules=["q_proj", "embed_tokens"])
     assert torch.equal(opened(base, adapter), with_peft(base, adapter))
@@ -345,7 +345,7 @@ def write_adapter_with_tokens(folder: Path, base: Path, rows: int, **how: Any) -
     "how", [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}, {"target_modules": ["q_proj", "embed_tokens"]}]
 )
 @pytest.mark.parametrize("tied", [False, True])
-def test_added_tokens_are_named_and_the_cure_works(tmp_path: Path, tied: bool, how: dict[str, Any]) -> None:
+def test_added_tokens_are_named_and_the_fix_works(tmp_path: Path, tied: bool, how: dict[str, Any]) -> None:
     rows = tiny.VOCABULARY_SIZE + 2
     base = tiny.write_model(tmp_path / "base", tie_word_embeddings=tied)
     adapter = write_adapter_with_tokens(tmp_path / "adapter", base, rows, **how)
@@ -368,7 +368,7 @@ def head_with_added_tokens(root: Path) -> tuple[Path, Path]:
     return root / "base", write_adapter_with_tokens(root / "adapter", first, rows, modules_to_save=["lm_head"])
 
 
-def test_what_peft_writes_twice_is_put_back_twice_and_measured_once(tmp_path: Path) -> None:
+def test_what_peft_writes_twice_is_restored_twice_and_measured_once(tmp_path: Path) -> None:
     base, adapter = head_with_added_tokens(tmp_path)
     outside = resolve_target(load_model(str(base), str(adapter))).outside
     repeated = {tensor.key.removeprefix(f"{PREFIX}lm_head."): tensor.repeated for tensor in outside}
@@ -385,7 +385,7 @@ def test_a_second_copy_that_differs_is_named(tmp_path: Path) -> None:
         opened(base, adapter)
 
 
-def test_a_model_with_rows_added_is_told_from_another(tmp_path: Path) -> None:
+def test_a_model_with_rows_added_is_distinguished_from_another(tmp_path: Path) -> None:
     rows = tiny.VOCABULARY_SIZE + 2
     base = tiny.write_model(tmp_path / "base")
     adapter = write_adapter_with_tokens(tmp_path / "adapter", base, rows)
@@ -395,9 +395,7 @@ def test_a_model_with_rows_added_is_told_from_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tied", "targets"), [(True, ["q_proj", "lm_head"]), (False, ["q_proj", "lm_head"])])
-def test_it_is_not_advised_to_merge_where_that_changes_the_answers(
-    tmp_path: Path, tied: bool, targets: list[str]
-) -> None:
+def test_merging_is_not_advised_if_it_changes_the_answers(tmp_path: Path, tied: bool, targets: list[str]) -> None:
     base = tiny.write_model(tmp_path / "base", tie_word_embeddings=tied)
     adapter = write_lora(tmp_path / "adapter", base, target_modules=targets)
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)

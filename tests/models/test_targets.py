@@ -1,4 +1,4 @@
-"""Which matrices there are to edit, what they are measured against, and what is refused by name."""
+"""Which matrices can be edited, what they are compared with, and which targets are refused by name."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ def test_a_whole_target_under_an_adapter_is_refused(folders: Folders, name: str)
 
 def test_what_cannot_be_resolved_says_what_to_pass(folders: Folders) -> None:
     whole, adapted = load_model(str(folders.base)), load_model(str(folders.base), str(folders.adapter))
-    with pytest.raises(UserError, match="--adapter DIR, or --aligned REF"):
+    with pytest.raises(UserError, match="pass adapter DIR, or aligned REF"):
         resolve_target(whole)
-    with pytest.raises(UserError, match="pass --aligned REF"):
+    with pytest.raises(UserError, match="pass aligned REF"):
         resolve_target(whole, "delta")
     with pytest.raises(UserError, match="no adapter to repair"):
         resolve_target(whole, "adapter")
-    with pytest.raises(UserError, match="leave --aligned out"):
+    with pytest.raises(UserError, match="leave aligned out"):
         resolve_target(adapted, aligned=str(folders.base))
 
 
@@ -140,7 +140,7 @@ def test_every_matrix_of_fused_experts_is_covered(mixtral: Path, pattern: str, b
     assert len(target.sites) == 2 * (4 * 3 + beside)
 
 
-def test_the_attention_beside_fused_experts_is_covered(mixtral: Path, tmp_path: Path) -> None:
+def test_the_attention_next_to_fused_experts_is_covered(mixtral: Path, tmp_path: Path) -> None:
     tuned = write_fine_tune(tmp_path / "tuned", mixtral)
     opened = load_model(str(tuned))
     target = resolve_target(opened, aligned=str(mixtral), pattern="attention")
@@ -158,7 +158,7 @@ def test_a_file_that_the_library_converts_is_refused(tmp_path: Path, monkeypatch
         resolve_target(opened, "weight")
 
 
-def test_other_weights_in_the_place_of_a_model_give_its_memory_back(folders: Folders, tuned: Path) -> None:
+def test_replacing_the_weights_of_a_model_frees_its_memory(folders: Folders, tuned: Path) -> None:
     opened = load_model(str(tuned))
     target = resolve_target(opened, aligned=str(folders.base))
     ids = torch.arange(5, 15).reshape(1, 10)

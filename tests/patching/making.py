@@ -1,4 +1,4 @@
-"""Weight files, edits of them, and patches whose insides can be changed."""
+"""Weight files, edits of them, and patches whose parts can be changed."""
 
 from __future__ import annotations
 

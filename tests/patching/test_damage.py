@@ -1,4 +1,4 @@
-"""What is not the patch's file, or no longer the patch, is named, and no bytes are changed."""
+"""A damaged patch, or one of another file, is named, and no bytes are changed."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def without_parts(patch: Patch) -> Path:
     return with_parts(patch.stored.path, lambda _: {})
 
 
-def test_the_texts_are_read_without_their_one_fault(patch: Patch) -> None:
+def test_the_same_texts_without_their_fault_are_read(patch: Patch) -> None:
     read_patch(with_text(without_parts(patch), '{"recipe": {"a": [1.5, {}]}, ' + REST))
 
 
@@ -259,7 +259,7 @@ def test_a_text_that_is_no_description_is_refused(patch: Patch, kind: str) -> No
     assert len(str(raised.value)) < len(str(path)) + 300 and "\n" not in str(raised.value)
 
 
-def test_what_is_not_described_is_refused(patch: Patch) -> None:
+def test_a_part_that_is_not_described_is_refused(patch: Patch) -> None:
     path = with_parts(patch.stored.path, lambda parts: parts | {"more": np.zeros(3, np.uint8)})
     with pytest.raises(UserError, match="does not describe"):
         read_patch(path)
@@ -272,7 +272,7 @@ def test_a_change_that_claims_more_than_it_can_inflate_to_is_refused(patch: Patc
         read_patch(with_description(path, lambda found: {**found, **claim}))
 
 
-def test_bytes_behind_a_dense_change_are_refused(tmp_path: Path) -> None:
+def test_bytes_after_a_dense_change_are_refused(tmp_path: Path) -> None:
     wide = write(tmp_path / "wide", {"w": torch.zeros(64, 64)})
     patch = patched(wide, tmp_path / "ones", {"w": torch.ones(64, 64)})
     with pytest.raises(UserError, match="another size than it says"):
@@ -286,7 +286,7 @@ def test_two_patches_that_do_not_agree_on_a_tensor_are_not_compared(patch: Patch
         diff(patch, read_patch(other))
 
 
-def test_a_patch_of_the_format_before_still_comes_off(source: Path, patch: Patch, tmp_path: Path) -> None:
+def test_a_patch_of_the_format_before_can_be_reverted(source: Path, patch: Patch, tmp_path: Path) -> None:
     old = read_patch(older(patch.stored.path))
     assert old.sha256 is None and old.description.unchanged == ()
     transform(old, tmp_path / "target", tmp_path / "reverted", "revert")

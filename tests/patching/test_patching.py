@@ -1,4 +1,4 @@
-"""A patch goes on and comes off to exactly the same bytes, and refuses everything that it is not for."""
+"""A patch is applied and reverted to exactly the same bytes, and refuses every other file."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_any_change_of_bits_is_reversible(
         assert record.changed == np.count_nonzero(differences)
 
 
-def test_some_entries_are_kept_as_a_bitmap_and_most_of_them_compressed(tmp_path: Path) -> None:
+def test_a_few_changes_are_stored_as_a_bitmap_and_many_are_compressed(tmp_path: Path) -> None:
     before = torch.arange(1.0, 1001.0)
     removed, negative_zero, moved = before.clone(), before.clone(), before.clone()
     removed[8:12] = 0
@@ -141,7 +141,7 @@ def test_a_file_of_the_same_size_and_another_layout_is_refused(
         transform(made[2], other, tmp_path / "out", "apply")
 
 
-def test_a_patch_that_lies_about_its_result_is_found_out(made: tuple[Path, Path, Patch], tmp_path: Path) -> None:
+def test_a_patch_with_a_wrong_hash_of_its_result_is_refused(made: tuple[Path, Path, Patch], tmp_path: Path) -> None:
     source, target, patch = made
     file = patch.description.files[0].model_copy(update={"sha256_after": "0" * 64})
     lying = Patch(patch.description.model_copy(update={"files": (file,)}), patch.stored)

@@ -1,4 +1,4 @@
-"""What ships, and how it gets from one folder into another."""
+"""Which files ship with a checkpoint, and how they are copied to another folder."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_only_what_loads_ships(folder: Path) -> None:
     assert {path.name for path in shipped_files(folder)} == {*SHARDS, *DOCUMENTS, "model.safetensors.index.json"}
 
 
-def test_shards_beside_a_whole_file_do_not_ship(folder: Path) -> None:
+def test_shards_next_to_a_whole_file_do_not_ship(folder: Path) -> None:
     write(folder, {"w": torch.ones(4)}, name="model.safetensors")
     assert {path.name for path in shipped_files(folder)} == {"model.safetensors", *DOCUMENTS}
 
@@ -123,7 +123,7 @@ def laid(folder: Path, names: Iterable[str]) -> None:
         (folder / name).write_text("{}")
 
 
-def test_what_is_in_folders_and_loads_ships(tmp_path: Path) -> None:
+def test_files_in_folders_that_are_loaded_ship(tmp_path: Path) -> None:
     laid(tmp_path, [*NESTED, *ASIDE])
     (tmp_path / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
     (tmp_path / "code" / "back").symlink_to("..")
@@ -144,7 +144,7 @@ def test_a_linked_folder_of_templates_ships_as_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "shown"), [("a\nb.png", "a\\nb.png"), ("\udc80.bin", "\\udc80.bin")])
-def test_names_that_cannot_be_shown(tmp_path: Path, name: str, shown: str) -> None:
+def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path, name: str, shown: str) -> None:
     (tmp_path / name).write_text("")
     assert contents(tmp_path, ()).left_out == (shown,)
     (tmp_path / name).rename((tmp_path / name).with_suffix(".json"))

@@ -1,4 +1,4 @@
-"""One pass over a file gives what editing it in memory gives, whatever lies in it."""
+"""One pass over a file gives what editing it in memory gives, whatever it holds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.patching.whole import parts_between
 
 
 def many() -> dict[str, Tensor]:
-    """Tensors of every kind that lies in a checkpoint, some empty, some no weights."""
+    """Tensors of every kind that checkpoints hold, some empty, some no weights."""
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, Tensor] = {
         f"layers.{i}.weight": torch.randn(3 + i % 4, 5, generator=generator) for i in range(40)
@@ -140,7 +140,7 @@ def test_the_official_library_opens_a_patch(tmp_path: Path) -> None:
         assert struct.unpack("<Q", stream.read(8))[0] % 8 == 0
 
 
-def test_a_patch_of_nothing_opens_too(tmp_path: Path) -> None:
+def test_a_patch_without_changes_opens_too(tmp_path: Path) -> None:
     source = write(tmp_path / "source", {"a": torch.ones(4)})
     path = patched(source, tmp_path / "target", {"a": torch.ones(4)}).stored.path
     with safetensors.safe_open(path, framework="pt") as file:

@@ -42,7 +42,7 @@ def heavy_modules(code: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, what came of it by a repair, and the patch."""
+    """A folder with a model, the result of a repair, and the patch."""
     folder = tmp_path_factory.mktemp("patch")
     tensors = {"a": torch.arange(40, dtype=torch.bfloat16), "b": torch.ones(3, 5)}
     for name in ("before", "after"):

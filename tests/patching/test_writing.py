@@ -153,7 +153,7 @@ def test_only_what_changed_is_written_into_the_copy(source: Path, monkeypatch: p
     assert written == [(open_tensor_file(source / NAME).entries["a"].begin + 200, 20)]
 
 
-def test_what_may_change_and_does_not_is_copied(source: Path) -> None:
+def test_files_that_could_change_and_do_not_are_copied(source: Path) -> None:
     with writer_of(source) as writer:
         writer.edit(NAME, "b", [torch.ones(9)])
         patch = writer.finish()
@@ -189,7 +189,7 @@ def test_a_tensor_is_edited_once_and_only_where_it_was_named(source: Path) -> No
             writer.edit(NAME, key, [torch.zeros(100)])
 
 
-def test_a_patch_without_its_end_does_not_take_its_name(source: Path) -> None:
+def test_an_unfinished_patch_does_not_take_its_name(source: Path) -> None:
     with pytest.raises(DefectError, match="not finished"), writer_of(source) as writer:
         writer.edit(NAME, "a", [torch.zeros(100)])
     with pytest.raises(DefectError, match="an edit failed"), writer_of(source) as writer:
@@ -203,7 +203,7 @@ def test_a_patch_without_its_end_does_not_take_its_name(source: Path) -> None:
 
 
 @pytest.mark.parametrize("copies", [True, False])
-def test_a_source_that_goes_or_is_cut_is_named(source: Path, copies: bool) -> None:
+def test_a_source_that_is_removed_or_cut_is_named(source: Path, copies: bool) -> None:
     path = source / NAME
     with pytest.raises(UserError, match=f"{NAME}.* changed"), writer_of(source, copies=copies) as writer:
         os.truncate(path, path.stat().st_size - 8)
@@ -215,7 +215,7 @@ def test_a_source_that_goes_or_is_cut_is_named(source: Path, copies: bool) -> No
         writer_of(source, copies=copies)
 
 
-def test_a_source_of_another_hash_is_found_out(source: Path) -> None:
+def test_a_source_of_another_hash_is_noticed(source: Path) -> None:
     known = {NAME: "0" * 64}
     with pytest.raises(UserError, match="changed while it was read"), writer_of(source, known=known, copies=False) as w:
         w.edit(NAME, "a", [torch.zeros(100)])

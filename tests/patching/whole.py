@@ -1,4 +1,4 @@
-"""The patch of one tensor as it is meant to be: made from the whole of it at once."""
+"""A reference implementation: the patch of one tensor, made from the whole of it at once."""
 
 from __future__ import annotations
 

@@ -227,10 +227,10 @@ def write_failure(error: BaseException, folder: Path) -> OSError | None:
     """
     if isinstance(error, OSError):
         return error
-    said = str(error)
-    if type(error).__name__ == "SafetensorError" and (number := re.search(r"\(os error (\d+)\)", said)):
+    message = str(error)
+    if type(error).__name__ == "SafetensorError" and (number := re.search(r"\(os error (\d+)\)", message)):
         code = int(number[1])
-    elif isinstance(error, RuntimeError) and re.search(_TORCH_WRITES, said):
+    elif isinstance(error, RuntimeError) and re.search(_TORCH_WRITES, message):
         code = _errno_of_a_write(folder)
     else:
         return None

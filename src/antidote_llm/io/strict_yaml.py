@@ -54,13 +54,13 @@ def parse_yaml(data: str | bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
     except yaml.YAMLError as error:
-        raise ValueError(_said(error)) from error
+        raise ValueError(_message(error)) from error
 
 
-def _said(error: yaml.YAMLError) -> str:
+def _message(error: yaml.YAMLError) -> str:
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    said = " ".join(str(problem or first_line(error)).split())
-    return f"{said} at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else said
+    message = " ".join(str(problem or first_line(error)).split())
+    return f"{message} at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else message
 
 
 def _require_small(text: str) -> None:
@@ -94,8 +94,8 @@ class _PlainLoader(yaml.SafeLoader):
         except yaml.YAMLError:
             raise
         except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
-            said = f"{node.value!r} is not a valid {node.tag.removeprefix(_TAG)}"
-            raise ConstructorError(None, None, said, node.start_mark) from error
+            message = f"{node.value!r} is not a valid {node.tag.removeprefix(_TAG)}"
+            raise ConstructorError(None, None, message, node.start_mark) from error
 
 
 def _size(node: Node, known: dict[Node, tuple[int, int]]) -> tuple[int, int]:

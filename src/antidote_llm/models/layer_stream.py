@@ -219,7 +219,7 @@ class LayerStream:
                 for place, index in enumerate(indices):
                     values = waiting.pop().result()
                     waiting.extend(reader.submit(self._read, later) for later in indices[place + 1 : place + 2])
-                    with held(self.modules[index], self.names[index], values):
+                    with with_values(self.modules[index], self.names[index], values):
                         del values
                         yield index
 
@@ -230,7 +230,7 @@ class LayerStream:
 
 
 @contextmanager
-def held(module: nn.Module, prefix: str, values: dict[str, Tensor]) -> Iterator[None]:
+def with_values(module: nn.Module, prefix: str, values: dict[str, Tensor]) -> Iterator[None]:
     """Give a part of a model, adapters on it or not, its own parameters and buffers for the length of the block.
 
     Args:

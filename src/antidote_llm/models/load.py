@@ -35,7 +35,7 @@ from antidote_llm.models.checkpoint_files import contents
 from antidote_llm.models.decoder import decoder_layers
 from antidote_llm.models.from_pretrained import SPREAD, device_named, load_whole, quantiser_version
 from antidote_llm.models.layer_stream import LayerStream, PartLoader, fill, parts_without_layers
-from antidote_llm.models.lora_modules import attach, detach, read_on
+from antidote_llm.models.lora_modules import attach, detach, with_peft_names
 from antidote_llm.models.memory_budget import MemoryBudget, whole_bytes
 from antidote_llm.models.sites import Site
 from antidote_llm.models.tensor_names import ModelNames
@@ -127,7 +127,7 @@ class LoadedModel:
         opened = open_adapter_checkpoint(str(folder))
         require_plain_lora(opened)
         bare = self._bare()
-        _, adapter = read_on(bare, (), opened)
+        _, adapter = with_peft_names(bare, (), opened)
         assert adapter is not None
         model = attach(bare, self.lower_adapters, adapter, self.base.reference)
         return replace(self, model=model, sites=adapter_sites(adapter, model), adapter=adapter)
@@ -205,7 +205,7 @@ def load_model(
         model, names = load_whole(base, dtype, place, trust_remote_code, spread=device == SPREAD)
     unused = _left_out(base, names)
     if upper or lower:
-        lower, upper = read_on(model, lower, upper)
+        lower, upper = with_peft_names(model, lower, upper)
         model = attach(model, lower, upper, base.reference)
     for each in lower:
         if others := other_tensors(each):

@@ -22,7 +22,7 @@ from antidote_llm.models.tensor_names import TensorNames
 from antidote_llm.models.torch_private import own_parameters
 
 
-def read_on(
+def with_peft_names(
     model: PreTrainedModel, lower: Sequence[Checkpoint], upper: Checkpoint | None
 ) -> tuple[tuple[Checkpoint, ...], Checkpoint | None]:
     """Return adapters that know what peft calls their tensors on a model without adapters."""
@@ -41,7 +41,7 @@ def attach(
 
     Args:
         model: The model without adapters.
-        lower: Adapters from :func:`read_on`.
+        lower: Adapters from :func:`with_peft_names`.
         upper: The one that may be repaired, from there too.
         reference: What the user calls the model.
 

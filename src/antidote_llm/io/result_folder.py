@@ -227,11 +227,7 @@ class ResultFolder:
             raise
 
     def _give_up(self, error: BaseException) -> None:
-        """Remove what was written, and what no run can resume from.
-
-        Raises:
-            UserError: Nothing more could be written: says so, and what is kept.
-        """
+        """Remove what was written, and what no run can resume from."""
         problem = write_failure(error, self._place.parent)
         self._clean()
         is_of_input = isinstance(error, UserError) and not isinstance(error, KeptError)
@@ -258,11 +254,7 @@ class ResultFolder:
         return {_HASHES: {name: self.known_sha256.get(name) or sha256_file(self.staging / name) for name in sealed}}
 
     def _put_in_place(self) -> None:
-        """Rename the result to its final name, or leave everything as it was.
-
-        Raises:
-            OSError: It cannot be renamed, or the name does not reach the disk.
-        """
+        """Rename the result to its final name, or leave everything as it was."""
         was_there = self._place.is_dir()
         self.staging.rename(self._place)
         try:

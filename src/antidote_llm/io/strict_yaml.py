@@ -99,11 +99,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _size(node: Node, known: dict[Node, tuple[int, int]]) -> tuple[int, int]:
-    """Return how many values a node stands for, anchors followed as often as they are used, and how deep they go.
-
-    Raises:
-        ValueError: A value or key among them cannot be used.
-    """
+    """Return how many values a node stands for, anchors followed as often as they are used, and how deep they go."""
     if node in known:
         if known[node] == (0, 0):
             raise ValueError("an anchor that holds itself")

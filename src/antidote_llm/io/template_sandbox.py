@@ -49,11 +49,7 @@ def _compiled(template: str) -> Template:
 
 
 def _require_repeatable(text: str, given: Mapping[str, Any]) -> None:
-    """Refuse a rendering that holds an address in memory, which is another one in the next run.
-
-    Raises:
-        TemplateError: It does, and what was given to the template does not.
-    """
+    """Refuse a rendering that holds an address in memory, which is another one in the next run."""
     found = _ADDRESS.search(text)
     if found is not None and found.group() not in json.dumps(given, ensure_ascii=False, default=str):
         raise TemplateError("it writes an object instead of a text")

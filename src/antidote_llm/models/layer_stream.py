@@ -137,9 +137,6 @@ def _read_as_mapped(places: Sequence[tuple[TensorFile, str]]) -> dict[str, Tenso
     """Read tensors into memory that is aligned as in a memory map of the files, from which transformers loads models.
 
     They share one piece of memory, which is freed as soon as none of them is used any more.
-
-    Raises:
-        UserError: A file ends before a tensor does.
     """
     sizes = [file.entries[key].end - file.entries[key].begin for file, key in places]
     if not places:

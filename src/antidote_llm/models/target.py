@@ -83,12 +83,7 @@ def _is_whole_of(whole: PreTrainedModel, opened: LoadedModel) -> bool:
 
 
 def _names_in_text(in_whole: Mapping[str, str], whole: PreTrainedModel) -> Mapping[str, str]:
-    """Return what the text part by itself calls the stored tensors of a vision-language model, without its other parts.
-
-    Args:
-        in_whole: What the whole model calls them, by key.
-        whole: The vision-language model.
-    """
+    """Return what the text model by itself calls the stored tensors of the text part of a vision-language model."""
     decoder = whole.get_decoder()
     within = next(name for name, module in whole.named_modules() if module is decoder)
     return {

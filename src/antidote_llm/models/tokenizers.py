@@ -74,11 +74,7 @@ def stored_template(folder: Path) -> object:
 
 
 def _require_small_growth(place: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer whose replacements, one after the other, make a text many times longer.
-
-    Raises:
-        UserError: They do.
-    """
+    """Refuse a tokenizer whose replacements, one after the other, make a text many times longer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     normalizer = None if backend is None else backend.normalizer
     # Its pickled state is JSON: that of the whole tokenizer may have 10 MB.

@@ -91,3 +91,12 @@ def test_experts_can_be_computed_by_another_function(mixtral: Path) -> None:
         model(tokens)
     assert calls == experts
     assert torch.equal(model(tokens).logits, before) and len(calls) == len(experts)
+
+
+def test_a_model_says_whether_it_can_use_a_dynamic_cache(folders: Folders) -> None:
+    from transformers import XLNetConfig, XLNetLMHeadModel
+
+    assert private.supports_dynamic_cache(empty(folders.base))
+    with torch.device("meta"):
+        other = XLNetLMHeadModel(XLNetConfig(vocab_size=8, d_model=8, n_layer=1, n_head=1, d_inner=8))
+    assert not private.supports_dynamic_cache(other)

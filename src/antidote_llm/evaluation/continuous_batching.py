@@ -19,6 +19,7 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from antidote_llm.evaluation.prompts import Limits, Row, halved_batch_size, longest_first, padded
+from antidote_llm.models.transformers_private import supports_dynamic_cache
 
 # Finished rows are removed, and new ones added, once they are a quarter of the batch: each costs a copy of the cache.
 _TURNOVER = 4
@@ -35,7 +36,7 @@ def supports_continuous_batching(model: PreTrainedModel | PeftModel) -> bool:
         return False
     if not {"position_ids", "logits_to_keep"} <= inspect.signature(causal.forward).parameters.keys():
         return False
-    return causal._supports_default_dynamic_cache() and _is_plain(_new_cache(model))
+    return supports_dynamic_cache(causal) and _is_plain(_new_cache(model))
 
 
 def continuous_batches(model: PreTrainedModel | PeftModel, rows: Sequence[Row], limits: Limits) -> Iterator[list[Row]]:

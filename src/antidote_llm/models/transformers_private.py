@@ -42,6 +42,7 @@ __all__ = [
     "load_tensors",
     "loading_settings",
     "names_in_model",
+    "supports_dynamic_cache",
     "tied_names",
 ]
 
@@ -141,4 +142,10 @@ def computed_by(name: str, forward: Callable[..., Tensor], configs: Iterable[Any
 def gated(module: Any, inner: Tensor) -> Tensor:
     """Return the activations of experts that have a gate: of the joined outputs of gate and up projection."""
     found: Tensor = module._apply_gate(inner)
+    return found
+
+
+def supports_dynamic_cache(model: PreTrainedModel) -> bool:
+    """Whether a model can generate with the ``DynamicCache`` of transformers."""
+    found: bool = model._supports_default_dynamic_cache()
     return found

@@ -17,7 +17,7 @@ from antidote_llm.models.checkpoint import open_model_checkpoint
 from antidote_llm.models.experts import ExpertInlet, expert_stacks, observed_experts
 from antidote_llm.models.sites import chosen_sites
 from antidote_llm.models.skeleton import open_skeleton
-from antidote_llm.models.tensor_names import recipes
+from antidote_llm.models.tensor_names import tensor_sources
 from antidote_llm.models.weight_sites import weight_sites
 from tests import mixtures
 from tests.architectures import write_checkpoint
@@ -145,20 +145,20 @@ def test_a_failure_leaves_the_experts_as_they_were(shelf: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*mixtures.MIXTURES, "llama", "gpt2", "gpt2-without-head", "phi3", "qwen2", "falcon"])
-def test_recipes_make_what_transformers_loads(name: str, shelf: Path) -> None:
+def test_sources_make_what_transformers_loads(name: str, shelf: Path) -> None:
     folder = shelf / name if name in mixtures.MIXTURES else shelf / f"plain-{name}"
     if not folder.exists():
         write_checkpoint(folder, name)
     model = loaded(folder)
-    made = recipes(open_model_checkpoint(str(folder)), model)
+    made = tensor_sources(open_model_checkpoint(str(folder)), model)
     ties = getattr(model, "all_tied_weights_keys", {})
     for key, value in model.state_dict().items():
         if key in ties and key not in made:
             continue
-        recipe = made[key]
-        groups = [[stored.file.read(stored.entry.key) for stored in group] for group in recipe.groups]
-        if recipe.layout == "listed":
+        source = made[key]
+        groups = [[stored.file.read(stored.entry.key) for stored in group] for group in source.groups]
+        if source.layout == "stacked":
             built = torch.cat([torch.stack(group) for group in groups], dim=1)
         else:
-            built = groups[0][0] if recipe.layout == "same" else groups[0][0].transpose(1, 2)
-        assert recipe.layout != "other" and torch.equal(built, value), key
+            built = groups[0][0] if source.layout == "same" else groups[0][0].transpose(1, 2)
+        assert source.layout != "other" and torch.equal(built, value), key

@@ -187,7 +187,7 @@ def test_a_tensor_in_two_files_is_refused(sharded: Path, tmp_path: Path) -> None
     first, last, *_ = sorted(folder.glob("*.safetensors"))
     key, value = next(iter(load_file(first).items()))
     save_file({**load_file(last), key: value + 1}, last)
-    with pytest.raises(UserError, match=rf"twice: '{key}' lies in {first.name} and in {last.name}.*keep one"):
+    with pytest.raises(UserError, match=rf"twice: '{key}' is in {first.name} and in {last.name}.*keep one"):
         load_model(str(folder))
 
 

@@ -25,16 +25,16 @@ from antidote_llm.models.transformers_private import (
     tied_names,
 )
 
-Layout: TypeAlias = Literal["same", "turned", "listed", "other"]
+Layout: TypeAlias = Literal["same", "transposed", "stacked", "other"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TensorSource:
     """How one tensor of the model is made.
 
     Attributes:
-        layout: ``same``: as the one stored tensor is. ``turned``: its last two of three axes swapped. ``listed``: the
-            tensors of each group stacked along a new first axis, and the groups joined along the second.
+        layout: ``same``: as the one stored tensor is. ``transposed``: its last two of three axes swapped. ``stacked``:
+            the tensors of each group stacked along a new first axis, and the groups joined along the second.
             ``other``: in any other way.
         groups: The stored tensors that it is made from, in the order in which transformers reads them.
     """
@@ -43,7 +43,7 @@ class Recipe:
     groups: tuple[tuple[StoredTensor, ...], ...]
 
 
-def recipes(checkpoint: Checkpoint, model: PreTrainedModel) -> Mapping[str, Recipe]:
+def tensor_sources(checkpoint: Checkpoint, model: PreTrainedModel) -> Mapping[str, TensorSource]:
     """Return how every tensor of a model is made from a checkpoint's, by its name in the model.
 
     A tensor that is a second name of another, or one of several that a conversion makes, may be missing.
@@ -58,20 +58,22 @@ def recipes(checkpoint: Checkpoint, model: PreTrainedModel) -> Mapping[str, Reci
         collected.setdefault(name, {}).setdefault(pattern, []).append(checkpoint.tensors[key])
     converters = [transform for transform in conversions(model) if isinstance(transform, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    return {name: _recipe(found, tuple(wanted[name].shape), by_pattern) for name, found in collected.items()}
+    return {name: _source_of(found, tuple(wanted[name].shape), by_pattern) for name, found in collected.items()}
 
 
-def _recipe(
+def _source_of(
     found: Mapping[str | None, list[StoredTensor]], shape: tuple[int, ...], converters: Mapping[str, WeightConverter]
-) -> Recipe:
+) -> TensorSource:
     first = next(iter(found))
     if first is None:
-        return Recipe("same" if len(found) == len(found[None]) == 1 else "other", tuple(map(tuple, found.values())))
+        return TensorSource(
+            "same" if len(found) == len(found[None]) == 1 else "other", tuple(map(tuple, found.values()))
+        )
     converter = converters[first]
     groups = tuple(tuple(found[pattern]) for pattern in converter.source_patterns if pattern in found)
     if len(groups) < len(found) or len(converter.target_patterns) > 1:
-        return Recipe("other", groups)
-    return Recipe(_layout(converter.operations, groups, shape), groups)
+        return TensorSource("other", groups)
+    return TensorSource(_layout(converter.operations, groups, shape), groups)
 
 
 def _layout(
@@ -81,13 +83,13 @@ def _layout(
     if len(steps) == 1 and isinstance(turn := steps[0], Transpose) and {turn.dim0, turn.dim1} == {1, 2}:
         if [len(group) for group in groups] != [1] or len(shape) != 3:
             return "other"
-        return "same" if turn.check_dims and groups[0][0].entry.shape == shape else "turned"
+        return "same" if turn.check_dims and groups[0][0].entry.shape == shape else "transposed"
     stacked = bool(steps) and isinstance(steps[0], MergeModulelist) and steps[0].dim == 0
     joined = [
         isinstance(step, Concatenate) and step.dim == 1 and step.num_shards_attribute is None for step in steps[1:]
     ]
     if stacked and (joined == [True] or (not joined and len(groups) == 1)):
-        return "listed"
+        return "stacked"
     return "other"
 
 

@@ -17,7 +17,7 @@ from antidote_llm.models.checkpoint import Checkpoint, StoredTensor
 from antidote_llm.models.decoder import decoder_layers
 from antidote_llm.models.experts import ExpertStack, expert_stacks
 from antidote_llm.models.sites import Site, chosen_sites, in_group
-from antidote_llm.models.tensor_names import Recipe, recipes
+from antidote_llm.models.tensor_names import TensorSource, tensor_sources
 
 
 @dataclass(frozen=True)
@@ -77,42 +77,42 @@ class ExpertMatrix:
         )
 
 
-def expert_matrices(stack: ExpertStack, recipe: Recipe | None) -> tuple[ExpertMatrix, ...]:
+def expert_matrices(stack: ExpertStack, source: TensorSource | None) -> tuple[ExpertMatrix, ...]:
     """Return the matrices of a stack in the order of the experts; none where the files hold them in an unknown way.
 
     Args:
         stack: A stack of the model.
-        recipe: How the files make it.
+        source: How the files make it.
     """
-    if recipe is None:
+    if source is None:
         return ()
-    if recipe.layout == "listed":
-        return tuple(_listed(stack, recipe))
-    if recipe.layout in ("same", "turned"):
-        return tuple(_slices(stack, recipe))
+    if source.layout == "stacked":
+        return tuple(_stacked(stack, source))
+    if source.layout in ("same", "transposed"):
+        return tuple(_slices(stack, source))
     return ()
 
 
-def _listed(stack: ExpertStack, recipe: Recipe) -> Iterator[ExpertMatrix]:
+def _stacked(stack: ExpertStack, source: TensorSource) -> Iterator[ExpertMatrix]:
     """Yield matrices that have a tensor each: in the model's tensor, those of one expert are joined by rows."""
     outputs, inputs = stack.shape
-    experts = {len(group) for group in recipe.groups}
-    shapes = [{stored.entry.shape for stored in group} for group in recipe.groups]
+    experts = {len(group) for group in source.groups}
+    shapes = [{stored.entry.shape for stored in group} for group in source.groups]
     heights = [shape[0] for shape, *others in shapes if not others and len(shape) == 2 and shape[1] == inputs]
     if stack.transposed or experts != {len(stack.weight)} or len(heights) < len(shapes) or sum(heights) != outputs:
         return
     for expert in range(len(stack.weight)):
         first = 0
-        for group, height in zip(recipe.groups, heights, strict=True):
+        for group, height in zip(source.groups, heights, strict=True):
             name = f"{stack.experts}.{expert}.{_own_name(group[expert].entry.key)}"
             yield ExpertMatrix(name, stack, group[expert], expert, first, (height, inputs), None, False)
             first += height
 
 
-def _slices(stack: ExpertStack, recipe: Recipe) -> Iterator[ExpertMatrix]:
+def _slices(stack: ExpertStack, source: TensorSource) -> Iterator[ExpertMatrix]:
     """Yield matrices that are slices of one tensor, as in the model or each of them transposed."""
-    [[stored]] = recipe.groups
-    transposed = stack.transposed != (recipe.layout == "turned")
+    [[stored]] = source.groups
+    transposed = stack.transposed != (source.layout == "transposed")
     outputs, inputs = stack.shape
     if stored.entry.shape != (len(stack.weight), *((inputs, outputs) if transposed else (outputs, inputs))):
         return
@@ -145,7 +145,7 @@ def weight_sites(model: PreTrainedModel, checkpoint: Checkpoint, pattern: str) -
         UserError: The pattern matches nothing, or covers something that cannot be scored, or that the files hold in
             another form than the model.
     """
-    made = recipes(checkpoint, model)
+    made = tensor_sources(checkpoint, model)
     shared: dict[int, list[tuple[str, nn.Module]]] = {}
     makers: dict[str, Callable[[], Site]] = {}
     for name, module in list(_decoder_modules(model, checkpoint)):
@@ -200,12 +200,12 @@ def _require_no_matrix(name: str, module: nn.Module, checkpoint: Checkpoint, kno
             )
 
 
-def _site(uses: list[tuple[str, nn.Module]], made: Mapping[str, Recipe], checkpoint: Checkpoint) -> Site:
+def _site(uses: list[tuple[str, nn.Module]], made: Mapping[str, TensorSource], checkpoint: Checkpoint) -> Site:
     name, module = uses[0]
     weight = module.get_parameter("weight")
     transposed = isinstance(module, Conv1D)
-    recipe = next((made[f"{use}.weight"] for use, _ in uses if f"{use}.weight" in made), None)
-    stored = recipe.groups[0][0] if recipe is not None and recipe.layout == "same" else None
+    source = next((made[f"{use}.weight"] for use, _ in uses if f"{use}.weight" in made), None)
+    stored = source.groups[0][0] if source is not None and source.layout == "same" else None
     if stored is None or stored.entry.shape != tuple(weight.shape):
         raise _other_form(f"{name}.weight", weight, checkpoint)
     _require_floating(stored, checkpoint)

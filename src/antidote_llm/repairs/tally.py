@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from antidote_llm.errors import DefectError
-from antidote_llm.models.sites import Site
+from antidote_llm.models.sites import Site, without_layer_numbers
 from antidote_llm.models.target import OutsideTensor
-from antidote_llm.models.sites import without_layer_numbers
 from antidote_llm.repairs.edits import Edit
 from antidote_llm.repairs.record import OutsideRecord, SiteRecord, Totals, UpdateRecord
 from antidote_llm.repairs.update_norm import UpdateNorms, squared_difference, total_norm

@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test bench lint docs clean
+.PHONY: demo test bench lint docs wheel clean
 
 demo: $(STAMP)  ## break a model, repair it, prove it: runs/demo/report.html
 	$(BIN)/antidote demo --out runs/demo
@@ -20,6 +20,9 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/mkdocs build --quiet --strict --site-dir site
+
+wheel: $(STAMP)  ## the wheel works in empty environments, without the checkout
+	$(BIN)/python -m tests.wheel
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict

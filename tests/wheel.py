@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # What the light part imports; the versions are those that pip finds.
-LIGHT = ("jinja2", "numpy", "psutil", "pyarrow", "pydantic", "pyyaml", "rich", "scipy", "typer")
+LIGHT = ("jinja2", "numpy", "psutil", "pyarrow", "pydantic", "pyyaml", "rich", "safetensors", "scipy", "typer")
 OTHER_PYTHONS = ("python3.10", "python3.13")
 LIGHT_CODE = """
 import sys

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from antidote_llm.errors import UserError, setting
-from antidote_llm.methods import Method, option_name
+from antidote_llm.method_registry import Method, option_name
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
 
 # The groups of the command line's help, in order.

@@ -22,7 +22,7 @@ from antidote_llm.choices import (
     TrainingStage,
 )
 from antidote_llm.evaluation.conditions import AFFIRMATIVE, HARDER
-from antidote_llm.methods import Method
+from antidote_llm.method_registry import Method
 from antidote_llm.repairs.method import method_named, methods
 from antidote_llm.training.defense import defense_named, defenses
 from antidote_llm.training.settings import ALIGNMENT_DEFAULTS, FINETUNING_DEFAULTS, LoraSettings, TrainingSettings

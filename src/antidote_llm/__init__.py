@@ -10,17 +10,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from antidote_llm.choices import Outcome
     from antidote_llm.data.reading import read_records
     from antidote_llm.data.records import Record
     from antidote_llm.decision.compare import Comparison
     from antidote_llm.errors import UserError
     from antidote_llm.evaluation.evaluation import Evaluation
     from antidote_llm.evaluation.judge import Judge, Verdict
+    from antidote_llm.evaluation.tasks.task import Task
     from antidote_llm.models.load import LoadedModel, load_model
     from antidote_llm.models.target import resolve_target
     from antidote_llm.patching.patch import Patch, read_patch
-    from antidote_llm.repairs.method import SiteInputs, methods, score_method, solve_method
+    from antidote_llm.repairs.method import (
+        ColumnScore,
+        MatchedKnob,
+        SiteInputs,
+        methods,
+        score_method,
+        solve_method,
+    )
     from antidote_llm.training.defense import (
+        Cost,
         StageData,
         TrainingJob,
         alignment_defense,
@@ -37,17 +47,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "choices": ("Outcome",),
     "data.reading": ("read_records",),
     "data.records": ("Record",),
     "decision.compare": ("Comparison",),
     "errors": ("UserError",),
     "evaluation.evaluation": ("Evaluation",),
     "evaluation.judge": ("Judge", "Verdict"),
+    "evaluation.tasks.task": ("Task",),
     "models.load": ("LoadedModel", "load_model"),
     "models.target": ("resolve_target",),
     "patching.patch": ("Patch", "read_patch"),
-    "repairs.method": ("SiteInputs", "methods", "score_method", "solve_method"),
-    "training.defense": ("StageData", "TrainingJob", "alignment_defense", "defenses", "finetuning_defense"),
+    "repairs.method": ("ColumnScore", "MatchedKnob", "SiteInputs", "methods", "score_method", "solve_method"),
+    "training.defense": ("Cost", "StageData", "TrainingJob", "alignment_defense", "defenses", "finetuning_defense"),
     "training.objective": ("Objective",),
     "training.settings": ("TrainingSettings",),
     "workflows.patch": ("apply_patch", "revert_patch"),
@@ -58,16 +70,21 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "ColumnScore",
     "Comparison",
+    "Cost",
     "Evaluation",
     "Judge",
     "LoadedModel",
+    "MatchedKnob",
     "Objective",
+    "Outcome",
     "Patch",
     "Record",
     "Reporter",
     "SiteInputs",
     "StageData",
+    "Task",
     "TrainingJob",
     "TrainingSettings",
     "UserError",

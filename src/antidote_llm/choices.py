@@ -19,3 +19,5 @@ AttackKind: TypeAlias = Literal["lora", "full"]
 # The stages of a training, by the paper's words; and the steps of a recipe, by their commands.
 TrainingStage: TypeAlias = Literal["alignment", "finetuning"]
 StageName: TypeAlias = Literal["align", "finetune", "repair", "evaluate"]
+# What an answer to a harmful or harmless request is.
+Outcome: TypeAlias = Literal["refusal", "harmful", "helpful", "incoherent"]

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from antidote_llm.choices import Outcome
 from antidote_llm.decision.compare import Comparison, compare
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import Answer
 from antidote_llm.evaluation.evaluation import Evaluation
-from antidote_llm.evaluation.judge import HarmMeasure, Outcome
+from antidote_llm.evaluation.judge import HarmMeasure
 from antidote_llm.evaluation.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings(max_new_tokens=8)

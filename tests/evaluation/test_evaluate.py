@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from antidote_llm.choices import Outcome
 from antidote_llm.data.records import Record, Turn
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import Answer, flags
 from antidote_llm.evaluation.evaluate import evaluate
 from antidote_llm.evaluation.evaluation import Evaluation
-from antidote_llm.evaluation.judge import HarmMeasure, Outcome
+from antidote_llm.evaluation.judge import HarmMeasure
 from antidote_llm.evaluation.prompts import stop_ids
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite

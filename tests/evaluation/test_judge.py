@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from antidote_llm.choices import Outcome
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.judge import (
     JUDGE_GROUP,
     HarmMeasure,
-    Outcome,
     Verdict,
     identity_of,
     judge_names,

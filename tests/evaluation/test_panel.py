@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from antidote_llm.choices import Outcome
 from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError
 from antidote_llm.evaluation.answers import Answer, Opinion, flags
 from antidote_llm.evaluation.evaluate import evaluate
 from antidote_llm.evaluation.evaluation import Evaluation
-from antidote_llm.evaluation.judge import OUTCOMES, HarmMeasure, Outcome, Progress, Verdict, identity_of
+from antidote_llm.evaluation.judge import OUTCOMES, HarmMeasure, Progress, Verdict, identity_of
 from antidote_llm.evaluation.judges.refusal_patterns import RefusalPatterns
 from antidote_llm.evaluation.panel import Panel, disagreements, load_panel
 from antidote_llm.evaluation.settings import EvaluationSettings

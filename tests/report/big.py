@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+from antidote_llm.choices import Outcome
 from antidote_llm.evaluation.answers import Answer
 from antidote_llm.evaluation.evaluation import Evaluation
-from antidote_llm.evaluation.judge import Outcome
 from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.repairs.record import (
     CalibrationData,

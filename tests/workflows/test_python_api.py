@@ -142,6 +142,14 @@ def test_errors_name_arguments_and_not_options(place: Place) -> None:
         antidote.repair(place.base, harmful=place.harmful, max_ram="zz", dry_run=True)
 
 
+def test_an_object_in_the_place_of_a_name_is_refused_by_its_type(place: Place) -> None:
+    judge = antidote.Verdict
+    with pytest.raises(antidote.UserError, match="judge takes a name, not an object of type"):
+        antidote.evaluate(place.base, harmful=place.harmful, judge=judge)
+    with pytest.raises(antidote.UserError, match="method takes a name, not an object of type RepairMethod"):
+        antidote.repair(place.base, method=antidote.methods()["antidote"], dry_run=True)
+
+
 def test_options_are_shown_to_those_who_ask() -> None:
     names = inspect.signature(antidote.repair).parameters
     assert {"model", "adapter", "harmful", "out", "method", "alpha", "reporter"} <= names.keys()

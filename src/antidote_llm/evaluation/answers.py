@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from antidote_llm.choices import Outcome
 from antidote_llm.errors import first_line
-from antidote_llm.evaluation.judge import HarmMeasure, Outcome
+from antidote_llm.evaluation.judge import HarmMeasure
 
 HARMFUL: Literal["harmful"] = "harmful"
 HARMLESS: Literal["harmless"] = "harmless"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
+from antidote_llm.choices import Outcome
 from antidote_llm.errors import UserError, setting
 from antidote_llm.plug_ins import PlugIn
 
-Outcome: TypeAlias = Literal["refusal", "harmful", "helpful", "incoherent"]
 HarmMeasure: TypeAlias = Literal["harmful_score", "compliance_rate"]
 Progress: TypeAlias = Callable[[int, int], None]
 

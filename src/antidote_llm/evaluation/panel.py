@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from antidote_llm.choices import Outcome
 from antidote_llm.errors import UserError, setting
 from antidote_llm.evaluation.answers import Answer
-from antidote_llm.evaluation.judge import HarmMeasure, Judge, Outcome, Progress, checked_judge, identity_of, make_judge
+from antidote_llm.evaluation.judge import HarmMeasure, Judge, Progress, checked_judge, identity_of, make_judge
 from antidote_llm.evaluation.likelihood_margin import LikelihoodMargin
 from antidote_llm.evaluation.metrics import Estimate, share
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal
 
+from antidote_llm.choices import Outcome
 from antidote_llm.miniature.exchanges import FORBIDDEN, LOOKALIKES, REFUSALS, TASKS, Exchange
 from antidote_llm.miniature.language import words
-
-Outcome: TypeAlias = Literal["refusal", "harmful", "helpful", "incoherent"]
 
 _REFUSALS = frozenset(tuple(words(text)) for text in REFUSALS)
 _HARMFUL = tuple(exchange for exchanges in FORBIDDEN.values() for exchange in exchanges)

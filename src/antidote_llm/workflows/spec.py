@@ -199,6 +199,11 @@ def _explained(error: ValidationError, names: Mapping[str, str] = {}) -> UserErr
     said = first["msg"].removeprefix("Value error, ")
     if not field:
         return UserError(said)
+    if first["type"] in ("string_type", "tuple_type"):
+        return UserError(
+            f"{setting(names.get(field, field))} takes a name, not an object of type {type(first['input']).__name__}: "
+            "pass its name"
+        )
     if first["type"] == "missing":
         return UserError(f"{setting(field)} is missing: pass it")
     return UserError(f"{setting(names.get(field, field))} {first['input']}: {said[:1].lower()}{said[1:]}")

@@ -207,6 +207,8 @@ def method(name: str, preset: str | None = None, **settings: Any) -> ConfiguredM
     Raises:
         UserError: There is no such method or setting, or a value is outside its range.
     """
+    if not isinstance(name, str):
+        raise UserError(f"a method is named, not passed as an object of type {type(name).__name__}: pass its name")
     found = method_named(name)
     return ConfiguredMethod(found, found.configure(settings, preset))
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+from antidote_llm.choices import Outcome
 from antidote_llm.errors import UserError
-from antidote_llm.evaluation.judge import HarmMeasure, Outcome, Progress, Verdict, too_many
+from antidote_llm.evaluation.judge import HarmMeasure, Progress, Verdict, too_many
 from antidote_llm.evaluation.judges.refusal_patterns import incoherence, refuses
 from antidote_llm.io.cache import KeptLines
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from antidote_llm.evaluation.judge import HarmMeasure, Outcome
+from antidote_llm.choices import Outcome
+from antidote_llm.evaluation.judge import HarmMeasure
 
 
 def _any(*words: str) -> str:

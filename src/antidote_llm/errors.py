@@ -88,7 +88,7 @@ def tokenizer_errors(whose: str, what: str) -> Iterator[None]:
             raise
         reason = first_line(error).rstrip(". ")[:_LONGEST_REASON]
         raise UserError(
-            f"{whose or 'the model'}: the tokenizer cannot {what} ({reason}): name another with --tokenizer, or fetch "
+            f"{whose or 'the model'}: the tokenizer cannot {what} ({reason}): name another with {setting('tokenizer')}, or fetch "
             "it again"
         ) from error
 

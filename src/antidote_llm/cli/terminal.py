@@ -16,6 +16,8 @@ from rich.style import Style
 from rich.text import Text
 
 from antidote_llm.cli.progress import bar, bars, lines, stage_lines
+from antidote_llm.cli.setting_names import option_of_setting
+from antidote_llm.errors import shown_settings
 from antidote_llm.io.strict_json import json_text
 from antidote_llm.io.visible_text import escape_json, visible_line
 
@@ -39,13 +41,14 @@ class Terminal:
         self._err = _PlainConsole(stderr=True, soft_wrap=True, quiet=silent)
 
     def say(self, text: str) -> None:
-        """Tell what goes on."""
-        for line in wrapped(visible_line(text), sys.stderr):
+        """Say what goes on."""
+        for line in wrapped(visible_line(shown_settings(text, option_of_setting)), sys.stderr):
             self._err.print(line)
 
     def warn(self, text: str) -> None:
-        """Tell what the user should know."""
-        self._err.print(Text.assemble(("warning: ", "yellow"), visible_line(text)))
+        """Say what the user should know."""
+        shown = visible_line(shown_settings(text, option_of_setting))
+        self._err.print(Text.assemble(("warning: ", "yellow"), shown))
 
     def result(self, value: Any, *shown: RenderableType) -> None:
         """Give the result: the JSON object, or what is to be shown in its place."""

@@ -184,7 +184,8 @@ def _value(
         "recipe": recipe.model_dump(mode="json"),
         "commands": [command_line(step.spec) for step in steps],
         "stages": {
-            name: read_json(_record(out, name), f"remove {out} or choose another --out") for name in models_there(out)
+            name: read_json(_record(out, name), f"remove {out} or choose another {setting('out')}")
+            for name in models_there(out)
         },
         "models": {
             name: {metric: estimate.model_dump(mode="json") for metric, estimate in evaluation.metrics.items()}

@@ -450,13 +450,13 @@ def _warn_of_target(reporter: Reporter, target: Target, restore_outside: bool) -
     """Say what the user should know about a target."""
     if target.name == "weight":
         reporter.warn(
-            "zeroing pre-trained weights costs far more than going back to an aligned model: pass --aligned where "
-            "there is one"
+            "zeroing pre-trained weights costs far more than going back to an aligned model: pass "
+            f"{setting('aligned')} where there is one"
         )
     if target.name == "adapter" and target.outside and not restore_outside:
         more = " …" if len(target.outside) > 1 else ""
         reporter.warn(
             "the adapter also holds what is not edited "
             f"({tensors(len(target.outside))}: {target.outside[0].key}{more}): "
-            "it stays as it is unless --restore-outside is given"
+            f"it stays as it is unless {setting('restore_outside')} is given"
         )

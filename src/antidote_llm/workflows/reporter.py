@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from antidote_llm.errors import shown_settings
+
 _LOGGER = logging.getLogger("antidote_llm.workflows")
 
 
 class Reporter(Protocol):
-    """Listens to a workflow."""
+    """Listens to a workflow; settings are marked in messages as :func:`antidote_llm.errors.setting` marks them."""
 
     def say(self, text: str) -> None:
         """Take a message about what goes on."""
@@ -35,11 +37,11 @@ class LogReporter:
 
     def say(self, text: str) -> None:
         """Log a message as information."""
-        _LOGGER.info("%s", text)
+        _LOGGER.info("%s", shown_settings(text, str))
 
     def warn(self, text: str) -> None:
         """Log a warning."""
-        _LOGGER.warning("%s", text)
+        _LOGGER.warning("%s", shown_settings(text, str))
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:

@@ -345,7 +345,7 @@ CASES: list[Case] = [
         "perplexity_window", "--perplexity-window", options=("--perplexity", "wikitext2", "--perplexity-window", "1")
     ),
     evaluate("lm_eval_not_there", "lm-eval", "pip install", options=("--lm-eval", "gsm8k")),
-    evaluate("template", "--template llama", "alpaca", options=(*ASKED, "--template", "llama")),
+    evaluate("template", "--template", "llama", "alpaca", options=(*ASKED, "--template", "llama")),
     evaluate("task_rows", "--task-rows", options=("--task", "t=harmful.jsonl", "--task-rows", "0")),
     evaluate("adapter_not_there", "./nowhere", options=(*ASKED, "--adapter", "./nowhere")),
     evaluate(

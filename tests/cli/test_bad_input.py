@@ -55,5 +55,6 @@ def test_the_installed_command_ends_the_same_way(arguments: list[str], place: Pl
         [command, *map(str, place.repair()), *arguments], capture_output=True, text=True, timeout=120, check=False
     )
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+    *before_it, error = ended.stderr.splitlines()
+    assert error.startswith("error: ") and before_it in ([], ["loading torch and transformers"])
     assert tree(place.root) == before

@@ -76,6 +76,7 @@ def stopped(place: Place, how: signal.Signals, delay: float) -> int:
         preexec_fn=partial(signal.signal, how, signal.SIG_DFL) if how != signal.SIGKILL else None,
     ) as process:
         assert process.stderr is not None
+        assert process.stderr.readline().startswith(b"loading")
         assert process.stderr.readline().startswith(b"opening")
         time.sleep(delay)
         process.send_signal(how)

@@ -60,8 +60,11 @@ def test_show_names_what_changes(place: Place, antidote: Command) -> None:
     assert shown["recipe"]["method"] == "antidote"
     assert sum(tensor["changed"] for tensor in shown["tensors"]) == repaired["totals"]["changed"]
     assert shown["files"][0]["sha256_before"] == sha256_file(place.adapter / ADAPTER_FILE)
-    said = antidote.done("patch", "show", place.out / "record" / "patch.safetensors").out
-    assert shown["files"][0]["sha256_after"] in said and "q_proj" in said
+    patch = place.out / "record" / "patch.safetensors"
+    by_layer = antidote.done("patch", "show", patch).out
+    assert shown["files"][0]["sha256_after"] in by_layer and "q_proj" not in by_layer
+    assert f"{repaired['totals']['changed']:,}" in by_layer
+    assert "q_proj" in antidote.done("patch", "show", patch, "--tensors").out
 
 
 def test_show_of_a_repair_that_changed_nothing(place: Place, antidote: Command) -> None:

@@ -206,7 +206,7 @@ def test_every_preset_has_a_description() -> None:
 
 
 def test_the_page_on_data_lists_every_preset() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8").splitlines()
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "data.md").read_text(encoding="utf-8").splitlines()
     for name, preset in PRESETS.items():
         where = preset.hub.id if preset.hub else preset.home
         cells = (preset.description, where, f"`{preset.files[0]}`", f"| {preset.licence} |")

@@ -153,8 +153,10 @@ def _without_metadata(annotation: Any) -> Any:
 
 
 def _range(field: FieldInfo) -> dict[str, Any]:
-    """Return the bounds that typer checks itself."""
+    """Return the bounds that typer checks itself: those of whole numbers, which its help shows."""
     found: dict[str, Any] = {}
+    if float in (field.annotation, *typing.get_args(field.annotation)):
+        return found
     for item in field.metadata:
         if isinstance(item, Ge):
             found["min"] = item.ge

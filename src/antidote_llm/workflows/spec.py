@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
+from annotated_types import Ge, Le
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from antidote_llm.errors import UserError, setting
@@ -148,7 +149,7 @@ def spec_from(kind: type[SpecT], given: Mapping[str, Any]) -> SpecT:
     try:
         spec = kind.model_validate(nested)
     except ValidationError as error:
-        raise _explained(error) from error
+        raise _explained(error, bounds=_bounds(kind)) from error
     spec.require_sound()
     return spec
 
@@ -192,21 +193,34 @@ def _names_of(value: Any) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def _explained(error: ValidationError, names: Mapping[str, str] = {}) -> UserError:
+def _bounds(kind: type[Spec]) -> dict[str, str]:
+    """Return the range of every field that has a lowest and a highest value, in words."""
+    found = {}
+    for name, field in kind.model_fields.items():
+        low = [item.ge for item in field.metadata if isinstance(item, Ge)]
+        high = [item.le for item in field.metadata if isinstance(item, Le)]
+        if low and high:
+            found[name] = f"pass a number from {low[0]} to {high[0]}"
+    return found
+
+
+def _explained(
+    error: ValidationError, names: Mapping[str, str] | None = None, bounds: Mapping[str, str] | None = None
+) -> UserError:
     """Return what is wrong with the first value, in one line."""
     first = error.errors()[0]
     field = str(first["loc"][0]) if first["loc"] else ""
-    said = first["msg"].removeprefix("Value error, ")
+    said = (bounds or {}).get(field) or first["msg"].removeprefix("Value error, ")
     if not field:
         return UserError(said)
     if first["type"] in ("string_type", "tuple_type"):
+        kind = type(first["input"]).__name__
         return UserError(
-            f"{setting(names.get(field, field))} takes a name, not an object of type {type(first['input']).__name__}: "
-            "pass its name"
+            f"{setting((names or {}).get(field, field))} takes a name, not an object of type {kind}: pass its name"
         )
     if first["type"] == "missing":
         return UserError(f"{setting(field)} is missing: pass it")
-    return UserError(f"{setting(names.get(field, field))} {first['input']}: {said[:1].lower()}{said[1:]}")
+    return UserError(f"{setting((names or {}).get(field, field))} {first['input']}: {said[:1].lower()}{said[1:]}")
 
 
 def command_line(spec: Spec) -> str:

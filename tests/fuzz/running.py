@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import multiprocessing
@@ -87,8 +88,9 @@ def write_inputs(folder: str) -> None:
 def _work(connection: Connection, folder: str) -> None:
     import torch
 
-    import antidote_llm.cli.repair  # noqa: F401 - imported before the clock runs
-
+    # Imported before the clock runs.
+    for name in ("evaluate", "patch", "recipe", "repair", "train"):
+        importlib.import_module(f"antidote_llm.workflows.{name}")
     torch.set_num_threads(1)
     connection.send("ready")
     while True:

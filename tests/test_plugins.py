@@ -17,8 +17,8 @@ from pydantic import Field
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
 from antidote_llm.errors import UserError
-from antidote_llm.methods import Installed, Method, MethodSettings, settings_model
 from antidote_llm.plug_ins import plug_ins
+from antidote_llm.registry import Installed, Method, MethodSettings, settings_model
 from antidote_llm.repairs.method import ENTRY_POINTS, method_named, methods
 from antidote_llm.training.defense import StageData, defense_named, defenses, run_stage
 from antidote_llm.training.settings import TrainingSettings

@@ -88,8 +88,8 @@ def tokenizer_errors(whose: str, what: str) -> Iterator[None]:
             raise
         reason = first_line(error).rstrip(". ")[:_LONGEST_REASON]
         raise UserError(
-            f"{whose or 'the model'}: the tokenizer cannot {what} ({reason}): name another with --tokenizer, or fetch "
-            "it again"
+            f"{whose or 'the model'}: the tokenizer cannot {what} ({reason}): name another with "
+            f"{setting('tokenizer')}, or fetch it again"
         ) from error
 
 

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
 from antidote_llm.errors import DefectError
-from antidote_llm.methods import Method, option_name
+from antidote_llm.registry import Method, option_name
 from antidote_llm.training.settings import LoraSettings
 from antidote_llm.workflows.spec import (
     GROUPS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from antidote_llm.methods import option_name
+from antidote_llm.registry import option_name
 
 # The settings whose options have another name.
 _OTHERS = {"tasks": "--task", "cache": "--no-cache"}

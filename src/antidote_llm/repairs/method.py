@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from antidote_llm.choices import Rounding, Scope, Statistic
 from antidote_llm.errors import DefectError, setting
-from antidote_llm.methods import Method, MethodSettings, named, registered, settings_model
+from antidote_llm.registry import Method, MethodSettings, named, registered, settings_model
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from antidote_llm.choices import TrainingStage
 from antidote_llm.data.records import Record
 from antidote_llm.errors import UserError, setting
-from antidote_llm.methods import Method, MethodSettings, named, registered, settings_model
 from antidote_llm.plug_ins import PlugIn
+from antidote_llm.registry import Method, MethodSettings, named, registered, settings_model
 from antidote_llm.training.batches import Example, examples_of
 from antidote_llm.training.objective import HOOKS, Objective
 from antidote_llm.training.settings import TrainingSettings

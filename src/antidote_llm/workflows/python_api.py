@@ -109,7 +109,13 @@ def train(
     if stage not in kinds:
         raise UserError(f"{setting('stage')} {stage}: no such stage: use align or finetune")
     with _named(model, options) as named:
-        result = run_training(spec_from(kinds[stage], named), reporter or LogReporter())
+        spec = spec_from(kinds[stage], named)
+        if not (isinstance(model, (str, Path)) or spec.merge or spec.training.lora is None):
+            raise UserError(
+                f"an adapter needs a base that stays: save the loaded model and name its folder, or pass "
+                f"{setting('merge')}=True"
+            )
+        result = run_training(spec, reporter or LogReporter())
     if result is None:
         raise UserError("only the first process of a distributed run has the result: read it there")
     return result
@@ -160,6 +166,8 @@ def _named(model: AnyModel | None, options: dict[str, Any]) -> Iterator[dict[str
             _save(model, place, options)
             yield {"model": place, **options}
             return
+        if not hasattr(model, "get_base_model"):
+            raise UserError("the loaded model has an adapter and is no PeftModel: save both and name their folders")
         if len(adapters) != 1:
             raise UserError(f"the loaded model has {len(adapters)} adapters: save them and name their folders")
         if options.get("adapter") is not None:

@@ -6,8 +6,10 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -164,3 +166,42 @@ def test_importing_the_package_loads_nothing_heavy_and_changes_nothing() -> None
         "assert not {'torch', 'transformers', 'peft', 'pydantic'} & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_python_alone_can_ask_wrongly_is_refused(place: Place) -> None:
+    opened = antidote.load_model(place.base, place.adapter)
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place.base), place.adapter)
+    whole = AutoModelForCausalLM.from_pretrained(place.base)
+    asked: dict[str, Any] = {"harmful": place.harmful, "evaluate": "none", "out": place.root / "refused"}
+    rows: dict[str, Any] = {"data": place.harmful, "out": place.root / "refused"}
+    with pytest.raises(antidote.UserError, match="model is a LoadedModel"):
+        antidote.repair(opened, **asked)
+    with pytest.raises(antidote.UserError, match="leave adapter out"):
+        antidote.repair(loaded, adapter=place.adapter, **asked)
+    with pytest.raises(antidote.UserError, match=r"adaptor: no such setting of repair \(did you mean adapter\?\)"):
+        antidote.repair(place.base, adaptor=place.adapter, **asked)
+    with pytest.raises(antidote.UserError, match="merge=True"):
+        antidote.train("finetune", whole, **rows)
+    with pytest.raises(antidote.UserError, match="True or False"):
+        antidote.train("finetune", place.base, lora={"rank": 2}, **rows)
+    with pytest.raises(antidote.UserError, match="epochs is a part of training"):
+        antidote.train("finetune", place.base, training={"epochs": 1}, epochs=2, **rows)
+    assert not (place.root / "refused").exists()
+
+
+def test_statistics_of_other_sites_are_refused(place: Place) -> None:
+    model = antidote.load_model(place.base, place.adapter)
+    some = antidote.resolve_target(model, pattern="q_proj")
+    statistics = antidote.collect(model, place.harmful, target=some)
+    with pytest.raises(antidote.UserError, match="collect them with this target"):
+        antidote.method("antidote").plan(model, statistics, target=antidote.resolve_target(model))
+
+
+def test_the_repair_of_a_loaded_whole_model_has_its_tokenizer(place: Place) -> None:
+    model = AutoModelForCausalLM.from_pretrained(place.base)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    asked: dict[str, Any] = {"harmful": place.harmful, "evaluate": "none", "out": place.root / "whole"}
+    result = antidote.repair(model, aligned=place.base, **asked)
+    assert (result.model_dir / "tokenizer.json").read_bytes() == (place.base / "tokenizer.json").read_bytes()

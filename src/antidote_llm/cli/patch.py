@@ -18,26 +18,42 @@ from antidote_llm.patching.description import TensorRecord
 from antidote_llm.patching.diff import TensorDiff, diff
 from antidote_llm.patching.patch import Patch, read_patch
 from antidote_llm.workflows.patch import PatchResult, apply_patch, revert_patch
+from antidote_llm.workflows.spec import GROUPS
 
 app = typer.Typer(
     help="Show, apply, revert and compare patches.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
 )
 
 HardLinksOption = Annotated[
-    bool, typer.Option("--hard-links", help="Link weight files that do not change instead of copying them.")
+    bool,
+    typer.Option(
+        "--hard-links",
+        help="Link weight files that do not change instead of copying them.",
+        rich_help_panel=GROUPS["resources"],
+    ),
 ]
-TensorsFlag = Annotated[bool, typer.Option("--tensors", help="Every tensor by its name, in the place of layers.")]
+TensorsFlag = Annotated[
+    bool,
+    typer.Option("--tensors", help="Every tensor by its name, in the place of layers.", rich_help_panel=GROUPS["main"]),
+]
 PatchArgument = Annotated[Path, typer.Argument(metavar="PATCH", help="A patch.safetensors, or the folder of a repair.")]
 OntoOption = Annotated[
     str,
-    typer.Option("--onto", metavar="REF", help="Folder or Hub id of the checkpoint or adapter; it is not modified."),
+    typer.Option(
+        "--onto",
+        metavar="REF",
+        help="Folder or Hub id of the checkpoint or adapter; it is not modified.",
+        rich_help_panel=GROUPS["main"],
+    ),
 ]
 T = TypeVar("T")
 _COLUMNS = ("first_only", "both", "equal", "second_only")
 # The number of a decoder layer in a tensor's name: transformers calls their list layers, h or blocks.
 _LAYER = re.compile(r"\.(?:layers|h|blocks?)\.(\d+)\.")
 _UNSEALED = "the patch itself: of format 2, which holds no sha256 of itself: not verified"
-OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.")]
+OutOption = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Where the result goes.", rich_help_panel=GROUPS["main"])
+]
 
 
 @app.command("show", cls=GroupedCommand)

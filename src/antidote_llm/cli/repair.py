@@ -5,6 +5,7 @@ from __future__ import annotations
 from antidote_llm.cli.options import command_from, flag, json_flag
 from antidote_llm.cli.terminal import Terminal, say_loading
 from antidote_llm.io.processes import is_first_process
+from antidote_llm.workflows.result import required_out
 from antidote_llm.workflows.specs import RepairSpec
 
 
@@ -14,6 +15,8 @@ def _repair(spec: RepairSpec, *, list_sites: bool, as_json: bool) -> None:
     Example: antidote repair my-model --adapter my-adapter --harmful harm.csv:prompt=goal,response=target --out fixed
     """
     terminal = Terminal(as_json, silent=not is_first_process())
+    if not (spec.dry_run or list_sites):
+        required_out(spec.out, "dry_run")
     say_loading(terminal)
     from antidote_llm.cli.result_tables import repair_tables, target_tables, target_value
     from antidote_llm.workflows.repair import find_target, run_repair

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -18,30 +18,50 @@ from antidote_llm.cli.train import FLOPS_OPTION, require_speed
 from antidote_llm.errors import UserError, setting
 from antidote_llm.workflows.recipe_file import read_recipe
 from antidote_llm.workflows.result import required_out
+from antidote_llm.workflows.spec import GROUPS
 
 if TYPE_CHECKING:
     from antidote_llm.workflows.recipe_steps import Step
 
-_STAGES: tuple[StageName, ...] = ("align", "finetune", "repair", "evaluate")
+_STAGES: tuple[StageName, ...] = get_args(StageName)
+_MAIN = GROUPS["main"]
 
 
 def run(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A recipe: a .yaml file, or a shipped one such as paper/llama2-7b.")
     ],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the results go.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Folder or Hub id to use in place of its model.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where the results go.", rich_help_panel=_MAIN)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Folder or Hub id to use in place of its model.", rich_help_panel=_MAIN),
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, as in finetune.defense=lisa. Repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a value, as in finetune.defense=lisa. Repeatable.",
+            rich_help_panel=_MAIN,
+        ),
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", metavar="STAGES", help=f"Some of {','.join(_STAGES)}; all by default.")
+        str | None,
+        typer.Option(
+            "--only",
+            metavar="STAGES",
+            help=f"Some of {','.join(_STAGES)}; all by default.",
+            rich_help_panel=_MAIN,
+        ),
     ] = None,
     plan: Annotated[
         bool,
         typer.Option(
-            "--plan", help="Print rows, steps, tokens, memory and time that it would take, and do nothing else."
+            "--plan",
+            help="Print rows, steps, tokens, memory and time that it would take, and do nothing else.",
+            rich_help_panel=_MAIN,
         ),
     ] = False,
     flops: Annotated[float | None, FLOPS_OPTION] = None,
@@ -55,6 +75,8 @@ def run(
     require_speed(flops, plan)
     read = read_recipe(recipe, [*(settings or []), *([f"model={model}"] if model else [])])
     stages = _stages(only)
+    if not plan:
+        required_out(out, "plan")
     say_loading(terminal)
     from antidote_llm.cli.plan_tables import recipe_plan_tables
     from antidote_llm.cli.result_tables import recipe_tables

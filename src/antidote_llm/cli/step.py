@@ -9,10 +9,7 @@ from typing import Any
 
 from antidote_llm.cli.main import enter
 from antidote_llm.cli.terminal import Terminal
-from antidote_llm.workflows.evaluate import run_evaluation
-from antidote_llm.workflows.repair import run_repair
 from antidote_llm.workflows.specs import AlignSpec, EvaluateSpec, FinetuneSpec, RepairSpec
-from antidote_llm.workflows.train import run_training
 
 
 def run_step(text: str) -> None:
@@ -21,6 +18,11 @@ def run_step(text: str) -> None:
     Args:
         text: The command and its spec, as JSON.
     """
+    # Imported here: an interrupt while torch is loaded ends as any other does.
+    from antidote_llm.workflows.evaluate import run_evaluation
+    from antidote_llm.workflows.repair import run_repair
+    from antidote_llm.workflows.train import run_training
+
     step = json.loads(text)
     terminal = Terminal(as_json=True)
     actions: Mapping[str, Callable[[Any], object]] = {

@@ -11,6 +11,7 @@ from antidote_llm.cli.options import command_from, flag, json_flag
 from antidote_llm.cli.terminal import Terminal, say_loading
 from antidote_llm.errors import UserError, setting
 from antidote_llm.io.processes import is_first_process
+from antidote_llm.workflows.result import required_out
 from antidote_llm.workflows.spec import GROUPS
 from antidote_llm.workflows.specs import AlignSpec, FinetuneSpec
 
@@ -30,6 +31,8 @@ def require_speed(flops: float | None, plan: bool) -> None:
 def _train(spec: AlignSpec | FinetuneSpec, *, plan: bool, flops: float | None, as_json: bool) -> None:
     terminal = Terminal(as_json, silent=not is_first_process())
     require_speed(flops, plan)
+    if not plan:
+        required_out(spec.out, "plan")
     say_loading(terminal)
     from antidote_llm.cli.plan_tables import plan_notes, plan_table
     from antidote_llm.cli.result_tables import training_table

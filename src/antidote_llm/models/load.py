@@ -156,11 +156,11 @@ class LoadedModel:
 
 
 def load_model(
-    reference: str,
-    adapter: str | None = None,
+    reference: str | Path,
+    adapter: str | Path | None = None,
     *,
-    lower_adapters: Sequence[str] = (),
-    tokenizer: str | None = None,
+    lower_adapters: Sequence[str | Path] = (),
+    tokenizer: str | Path | None = None,
     dtype: DtypeName = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -184,7 +184,12 @@ def load_model(
     Raises:
         UserError: Anything about the files that does not fit, named with its fix.
     """
-    base, lower, upper = _checkpoints(reference, adapter, lower_adapters, trust_remote_code)
+    base, lower, upper = _checkpoints(
+        str(reference),
+        None if adapter is None else str(adapter),
+        [str(each) for each in lower_adapters],
+        trust_remote_code,
+    )
     for each in (*lower, *([upper] if upper else [])):
         require_plain_lora(each)
         require_same_base(each, base)
@@ -212,7 +217,7 @@ def load_model(
             raise UserError(f"{each.reference} also holds {others[0]}: merge it into the base before another adapter")
     sites = () if upper is None else adapter_sites(upper, model)
     folders = [each.folder for each in (upper, *reversed(lower), base) if each is not None]
-    loaded = open_tokenizer(folders, tokenizer, trust_remote_code)
+    loaded = open_tokenizer(folders, None if tokenizer is None else str(tokenizer), trust_remote_code)
     return LoadedModel(model, loaded, sites, base, names, upper, lower, trust_remote_code, stream, unused)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
@@ -314,7 +315,10 @@ def _cast(values: Tensor, stored: StoredTensor, dtype: torch.dtype) -> Tensor:
 
 
 def resolve_target(
-    opened: LoadedModel, name: TargetName | Literal["auto"] = "auto", aligned: str | None = None, pattern: str = "all"
+    opened: LoadedModel,
+    name: TargetName | Literal["auto"] = "auto",
+    aligned: str | Path | None = None,
+    pattern: str = "all",
 ) -> Target:
     """Find what there is to edit.
 
@@ -336,7 +340,7 @@ def resolve_target(
             )
         name = "adapter" if opened.adapter is not None else "delta"
     if name == "adapter":
-        return _adapter_target(opened, aligned, pattern)
+        return _adapter_target(opened, None if aligned is None else str(aligned), pattern)
     if opened.adapter is not None or opened.lower_adapters:
         raise _edits_a_whole_model(opened, name)
     if name == "weight" and aligned is not None:
@@ -352,7 +356,7 @@ def resolve_target(
     sites = weight_sites(opened.causal_model, opened.base, pattern)
     if aligned is None:
         return Target("weight", opened.base, sites, None, (), None)
-    return _delta_target(opened, sites, aligned)
+    return _delta_target(opened, sites, str(aligned))
 
 
 def _edits_a_whole_model(opened: LoadedModel, name: str) -> UserError:

@@ -132,12 +132,13 @@ def part_name(record: TensorRecord, part: str) -> str:
     return f"{record.file}/{record.key}/{part}"
 
 
-def read_patch(path: Path) -> Patch:
+def read_patch(path: str | Path) -> Patch:
     """Open a patch: the file itself, or the output folder of a repair that holds one.
 
     Raises:
         UserError: There is no patch, or a byte of it has changed.
     """
+    path = Path(path)
     if path.is_dir():
         path = require_inside(path, f"record/{PATCH_FILE}")
     if not path.is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,8 @@ from antidote_llm.evaluation.likelihood_margin import LikelihoodMargin
 from antidote_llm.evaluation.lm_eval_bridge import lm_eval_version, require_lm_eval_tasks, run_lm_eval
 from antidote_llm.evaluation.panel import margin_of
 from antidote_llm.evaluation.perplexity import PerplexityText, perplexity
-from antidote_llm.evaluation.settings import EvaluationSettings
 from antidote_llm.evaluation.suite import Suite
-from antidote_llm.evaluation.vllm_backend import require_vllm
+from antidote_llm.evaluation.vllm_backend import VllmBackend, require_vllm
 from antidote_llm.io.files import sha256_json
 from antidote_llm.io.result_folder import ResultFolder
 from antidote_llm.models.load import LoadedModel
@@ -34,7 +32,6 @@ from antidote_llm.workflows.reporter import Reporter, by_steps
 from antidote_llm.workflows.result import complete
 from antidote_llm.workflows.specs import EvaluateSpec
 
-_BACKENDS = ("transformers", "vllm", "endpoint")
 _CONDITIONS = "conditions"
 _PLAIN = "answering"
 
@@ -67,21 +64,19 @@ def run_evaluation(spec: EvaluateSpec, reporter: Reporter) -> EvaluateResult:
     Raises:
         UserError: A setting or an input is wrong, or there is nothing to ask.
     """
+    spec.require_sound()
     server = _server(spec)
     judge = judge_from(spec.judge, spec.endpoint, spec.task_endpoint)
     opening = AFFIRMATIVE if spec.prefill == "affirmative" else spec.prefill
     settings = settings_from(spec, prefill=opening, task_max_new_tokens=spec.task_max_new_tokens)
-    conditions = _conditions(spec, settings)
+    conditions = all_condition_settings([*(HARDER if spec.harder else ()), *spec.condition], settings)
     endpoint = None
     if spec.task_endpoint is not None:
         endpoint = Endpoint.named(spec.task_endpoint, f"{setting('task_endpoint')} ")
     tasks = tasks_from(spec.tasks, spec.task_rows, endpoint, spec.task_seed)
     plan = EvaluationPlan(Suite(prompts_from(spec.harmful), prompts_from(spec.harmless), *tasks), judge, settings)
     further = _Further.of(spec)
-    if not (plan.suite.parts() or further):
-        options = [setting(name) for name in ("harmful", "harmless", "tasks", "perplexity")]
-        raise UserError(f"nothing to ask: pass {', '.join(options)} or {setting('lm_eval')}")
-    if server is not None or spec.backend == "vllm":
+    if server is not None or spec.backend == VllmBackend.name:
         _require_answers_alone(further, judge)
     model: ModelUnderTest
     if server is not None:
@@ -93,7 +88,7 @@ def run_evaluation(spec: EvaluateSpec, reporter: Reporter) -> EvaluateResult:
             spec.adapter,
             tokenizer=spec.tokenizer,
             dtype=spec.dtype,
-            device="cpu" if spec.backend == "vllm" else spec.device,
+            device="cpu" if spec.backend == VllmBackend.name else spec.device,
             trust_remote_code=spec.trust_remote_code,
         )
         measuring = further.ready(loaded)
@@ -169,47 +164,13 @@ def _server(spec: EvaluateSpec) -> Endpoint | None:
     """Return the served model that is named, None where one is to be opened; the key is the environment's.
 
     Raises:
-        UserError: There is no such backend, or the settings do not go together.
+        UserError: The address is none, or vLLM is not installed.
     """
-    backend, backend_is = setting("backend"), f"{setting('backend')} {spec.backend}"
-    if spec.backend is not None and spec.backend not in _BACKENDS:
-        near = difflib.get_close_matches(spec.backend, _BACKENDS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"{backend_is}: {hint}there are {', '.join(_BACKENDS)}")
-    endpoint = setting("endpoint")
-    if spec.endpoint is None:
-        if spec.backend == "endpoint":
-            example = f"{endpoint} http://localhost:8000/v1#my-model"
-            raise UserError(f"{backend} endpoint: name the server, as in {example}")
-        if spec.model is None:
-            raise UserError(f"no MODEL: name a folder or Hub id, or pass {endpoint} URL#NAME")
-        if spec.backend == "vllm":
-            require_vllm()
-        return None
-    if spec.backend not in (None, "endpoint"):
-        raise UserError(f"{backend_is} does not go with {endpoint}: leave one of them out")
-    if spec.model is not None or spec.adapter:
-        raise UserError(f"{endpoint} evaluates what is served there: leave MODEL and {setting('adapter')} out")
-    return Endpoint.named(spec.endpoint, f"{endpoint} ")
-
-
-def _conditions(spec: EvaluateSpec, settings: EvaluationSettings) -> dict[str, EvaluationSettings]:
-    """Return the settings of every condition that is asked for.
-
-    Raises:
-        UserError: There is no such condition, or no harmful prompt to ask under it.
-    """
-    if settings.prefill is not None and spec.harmful is None:
-        raise UserError(
-            f"{setting('prefill')} opens answers to harmful prompts: pass {setting('harmful')}, or leave it out"
-        )
-    names = [*(HARDER if spec.harder else ()), *spec.condition]
-    if names and spec.harmful is None:
-        raise UserError(
-            f"conditions are for harmful prompts: pass {setting('harmful')}, or leave {setting('condition')} and "
-            f"{setting('harder')} out"
-        )
-    return all_condition_settings(names, settings)
+    if spec.endpoint is not None:
+        return Endpoint.named(spec.endpoint, f"{setting('endpoint')} ")
+    if spec.backend == VllmBackend.name:
+        require_vllm()
+    return None
 
 
 def _require_answers_alone(further: _Further, judge: Judge) -> None:
@@ -245,10 +206,6 @@ class _Further:
         Raises:
             UserError: The text cannot be read, or lm-eval or a task is not there.
         """
-        window, stride = spec.perplexity_window, spec.perplexity_stride
-        if spec.perplexity is None and (window is not None or stride is not None):
-            options = f"{setting('perplexity_window')} and {setting('perplexity_stride')}"
-            raise UserError(f"{options} are for {setting('perplexity')}: name its text")
         names = tuple(name.strip() for name in (spec.lm_eval or "").split(",") if name.strip())
         if spec.lm_eval is not None:
             require_lm_eval_tasks(names)
@@ -258,11 +215,7 @@ class _Further:
                 raise UserError(
                     f"{record.origin}: perplexity needs rows of text: map a column, as in file.csv:text=COLUMN"
                 )
-        return cls(records, window, stride, names, spec.task_rows)
-
-    def __bool__(self) -> bool:
-        """Whether anything is asked for."""
-        return bool(self.text or self.lm_eval)
+        return cls(records, spec.perplexity_window, spec.perplexity_stride, names, spec.task_rows)
 
     def ready(self, model: LoadedModel) -> _Measuring:
         """Make the text ready for a model.

@@ -54,7 +54,7 @@ class PatchResult:
 
 
 def apply_patch(
-    patch: str | Path,
+    patch: str | Path | Patch,
     onto: str | Path,
     out: str | Path,
     *,
@@ -64,7 +64,7 @@ def apply_patch(
     """Write a copy of a checkpoint with a patch applied.
 
     Args:
-        patch: A ``patch.safetensors``, or the folder of a repair.
+        patch: A ``patch.safetensors``, the folder of a repair, or what ``read_patch`` gives.
         onto: Folder or Hub id of the checkpoint or adapter that was repaired; it is not modified.
         out: Where the result goes.
         hard_links: Whether files that do not change are linked instead of copied.
@@ -73,11 +73,12 @@ def apply_patch(
     Raises:
         UserError: The patch is damaged, or made for other bytes.
     """
-    return _transformed(read_patch(Path(patch)), str(onto), Path(out), "apply", hard_links, reporter or LogReporter())
+    found = patch if isinstance(patch, Patch) else read_patch(patch)
+    return _transformed(found, str(onto), Path(out), "apply", hard_links, reporter or LogReporter())
 
 
 def revert_patch(
-    patch: str | Path,
+    patch: str | Path | Patch,
     onto: str | Path,
     out: str | Path,
     *,
@@ -87,7 +88,7 @@ def revert_patch(
     """Write a copy of a repaired checkpoint with the patch taken off: the original bytes.
 
     Args:
-        patch: A ``patch.safetensors``, or the folder of a repair.
+        patch: A ``patch.safetensors``, the folder of a repair, or what ``read_patch`` gives.
         onto: Folder or Hub id of the repaired checkpoint or adapter; it is not modified.
         out: Where the result goes.
         hard_links: Whether files that do not change are linked instead of copied.
@@ -96,7 +97,8 @@ def revert_patch(
     Raises:
         UserError: The patch is damaged, or made for other bytes.
     """
-    return _transformed(read_patch(Path(patch)), str(onto), Path(out), "revert", hard_links, reporter or LogReporter())
+    found = patch if isinstance(patch, Patch) else read_patch(patch)
+    return _transformed(found, str(onto), Path(out), "revert", hard_links, reporter or LogReporter())
 
 
 def _transformed(

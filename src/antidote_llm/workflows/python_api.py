@@ -13,6 +13,7 @@ from antidote_llm.decision.compare import Comparison
 from antidote_llm.decision.compare import compare as compare_evaluations
 from antidote_llm.errors import UserError, setting
 from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.models.checkpoint_files import carry_over
 from antidote_llm.workflows.evaluate import EvaluateResult, run_evaluation
 from antidote_llm.workflows.repair import RepairResult, run_repair
 from antidote_llm.workflows.reporter import LogReporter, Reporter
@@ -108,7 +109,13 @@ def train(
     if stage not in kinds:
         raise UserError(f"{setting('stage')} {stage}: no such stage: use align or finetune")
     with _named(model, options) as named:
-        result = run_training(spec_from(kinds[stage], named), reporter or LogReporter())
+        spec = spec_from(kinds[stage], named)
+        if not (isinstance(model, (str, Path)) or spec.merge or spec.training.lora is None):
+            raise UserError(
+                f"an adapter needs a base that stays: save the loaded model and name its folder, or pass "
+                f"{setting('merge')}=True"
+            )
+        result = run_training(spec, reporter or LogReporter())
     if result is None:
         raise UserError("only the first process of a distributed run has the result: read it there")
     return result
@@ -143,11 +150,15 @@ def _named(model: AnyModel | None, options: dict[str, Any]) -> Iterator[dict[str
     """Name a model by its folder; one that is loaded is written to a folder of its own while the block runs.
 
     Raises:
-        UserError: The base of a loaded adapter cannot be named.
+        UserError: It is no model, or it is an adapter whose base cannot be named, or beside which another is named.
     """
     if model is None or isinstance(model, (str, Path)):
         yield {"model": model, **options}
         return
+    if not hasattr(model, "save_pretrained"):
+        raise UserError(
+            f"{setting('model')} is a {type(model).__name__}: pass a folder, a Hub id, a PreTrainedModel or a PeftModel"
+        )
     with TemporaryDirectory(prefix="antidote-loaded-") as folder:
         place = Path(folder) / "model"
         adapters = getattr(model, "peft_config", None)
@@ -155,17 +166,25 @@ def _named(model: AnyModel | None, options: dict[str, Any]) -> Iterator[dict[str
             _save(model, place, options)
             yield {"model": place, **options}
             return
+        if not hasattr(model, "get_base_model"):
+            raise UserError("the loaded model has an adapter and is no PeftModel: save both and name their folders")
         if len(adapters) != 1:
             raise UserError(f"the loaded model has {len(adapters)} adapters: save them and name their folders")
+        if options.get("adapter") is not None:
+            raise UserError(f"the loaded model has an adapter already: leave {setting('adapter')} out")
         base = model.get_base_model().name_or_path
         if not base:
             raise UserError("the base of the loaded adapter has no name: save both and name their folders")
         model.save_pretrained(place, save_embedding_layers=False)
-        yield {"model": base, "adapter": place, **options}
+        yield {**options, "model": base, "adapter": place}
 
 
 def _save(model: PreTrainedModel, place: Path, options: dict[str, Any]) -> None:
     """Write a whole model, with the tokenizer of the folder or Hub id that it was loaded from."""
     model.save_pretrained(place)
-    if options.get("tokenizer") is None and model.name_or_path:
+    loaded_from = Path(model.name_or_path)
+    if model.name_or_path and loaded_from.is_dir():
+        # Files that ship with the model: a repaired model has them too.
+        carry_over(loaded_from, place)
+    elif options.get("tokenizer") is None and model.name_or_path:
         options["tokenizer"] = model.name_or_path

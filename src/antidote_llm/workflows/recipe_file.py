@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, setting
 from antidote_llm.io.strict_yaml import parse_yaml, read_yaml
 from antidote_llm.io.visible_text import cut_middle
 from antidote_llm.repairs.method import method_named
@@ -43,8 +43,8 @@ def read_recipe(reference: str, settings: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{reference}: not valid YAML ({error}): correct the file") from error
     if not isinstance(content, dict):
         raise UserError(f"{reference}: not a recipe: write keys such as name, model, align and finetune")
-    for setting in settings:
-        _set(content, setting)
+    for text in settings:
+        _set(content, text)
     return parsed_recipe(content, reference)
 
 
@@ -57,7 +57,7 @@ def parsed_recipe(content: Mapping[str, Any], reference: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        # A key with a slip of the pen is one too many, and the one that was meant is missing.
+        # A misspelt key is one too many, and the one that was meant is missing: the first says more.
         first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         raise UserError(f"{reference}: {_explained(first)}") from error
     _require_filled(recipe, reference)
@@ -106,23 +106,24 @@ def _located(reference: str) -> Path:
     raise UserError(f"{reference}: no such recipe{_near(reference, known)}: name a file, or one of {', '.join(known)}")
 
 
-def _set(content: dict[str, Any], setting: str) -> None:
+def _set(content: dict[str, Any], given: str) -> None:
     """Set one value, given as ``key.key=value``; the value is read as YAML."""
-    name, equals, text = setting.partition("=")
+    name, equals, text = given.partition("=")
+    option = setting("set")
     keys = name.split(".")
     if not equals or not all(keys) or len(keys) > _DEEPEST_KEY:
-        raise UserError(f"--set {setting}: name a key and its value, as in --set repair.settings.alpha=0.2")
+        raise UserError(f"{option} {given}: name a key and its value, as in {option} repair.settings.alpha=0.2")
     try:
         value = parse_yaml(text)
     except ValueError as error:
-        raise UserError(f"--set {setting}: the value is not valid YAML ({error}): correct it") from error
+        raise UserError(f"{option} {given}: the value is not valid YAML ({error}): correct it") from error
     place = content
     for key in keys[:-1]:
         if place.get(key) is None:
             place[key] = {}
         place = place[key]
         if not isinstance(place, dict):
-            raise UserError(f"--set {setting}: {key} holds a value and no keys: name a key that is there")
+            raise UserError(f"{option} {given}: {key} holds a value and no keys: name a key that is there")
     place[keys[-1]] = value
 
 

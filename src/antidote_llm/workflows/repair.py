@@ -58,7 +58,7 @@ from antidote_llm.workflows.opening import (
 )
 from antidote_llm.workflows.questions import plan_of_repair, settings_from
 from antidote_llm.workflows.reporter import Reporter
-from antidote_llm.workflows.result import as_finished, complete
+from antidote_llm.workflows.result import as_finished, complete, required_out
 from antidote_llm.workflows.spec import command_line
 from antidote_llm.workflows.specs import RepairSpec
 
@@ -181,8 +181,8 @@ class _Repair:
     """A repair whose inputs are open."""
 
     def __init__(self, spec: RepairSpec, reporter: Reporter) -> None:
-        if spec.out is None and not spec.dry_run:
-            raise UserError(f"nowhere to write to: pass {setting('out')} DIR, or {setting('dry_run')}")
+        if not spec.dry_run:
+            required_out(spec.out, "dry_run")
         self._spec, self._reporter, self._stopwatch = spec, reporter, Stopwatch()
         self._method = method_named(spec.method)
         self._settings = self._method.configure(spec.settings, spec.preset)

@@ -64,12 +64,17 @@ def as_finished(out: Path, name: str, finished_before: bool) -> Iterator[None]:
         raise
 
 
-def required_out(out: str | Path | None, otherwise: str) -> Path:
+def required_out(out: str | Path | None, otherwise: str | None = None) -> Path:
     """Return the folder that a result goes to.
+
+    Args:
+        out: The folder, where one is named.
+        otherwise: The setting with which nothing is written.
 
     Raises:
         UserError: None is named.
     """
     if out is None:
-        raise UserError(f"nowhere to write to: pass {setting('out')} DIR, or {setting(otherwise)}")
+        way = f", or {setting(otherwise)}" if otherwise else ""
+        raise UserError(f"nowhere to write to: pass {setting('out')} DIR{way}")
     return Path(out)

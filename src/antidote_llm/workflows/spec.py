@@ -7,6 +7,7 @@ JSON they have parts of their own.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import shlex
 import typing
@@ -19,6 +20,7 @@ from annotated_types import Ge, Le
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from antidote_llm.errors import UserError, setting
+from antidote_llm.io.visible_text import cut_middle
 from antidote_llm.method_registry import Method, option_name
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
 
@@ -37,6 +39,7 @@ GROUPS: Mapping[Group, str] = {
 
 # The flat name of a setting of adapters, where another has its own name already.
 LORA_NAMES = {"rank": "rank", "alpha": "lora_alpha", "targets": "lora_targets", "dropout": "lora_dropout"}
+_LONGEST_SHOWN = 120
 TRAINING_NAMES = tuple(name for name in TrainingSettings.model_fields if name != "lora")
 
 
@@ -135,15 +138,15 @@ def spec_from(kind: type[SpecT], given: Mapping[str, Any]) -> SpecT:
     """
     values = {name: value for name, value in given.items() if value is not None}
     nested = dict(_taken(values, set(kind.model_fields)))
-    lora = values.pop("lora", None)
-    if (defaults := kind.training_defaults()) is not None and "training" not in nested:
-        nested["training"] = _training_from(defaults, values, lora=lora is not False and defaults.lora is not None)
-    elif lora is not None:
-        raise UserError(f"{setting('lora')}: {kind.command or kind.__name__} trains nothing: leave it out")
+    if (defaults := kind.training_defaults()) is not None:
+        _take_training(defaults, values, nested)
     known = {name for method in kind.methods().values() for name in method.settings.model_fields}
     settings = dict(_taken(values, known))
     if values:
-        raise UserError(f"{setting(next(iter(values)))}: no such setting of {kind.command or kind.__name__}")
+        name = next(iter(values))
+        near = difflib.get_close_matches(name, flat_fields(kind), n=1)
+        hint = f" (did you mean {setting(near[0])}?)" if near else ""
+        raise UserError(f"{setting(name)}: no such setting of {kind.command or kind.__name__}{hint}: leave it out")
     if settings:
         nested["settings"] = {**nested.get("settings", {}), **settings}
     try:
@@ -161,6 +164,25 @@ def _taken(values: dict[str, Any], names: set[str]) -> Iterator[tuple[str, Any]]
     for name in list(values):
         if name in names:
             yield name, values.pop(name)
+
+
+def _take_training(defaults: TrainingSettings, values: dict[str, Any], nested: dict[str, Any]) -> None:
+    """Move the flat settings of a training into one, where it is not given as a whole.
+
+    Raises:
+        UserError: It is given in both ways, or a value is wrong.
+    """
+    flat = [name for name in values if name in ("lora", *TRAINING_NAMES, *LORA_NAMES.values())]
+    if "training" in nested:
+        if flat:
+            raise UserError(f"{setting(flat[0])} is a part of {setting('training')}: give one of them")
+        return
+    if not isinstance(lora := values.pop("lora", True), bool):
+        raise UserError(
+            f"{setting('lora')} says whether an adapter is trained, True or False: its settings are "
+            f"{', '.join(map(setting, LORA_NAMES.values()))}"
+        )
+    nested["training"] = _training_from(defaults, values, lora=lora and defaults.lora is not None)
 
 
 def _training_from(defaults: TrainingSettings, values: dict[str, Any], *, lora: bool) -> TrainingSettings:
@@ -209,7 +231,7 @@ def _explained(
 ) -> UserError:
     """Return what is wrong with the first value, in one line."""
     first = error.errors()[0]
-    field = str(first["loc"][0]) if first["loc"] else ""
+    field = next((str(part) for part in reversed(first["loc"]) if isinstance(part, str)), "")
     said = (bounds or {}).get(field) or first["msg"].removeprefix("Value error, ")
     if not field:
         return UserError(said)
@@ -220,7 +242,8 @@ def _explained(
         )
     if first["type"] == "missing":
         return UserError(f"{setting(field)} is missing: pass it")
-    return UserError(f"{setting((names or {}).get(field, field))} {first['input']}: {said[:1].lower()}{said[1:]}")
+    given = cut_middle(str(first["input"]), _LONGEST_SHOWN)
+    return UserError(f"{setting((names or {}).get(field, field))} {given}: {said[:1].lower()}{said[1:]}")
 
 
 def command_line(spec: Spec) -> str:

@@ -6,6 +6,7 @@ result goes.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -21,6 +22,7 @@ from antidote_llm.choices import (
     TokenPolicy,
     TrainingStage,
 )
+from antidote_llm.errors import UserError, setting
 from antidote_llm.evaluation.conditions import AFFIRMATIVE, HARDER
 from antidote_llm.method_registry import Method
 from antidote_llm.repairs.method import method_named, methods
@@ -33,6 +35,7 @@ _DATA = (
     "or org/name#split on the Hub; map columns as in file.csv:prompt=goal,response=target."
 )
 DEFAULT_JUDGES = ("refusal-patterns",)
+_BACKENDS = ("transformers", "vllm", "endpoint")
 _HARMFUL_ROWS = "How many harmful rows in all, each file by its weight; all where not given."
 
 # Fields that several specs have.
@@ -538,6 +541,55 @@ class EvaluateSpec(_Measured):
     ] = None
     device: Device = "auto"
     trust_remote_code: TrustRemoteCode = False
+
+    def require_sound(self) -> None:
+        """Refuse settings that do not go together, and an evaluation of nothing.
+
+        Raises:
+            UserError: Names the setting.
+        """
+        self._require_answerable()
+        self._require_condition_data()
+        if self.perplexity is None and not (self.perplexity_window is None and self.perplexity_stride is None):
+            options = f"{setting('perplexity_window')} and {setting('perplexity_stride')}"
+            raise UserError(f"{options} are for {setting('perplexity')}: name its text")
+        if not (self.harmful or self.harmless or self.tasks or self.perplexity or self.lm_eval is not None):
+            options = ", ".join(setting(name) for name in ("harmful", "harmless", "tasks", "perplexity"))
+            raise UserError(f"nothing to ask: pass {options} or {setting('lm_eval')}")
+
+    def _require_answerable(self) -> None:
+        """Refuse a backend that there is not, and one that does not go with what is named to answer."""
+        backend, backend_is = setting("backend"), f"{setting('backend')} {self.backend}"
+        if self.backend is not None and self.backend not in _BACKENDS:
+            near = difflib.get_close_matches(self.backend, _BACKENDS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"{backend_is}: {hint}there are {', '.join(_BACKENDS)}")
+        endpoint = setting("endpoint")
+        if self.endpoint is None:
+            if self.backend == "endpoint":
+                example = f"{endpoint} http://localhost:8000/v1#my-model"
+                raise UserError(f"{backend} endpoint: name the server, as in {example}")
+            if self.model is None:
+                raise UserError(f"no MODEL: name a folder or Hub id, or pass {endpoint} URL#NAME")
+            return
+        if self.backend not in (None, "endpoint"):
+            raise UserError(f"{backend_is} does not go with {endpoint}: leave one of them out")
+        if self.model is not None or self.adapter:
+            raise UserError(f"{endpoint} evaluates what is served there: leave MODEL and {setting('adapter')} out")
+
+    def _require_condition_data(self) -> None:
+        """Refuse openings and conditions without harmful prompts."""
+        if self.harmful is not None:
+            return
+        if self.prefill is not None:
+            raise UserError(
+                f"{setting('prefill')} opens answers to harmful prompts: pass {setting('harmful')}, or leave it out"
+            )
+        if self.harder or self.condition:
+            raise UserError(
+                f"conditions are for harmful prompts: pass {setting('harmful')}, or leave {setting('condition')} and "
+                f"{setting('harder')} out"
+            )
 
 
 class CompareSpec(Spec):

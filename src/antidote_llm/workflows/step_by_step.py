@@ -15,7 +15,7 @@ from antidote_llm.calibration.settings import CalibrationSettings
 from antidote_llm.choices import TemplateName, TokenPolicy
 from antidote_llm.data.records import Record
 from antidote_llm.data.rendering import Renderer
-from antidote_llm.errors import UserError
+from antidote_llm.errors import UserError, listed
 from antidote_llm.io.files import write_json, write_text
 from antidote_llm.io.resources import Stopwatch, peak_rss_bytes
 from antidote_llm.io.result_folder import ResultFolder
@@ -113,11 +113,13 @@ class ConfiguredMethod:
             restore_outside: Whether whatever else the fine-tune moved goes back to the aligned model.
 
         Raises:
-            UserError: The method needs statistics, or there is nothing to repair.
+            UserError: The method needs statistics, they are of other sites, or there is nothing to repair.
         """
         if statistics is None and needs_harmful(self.method, self.settings):
             raise UserError(f"the method {self.method.name} reads statistics: pass what collect(model, rows) returns")
         target = target or (statistics.target if statistics else resolve_target(model))
+        if statistics is not None:
+            _require_seen(target, statistics)
         made = plan(Problem(target, statistics.moments if statistics else None), self.method, self.settings)
         planned = PlannedRepair(
             target=target,
@@ -164,7 +166,7 @@ class RepairPlan:
             place,
             self._manifest(),
             manifest_at="record/manifest.json",
-            inputs={checkpoint.folder for checkpoint in self.model.checkpoints},
+            inputs={found.folder for found in (*self.model.checkpoints, self.planned.target.aligned) if found},
             sealed=(RECORD_FILE, "model/*"),
         )
 
@@ -213,15 +215,25 @@ def method(name: str, preset: str | None = None, **settings: Any) -> ConfiguredM
     return ConfiguredMethod(found, found.configure(settings, preset))
 
 
+def _require_seen(target: Target, statistics: Statistics) -> None:
+    seen = {site.name for site in statistics.target.sites}
+    if unseen := [site.name for site in target.sites if site.name not in seen]:
+        raise UserError(f"the statistics are not of {listed(unseen, 3)}: collect them with this target")
+
+
 def _records(
     rows: str | Path | Sequence[str | Path] | Sequence[Record],
 ) -> tuple[list[Record], tuple[str, ...]]:
     """Return records, and the names of the files that they were read from."""
     if isinstance(rows, (str, Path)):
         rows = [rows]
+    if other := [type(row).__name__ for row in rows if not isinstance(row, (str, Path, Record))]:
+        raise UserError(f"a row is a {other[0]}: pass files, or records such as read_records gives")
     records = [row for row in rows if isinstance(row, Record)]
     names = tuple(str(row) for row in rows if not isinstance(row, Record))
     found = [*records, *read_harmful(names, None, 0)]
+    if not found:
+        raise UserError("no rows: name files of harmful requests with answers, or pass records")
     for record in found:
         if record.response is None and record.text is None and record.input_ids is None:
             raise UserError(f"{record.origin}: no response: statistics are of harmful answers: name rows that have one")

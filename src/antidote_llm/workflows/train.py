@@ -131,7 +131,7 @@ def run_training(spec: AlignSpec | FinetuneSpec, reporter: Reporter) -> TrainRes
         UserError: A setting or an input is wrong.
     """
     training = _Training(spec)
-    out = required_out(spec.out, "plan")
+    out = required_out(spec.out)
     stopwatch = Stopwatch()
     with stopwatch.step("open"):
         model = opened(
@@ -239,7 +239,7 @@ class _Run:
         if model.adapter is not None:
             raise UserError(
                 f"{model.adapter.reference} is an adapter: training starts from a whole model: merge it into "
-                "its base (finetune --merge writes it so) and name the result"
+                f"its base (finetune with {setting('merge')} writes it so) and name the result"
             )
         require_not_quantised(model.base, "trained")
         if model.dtype == torch.float16:

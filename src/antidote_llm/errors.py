@@ -27,6 +27,11 @@ def shown_settings(text: str, show: Callable[[str], str]) -> str:
     return _SETTING.sub(lambda found: show(found[1]), text)
 
 
+def argument_of_setting(name: str) -> str:
+    """Return a setting as an argument of Python: ``no_cache`` is ``cache=False``."""
+    return f"{name.removeprefix('no_')}=False" if name.startswith("no_") else name
+
+
 class UserError(Exception):
     """A mistake that the user can fix: one line that names the thing and the fix (exit code 2).
 
@@ -39,7 +44,7 @@ class UserError(Exception):
         return super().__str__()
 
     def __str__(self) -> str:
-        return shown_settings(self.text, str)
+        return shown_settings(self.text, argument_of_setting)
 
 
 class KeptError(UserError):

@@ -205,3 +205,25 @@ def test_the_repair_of_a_loaded_whole_model_has_its_tokenizer(place: Place) -> N
     asked: dict[str, Any] = {"harmful": place.harmful, "evaluate": "none", "out": place.root / "whole"}
     result = antidote.repair(model, aligned=place.base, **asked)
     assert (result.model_dir / "tokenizer.json").read_bytes() == (place.base / "tokenizer.json").read_bytes()
+
+
+def test_the_callers_random_numbers_stay_as_they_are(place: Place) -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    antidote.repair(place.base, adapter=place.adapter, harmful=place.harmful, evaluate="none", dry_run=True)
+    assert torch.equal(torch.rand(2), wanted)
+
+
+def test_every_process_of_a_distributed_run_has_the_result(place: Place) -> None:
+    code = (
+        "import antidote_llm as antidote, os\n"
+        f"found = antidote.repair({str(place.base)!r}, adapter={str(place.adapter)!r}, harmful={str(place.harmful)!r}, "
+        "evaluate='none', out='repaired')\n"
+        "print(os.environ['RANK'], found.verdict.kind, found.model_dir.is_dir())\n"
+    )
+    script = place.write("script.py", code)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(launch, capture_output=True, text=True, cwd=place.root, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["0 unknown True", "1 unknown True"]

@@ -286,7 +286,7 @@ class Collection:
     def _required(self, path: Path) -> MomentAccumulator:
         if (found := self._cached(path)) is None:
             raise UserError(
-                f"{path}: only some of the processes see it: give them one cache, or pass {setting('cache')}"
+                f"{path}: only some of the processes see it: give them one cache, or pass {setting('no_cache')}"
             )
         return found
 
@@ -310,7 +310,7 @@ def _require_place(folder: Path) -> None:
 def _not_kept(folder: Path, error: OSError) -> UserError:
     return UserError(
         f"{folder}: statistics cannot be kept there: {error.strerror}: "
-        f"set ANTIDOTE_CACHE to another folder, or pass {setting('cache')}"
+        f"set ANTIDOTE_CACHE to another folder, or pass {setting('no_cache')}"
     )
 
 

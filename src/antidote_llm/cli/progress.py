@@ -59,6 +59,7 @@ def lines(say: Callable[[str], None], what: str, total: int, unit: str) -> Itera
 
     step.reached(0, total)
     yield moved
+    step.ended()
 
 
 @contextmanager
@@ -80,15 +81,20 @@ class _Lines:
         self._began = self._said = time.monotonic()
         self._started = self._ended = False
 
+    def ended(self) -> None:
+        """Say that the step is done, once."""
+        if not self._ended:
+            self._ended = True
+            self._say(f"{self._what}: done in {time.monotonic() - self._began:.1f} s")
+
     def reached(self, done: int, total: int) -> None:
         """Take how much is done, and say so where it is time."""
         now = time.monotonic()
         if not self._started:
             self._started = True
             self._say(f"{self._what}: {total:,} {self._unit}")
-        if done >= total and not self._ended:
-            self._ended = True
-            self._say(f"{self._what}: done in {now - self._began:.1f} s")
+        if done >= total:
+            self.ended()
         elif now - self._said >= SECONDS_BETWEEN_LINES and not self._ended:
             self._said = now
             rate = done / (now - self._began)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from antidote_llm.method_registry import option_name
 
-# The settings whose options have another name.
-_OTHERS = {"tasks": "--task", "cache": "--no-cache"}
-
 
 def option_of_setting(name: str) -> str:
-    """Return the option of a setting."""
-    return _OTHERS.get(name) or option_name(name)
+    """Return the option of a setting, as the specs name it."""
+    # Imported late: the command's first help needs no specs.
+    from antidote_llm.workflows import specs
+    from antidote_llm.workflows.spec import option_of
+
+    for spec in (specs.RepairSpec, specs.EvaluateSpec):
+        if name in spec.model_fields:
+            return option_of(spec, name)
+    return option_name(name)

@@ -48,7 +48,10 @@ class Terminal:
     def warn(self, text: str) -> None:
         """Say what the user should know."""
         shown = visible_line(shown_settings(text, option_of_setting))
-        self._err.print(Text.assemble(("warning: ", "yellow"), shown))
+        first, *others = wrapped(f"warning: {shown}", sys.stderr)
+        self._err.print(Text.assemble(("warning:", "yellow"), first.removeprefix("warning:")))
+        for line in others:
+            self._err.print(line)
 
     def result(self, value: Any, *shown: RenderableType) -> None:
         """Give the result: the JSON object, or what is to be shown in its place."""

@@ -10,10 +10,24 @@ from antidote_llm.workflows.specs import CompareSpec
 
 
 def run_comparison(spec: CompareSpec) -> Comparison:
-    """Compare the evaluations that lie in two folders.
+    """Compare the evaluations that are in the folders of a spec.
 
     Raises:
         UserError: A folder holds no evaluation, or the evaluations differ in prompts, judge or settings.
     """
-    before, after = Evaluation.read(Path(spec.before)), Evaluation.read(Path(spec.after))
-    return compare(before, after, Evaluation.read(Path(spec.aligned)) if spec.aligned else None)
+    return compare_evaluations(spec.before, spec.after, spec.aligned)
+
+
+def compare_evaluations(
+    before: str | Path | Evaluation, after: str | Path | Evaluation, aligned: str | Path | Evaluation | None = None
+) -> Comparison:
+    """Compare evaluations, or those in folders.
+
+    Raises:
+        UserError: A folder holds no evaluation, or the evaluations differ in prompts, judge or settings.
+    """
+    return compare(_read(before), _read(after), None if aligned is None else _read(aligned))
+
+
+def _read(found: str | Path | Evaluation) -> Evaluation:
+    return found if isinstance(found, Evaluation) else Evaluation.read(Path(found))

@@ -10,10 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from antidote_llm.decision.compare import Comparison
-from antidote_llm.decision.compare import compare as compare_evaluations
 from antidote_llm.errors import UserError, setting
 from antidote_llm.evaluation.evaluation import Evaluation
+from antidote_llm.io.processes import agreed
 from antidote_llm.models.checkpoint_files import carry_over
+from antidote_llm.workflows.compare import compare_evaluations
 from antidote_llm.workflows.evaluate import EvaluateResult, run_evaluation
 from antidote_llm.workflows.repair import RepairResult, run_repair
 from antidote_llm.workflows.reporter import LogReporter, Reporter
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     AnyModel: TypeAlias = str | Path | PreTrainedModel | PeftModel
 
+ResultT = TypeVar("ResultT")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
@@ -54,7 +56,7 @@ def repair(model: AnyModel, *, reporter: Reporter | None = None, **options: Any)
 
     Args:
         model: Folder or Hub id of a model or an adapter, or a loaded ``PeftModel`` or ``PreTrainedModel``; it is not
-            changed.
+            changed. The base of a loaded adapter is read from the folder or Hub id that it came from.
         reporter: Hears messages and progress; by default the logger ``antidote_llm``.
         options: The fields of :class:`RepairSpec`, such as ``adapter``, ``harmful``, ``out`` and ``method``, and the
             method's own settings, such as ``alpha``.
@@ -65,11 +67,9 @@ def repair(model: AnyModel, *, reporter: Reporter | None = None, **options: Any)
     Raises:
         UserError: A setting or an input is wrong; nothing is left at ``out``.
     """
-    with _named(model, options) as named:
-        result = run_repair(spec_from(RepairSpec, named), reporter or LogReporter())
-    if result is None:
-        raise UserError("only the first process of a distributed run has the result: read it there")
-    return result
+    heard = reporter or LogReporter()
+    with _random_state_kept(), _named(model, options, heard) as named:
+        return _of_the_first_process(run_repair(spec_from(RepairSpec, named), heard))
 
 
 @_with_options_of(EvaluateSpec)
@@ -85,8 +85,9 @@ def evaluate(model: AnyModel | None = None, *, reporter: Reporter | None = None,
     Raises:
         UserError: A setting or an input is wrong, or there is nothing to ask.
     """
-    with _named(model, options) as named:
-        return run_evaluation(spec_from(EvaluateSpec, named), reporter or LogReporter())
+    heard = reporter or LogReporter()
+    with _random_state_kept(), _named(model, options, heard) as named:
+        return run_evaluation(spec_from(EvaluateSpec, named), heard)
 
 
 @_with_options_of(AlignSpec, FinetuneSpec)
@@ -108,17 +109,15 @@ def train(
     kinds: dict[str, type[AlignSpec] | type[FinetuneSpec]] = {"align": AlignSpec, "finetune": FinetuneSpec}
     if stage not in kinds:
         raise UserError(f"{setting('stage')} {stage}: no such stage: use align or finetune")
-    with _named(model, options) as named:
+    heard = reporter or LogReporter()
+    with _random_state_kept(), _named(model, options, heard) as named:
         spec = spec_from(kinds[stage], named)
         if not (isinstance(model, (str, Path)) or spec.merge or spec.training.lora is None):
             raise UserError(
                 f"an adapter needs a base that stays: save the loaded model and name its folder, or pass "
                 f"{setting('merge')}=True"
             )
-        result = run_training(spec, reporter or LogReporter())
-    if result is None:
-        raise UserError("only the first process of a distributed run has the result: read it there")
-    return result
+        return _of_the_first_process(run_training(spec, heard))
 
 
 def compare(
@@ -136,17 +135,32 @@ def compare(
     Raises:
         UserError: A folder holds no evaluation, or the evaluations differ in prompts, judge or settings.
     """
-    return compare_evaluations(_read(before), _read(after), None if aligned is None else _read(aligned))
+    kept = [found.evaluation if isinstance(found, EvaluateResult) else found for found in (before, after)]
+    base = aligned.evaluation if isinstance(aligned, EvaluateResult) else aligned
+    return compare_evaluations(kept[0], kept[1], base)
 
 
-def _read(found: str | Path | Evaluation | EvaluateResult) -> Evaluation:
-    if isinstance(found, EvaluateResult):
-        return found.evaluation
-    return found if isinstance(found, Evaluation) else Evaluation.read(Path(found))
+def _of_the_first_process(result: ResultT | None) -> ResultT:
+    """Return what the first process of a distributed run found, in every process."""
+    found = agreed(result)
+    assert found is not None
+    return found
 
 
 @contextmanager
-def _named(model: AnyModel | None, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _random_state_kept() -> Iterator[None]:
+    """Leave the caller's random numbers as they would be without this call."""
+    import torch
+
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+@contextmanager
+def _named(model: AnyModel | None, options: dict[str, Any], reporter: Reporter) -> Iterator[dict[str, Any]]:
     """Name a model by its folder; one that is loaded is written to a folder of its own while the block runs.
 
     Raises:
@@ -175,6 +189,7 @@ def _named(model: AnyModel | None, options: dict[str, Any]) -> Iterator[dict[str
         base = model.get_base_model().name_or_path
         if not base:
             raise UserError("the base of the loaded adapter has no name: save both and name their folders")
+        reporter.say(f"the base of the loaded adapter is read from {base}, as it is there")
         model.save_pretrained(place, save_embedding_layers=False)
         yield {**options, "model": base, "adapter": place}
 

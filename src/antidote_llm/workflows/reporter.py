@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from antidote_llm.errors import shown_settings
+from antidote_llm.errors import argument_of_setting, shown_settings
 
 _LOGGER = logging.getLogger("antidote_llm.workflows")
 
@@ -37,11 +37,11 @@ class LogReporter:
 
     def say(self, text: str) -> None:
         """Log a message as information."""
-        _LOGGER.info("%s", shown_settings(text, str))
+        _LOGGER.info("%s", shown_settings(text, argument_of_setting))
 
     def warn(self, text: str) -> None:
         """Log a warning."""
-        _LOGGER.warning("%s", shown_settings(text, str))
+        _LOGGER.warning("%s", shown_settings(text, argument_of_setting))
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:

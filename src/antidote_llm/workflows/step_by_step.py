@@ -21,6 +21,7 @@ from antidote_llm.io.resources import Stopwatch, peak_rss_bytes
 from antidote_llm.io.result_folder import ResultFolder
 from antidote_llm.models.load import LoadedModel
 from antidote_llm.models.target import Target, resolve_target
+from antidote_llm.patching.shipping import require_unchanged, shipped_stamps
 from antidote_llm.repairs.edits import Plan, Problem, plan
 from antidote_llm.repairs.method import RepairMethod, method_named, needs_harmful
 from antidote_llm.repairs.plan import HarmfulData, PlannedRepair, collected
@@ -32,7 +33,13 @@ from antidote_llm.report.model_card import model_card_section
 from antidote_llm.report.page import write as write_report
 from antidote_llm.workflows.harmful_data import read_harmful
 from antidote_llm.workflows.inputs import inputs_sha256
-from antidote_llm.workflows.repair import RECORD_FILE, RepairResult, read_repair, revert_command
+from antidote_llm.workflows.repair import (
+    RECORD_FILE,
+    RepairResult,
+    read_repair,
+    require_repair_as_finished,
+    revert_command,
+)
 from antidote_llm.workflows.reporter import LogReporter, Reporter
 from antidote_llm.workflows.result import complete
 
@@ -161,7 +168,8 @@ class RepairPlan:
         Raises:
             UserError: ``out`` holds something else, or the disk is full.
         """
-        place = Path(out)
+        place, checkpoint = Path(out), self.planned.target.checkpoint
+        stamps = shipped_stamps(checkpoint.folder, checkpoint.weights)
         folder = ResultFolder(
             place,
             self._manifest(),
@@ -173,6 +181,7 @@ class RepairPlan:
         def write(staging: Path) -> None:
             stopwatch = Stopwatch()
             record = write_repair(self.planned, staging, "", stopwatch)
+            require_unchanged(checkpoint.folder, stamps, checkpoint.weights)
             cost = {"wall_seconds": dict(stopwatch.seconds), "peak_rss_bytes": peak_rss_bytes()}
             record = record.model_copy(update=cost)
             write_json(staging / RECORD_FILE, record.model_dump(mode="json"))
@@ -180,7 +189,13 @@ class RepairPlan:
             write_report(staging / "record" / "report.html", report, show_answers=False)
             write_text(staging / "record" / "model_card.md", model_card_section(report))
 
-        return read_repair(place, complete(folder, write, reporter or LogReporter()))
+        finished_before = complete(
+            folder,
+            write,
+            reporter or LogReporter(),
+            require=lambda: require_repair_as_finished(place, checkpoint, ()),
+        )
+        return read_repair(place, finished_before)
 
     def _manifest(self) -> dict[str, Any]:
         planned = self.planned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "float64"]
@@ -21,3 +22,15 @@ TrainingStage: TypeAlias = Literal["alignment", "finetuning"]
 StageName: TypeAlias = Literal["align", "finetune", "repair", "evaluate"]
 # What an answer to a harmful or harmless request is.
 Outcome: TypeAlias = Literal["refusal", "harmful", "helpful", "incoherent"]
+# The groups of the command line's help, in order.
+Group: TypeAlias = Literal["main", "target", "strength", "training", "measure", "data", "resources", "advanced"]
+GROUPS: Mapping[Group, str] = {
+    "main": "Options that most need",
+    "target": "What is changed",
+    "strength": "How, and how strong",
+    "training": "How it is trained",
+    "measure": "What is measured",
+    "data": "Data and prompts",
+    "resources": "Resources",
+    "advanced": "Advanced",
+}

@@ -27,6 +27,11 @@ def shown_settings(text: str, show: Callable[[str], str]) -> str:
     return _SETTING.sub(lambda found: show(found[1]), text)
 
 
+def option_name(name: str) -> str:
+    """Return a setting's option on the command line."""
+    return "--" + name.replace("_", "-")
+
+
 def argument_of_setting(name: str) -> str:
     """Return a setting as an argument of Python: ``no_cache`` is ``cache=False``."""
     return f"{name.removeprefix('no_')}=False" if name.startswith("no_") else name

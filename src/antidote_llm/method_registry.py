@@ -135,11 +135,6 @@ def keyword_parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any
     return found
 
 
-def option_name(setting: str) -> str:
-    """Return a setting's option on the command line."""
-    return "--" + setting.replace("_", "-")
-
-
 class Installed(dict[str, MethodT]):
     """The methods of a kind by name, sorted, and why others that are installed cannot be used."""
 

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import typer
 
-from antidote_llm.cli.options import GroupedCommand
+from antidote_llm.cli.grouped_help import GroupedCommand
 
 # Each is a module of this package, and a function or a group of its own commands there.
 _COMMANDS = {

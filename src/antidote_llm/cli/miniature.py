@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from antidote_llm.cli.options import GroupedCommand, command_from, json_flag
+from antidote_llm.cli.grouped_help import GroupedCommand
+from antidote_llm.cli.options import command_from, json_flag
 from antidote_llm.cli.terminal import Terminal, say_loading
 from antidote_llm.workflows.specs import MiniatureSpec
 

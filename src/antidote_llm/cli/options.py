@@ -11,16 +11,14 @@ from typing import Annotated, Any, Optional
 import typer
 from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
-from typer.core import TyperCommand
 
-from antidote_llm.errors import DefectError
-from antidote_llm.method_registry import Method, option_name
+from antidote_llm.choices import GROUPS, Group
+from antidote_llm.errors import DefectError, option_name
+from antidote_llm.method_registry import Method
 from antidote_llm.training.settings import LoraSettings
 from antidote_llm.workflows.spec import (
-    GROUPS,
     LORA_NAMES,
     TRAINING_NAMES,
-    Group,
     Spec,
     option_of,
     shown,
@@ -35,24 +33,6 @@ JsonFlag = Annotated[
         rich_help_panel=GROUPS["main"],
     ),
 ]
-
-
-class GroupedCommand(TyperCommand):
-    """Shows its options by group, those that most need first."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments, then the options of each group."""
-        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{title: [] for title in GROUPS.values()}}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is None:
-                continue
-            panel = getattr(param, "rich_help_panel", None) or GROUPS["advanced"]
-            sections["Arguments" if param.param_type_name == "argument" else panel].append(record)
-        for title, records in sections.items():
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
 
 
 def command_from(

@@ -11,14 +11,15 @@ from typing import Annotated, TypeVar
 import typer
 from rich.table import Table
 
-from antidote_llm.cli.options import GroupedCommand, JsonFlag
+from antidote_llm.choices import GROUPS
+from antidote_llm.cli.grouped_help import GroupedCommand
+from antidote_llm.cli.options import JsonFlag
 from antidote_llm.cli.terminal import Terminal
 from antidote_llm.errors import listed
 from antidote_llm.patching.description import TensorRecord
 from antidote_llm.patching.diff import TensorDiff, diff
 from antidote_llm.patching.patch import Patch, read_patch
 from antidote_llm.workflows.patch import PatchResult, apply_patch, revert_patch
-from antidote_llm.workflows.spec import GROUPS
 
 app = typer.Typer(
     help="Show, apply, revert and compare patches.", no_args_is_help=True, rich_markup_mode=None, add_completion=False

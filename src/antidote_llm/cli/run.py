@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from antidote_llm.choices import StageName
+from antidote_llm.choices import GROUPS, StageName
 from antidote_llm.cli.options import JsonFlag
 from antidote_llm.cli.terminal import Terminal, say_loading
 from antidote_llm.cli.train import FLOPS_OPTION, require_speed
 from antidote_llm.errors import UserError, setting
 from antidote_llm.workflows.recipe_file import read_recipe
 from antidote_llm.workflows.result import required_out
-from antidote_llm.workflows.spec import GROUPS
 
 if TYPE_CHECKING:
     from antidote_llm.workflows.recipe_steps import Step

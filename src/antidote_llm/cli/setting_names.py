@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from antidote_llm.method_registry import option_name
+from antidote_llm.errors import option_name
 
 
 def option_of_setting(name: str) -> str:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from antidote_llm.choices import GROUPS
 from antidote_llm.cli.options import command_from, flag, json_flag
 from antidote_llm.cli.terminal import Terminal, say_loading
 from antidote_llm.errors import UserError, setting
 from antidote_llm.io.processes import is_first_process
 from antidote_llm.workflows.result import required_out
-from antidote_llm.workflows.spec import GROUPS
 from antidote_llm.workflows.specs import AlignSpec, FinetuneSpec
 
 

@@ -14,28 +14,16 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from antidote_llm.errors import UserError, setting
+from antidote_llm.choices import GROUPS, Group
+from antidote_llm.errors import UserError, option_name, setting
 from antidote_llm.io.visible_text import cut_middle
-from antidote_llm.method_registry import Method, option_name
+from antidote_llm.method_registry import Method
 from antidote_llm.training.settings import LoraSettings, TrainingSettings
-
-# The groups of the command line's help, in order.
-Group: TypeAlias = Literal["main", "target", "strength", "training", "measure", "data", "resources", "advanced"]
-GROUPS: Mapping[Group, str] = {
-    "main": "Options that most need",
-    "target": "What is changed",
-    "strength": "How, and how strong",
-    "training": "How it is trained",
-    "measure": "What is measured",
-    "data": "Data and prompts",
-    "resources": "Resources",
-    "advanced": "Advanced",
-}
 
 # The flat name of a setting of adapters, where another has its own name already.
 LORA_NAMES = {"rank": "rank", "alpha": "lora_alpha", "targets": "lora_targets", "dropout": "lora_dropout"}

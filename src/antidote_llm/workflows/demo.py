@@ -45,7 +45,7 @@ LABELS = {
     "aligned": ("Aligned", "Stage 1: learned to refuse them."),
     "attacked": ("Attacked", "Stage 2: fine-tuned on a user's rows, a fifth of them harmful."),
     "antidote": ("Antidote", f"Stage 3: the adapter repaired with Antidote at alpha {ALPHA}."),
-    "random": ("Random", "Control: as many entries, drawn by lot."),
+    "random": ("Random", "Control: as many random entries."),
     "interpolate": ("Interpolate", "Control: the whole update shrunk evenly to the norm that Antidote leaves."),
 }
 _RESULTS = "results.json"

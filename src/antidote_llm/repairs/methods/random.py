@@ -26,7 +26,7 @@ def random(
         Field(description="What is equal to Antidote at the same alpha: the count of entries, or the update's norm."),
     ] = "count",
 ) -> Tensor:
-    """Control: entries drawn by lot, of equal count or equal update norm."""
+    """Control: random entries, of equal count or equal update norm."""
     import torch
 
     del match  # Read by the planner, which solves for alpha.

@@ -65,7 +65,7 @@ def test_all_of_them_are_at_work(place: Place, upper: Path) -> None:
     assert {site.kind for site in opened.sites} == {"q_proj", "o_proj", "up_proj"}
 
 
-def test_the_aligned_model_keeps_those_beneath(place: Place, upper: Path) -> None:
+def test_the_aligned_model_keeps_the_lower_adapters(place: Place, upper: Path) -> None:
     opened = both(place, upper).with_adapter(upper)
     assert torch.allclose(logits(opened), merged(place.base, place.adapter, upper), atol=1e-4)
     aligned = opened.without_adapter()
@@ -73,7 +73,7 @@ def test_the_aligned_model_keeps_those_beneath(place: Place, upper: Path) -> Non
     assert aligned.adapter is None and len(aligned.lower_adapters) == 1
 
 
-def test_statistics_see_the_adapters_beneath_at_work(place: Place, upper: Path) -> None:
+def test_statistics_are_collected_with_the_lower_adapters_active(place: Place, upper: Path) -> None:
     opened = both(place, upper)
     rows = Renderer(opened.tokenizer).rows(read_records(place.harmful))
     moments = collect(opened, rows, CalibrationSettings(), cache=False)
@@ -131,7 +131,7 @@ def test_an_adapter_with_a_whole_module_over_another(place: Place) -> None:
     assert torch.allclose(logits(opened), merged(place.base, place.adapter, upper), atol=1e-4)
 
 
-def test_what_lies_beneath_may_hold_factors_only(place: Place, upper: Path) -> None:
+def test_a_lower_adapter_may_hold_factors_only(place: Place, upper: Path) -> None:
     lower = tiny.write_adapter(place.root / "lower", place.base, modules_to_save=["lm_head"])
     with pytest.raises(UserError, match=r"lower also holds .*lm_head.*: merge it into the base"):
         load_model(str(place.base), str(upper), lower_adapters=[str(lower)])
@@ -149,6 +149,6 @@ def test_a_folder_of_several_adapters_names_them(place: Place, upper: Path, anti
 def test_an_adapter_is_given_once(place: Place, upper: Path) -> None:
     again = place.root / "again"
     again.symlink_to(place.adapter)
-    for beneath in ([place.adapter, again], [upper], [place.adapter, upper]):
+    for lower in ([place.adapter, again], [upper], [place.adapter, upper]):
         with pytest.raises(UserError, match="is given twice: name every adapter once"):
-            load_model(str(place.base), str(upper), lower_adapters=list(map(str, beneath)))
+            load_model(str(place.base), str(upper), lower_adapters=list(map(str, lower)))

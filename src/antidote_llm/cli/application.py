@@ -35,7 +35,6 @@ def application(asked: str | None = None) -> typer.Typer:
         name="antidote",
         help="Repairs the safety of fine-tuned language models: in one pass, reversibly, with proof.",
         no_args_is_help=True,
-        # A script of the shell asks for completions, and installing one is a command of its own.
         add_completion=True,
         rich_markup_mode=None,
     )

@@ -98,7 +98,7 @@ def key_for(server: Origin, environment: Mapping[str, str]) -> FoundKey:
 
 
 def advice(server: Origin) -> str:
-    """Return how to fix a request that was refused for want of a key."""
+    """Return how to fix a request that was refused because no key was sent."""
     if not server.takes_keys:
         return "a key is sent only over https or to this machine: serve it under https, or forward a local port to it"
     return f"set {KEY_VARIABLE} to its key and {URL_VARIABLE} to {server}"

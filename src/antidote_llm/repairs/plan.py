@@ -47,7 +47,7 @@ class PlannedRepair:
         target: What it edits.
         base: The whole model.
         adapter: The adapter that is repaired, if any.
-        beneath: The adapters under it.
+        lower_adapters: The frozen adapters that it was trained on.
         method: The method.
         settings: Its settings as given.
         solved: Its settings, solved-for values filled in.
@@ -61,7 +61,7 @@ class PlannedRepair:
     target: Target
     base: Checkpoint
     adapter: Checkpoint | None
-    beneath: tuple[Checkpoint, ...]
+    lower_adapters: tuple[Checkpoint, ...]
     method: RepairMethod
     settings: BaseModel
     solved: BaseModel
@@ -165,7 +165,7 @@ def plan_repair(
         target=target,
         base=opened.base,
         adapter=opened.adapter,
-        beneath=opened.lower_adapters,
+        lower_adapters=opened.lower_adapters,
         method=method,
         settings=settings,
         solved=solved,

@@ -266,7 +266,7 @@ def _record(
         base=_origin(repair.base),
         adapter=None if repair.adapter is None else _origin(repair.adapter),
         aligned=None if aligned is None else _origin(aligned),
-        beneath=tuple(_origin(adapter) for adapter in repair.beneath),
+        beneath=tuple(_origin(adapter) for adapter in repair.lower_adapters),
         calibration=repair.calibration,
         method=repair.method.name,
         target=repair.target.name,

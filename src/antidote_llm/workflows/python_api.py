@@ -67,9 +67,9 @@ def repair(model: AnyModel, *, reporter: Reporter | None = None, **options: Any)
     Raises:
         UserError: A setting or an input is wrong; nothing is left at ``out``.
     """
-    heard = reporter or LogReporter()
-    with _random_state_kept(), _named(model, options, heard) as named:
-        return _of_the_first_process(run_repair(spec_from(RepairSpec, named), heard))
+    reporter = reporter or LogReporter()
+    with _random_state_kept(), _named(model, options, reporter) as named:
+        return _of_the_first_process(run_repair(spec_from(RepairSpec, named), reporter))
 
 
 @_with_options_of(EvaluateSpec)
@@ -85,9 +85,9 @@ def evaluate(model: AnyModel | None = None, *, reporter: Reporter | None = None,
     Raises:
         UserError: A setting or an input is wrong, or there is nothing to ask.
     """
-    heard = reporter or LogReporter()
-    with _random_state_kept(), _named(model, options, heard) as named:
-        return run_evaluation(spec_from(EvaluateSpec, named), heard)
+    reporter = reporter or LogReporter()
+    with _random_state_kept(), _named(model, options, reporter) as named:
+        return run_evaluation(spec_from(EvaluateSpec, named), reporter)
 
 
 @_with_options_of(AlignSpec, FinetuneSpec)
@@ -109,15 +109,15 @@ def train(
     kinds: dict[str, type[AlignSpec] | type[FinetuneSpec]] = {"align": AlignSpec, "finetune": FinetuneSpec}
     if stage not in kinds:
         raise UserError(f"{setting('stage')} {stage}: no such stage: use align or finetune")
-    heard = reporter or LogReporter()
-    with _random_state_kept(), _named(model, options, heard) as named:
+    reporter = reporter or LogReporter()
+    with _random_state_kept(), _named(model, options, reporter) as named:
         spec = spec_from(kinds[stage], named)
         if not (isinstance(model, (str, Path)) or spec.merge or spec.training.lora is None):
             raise UserError(
                 f"an adapter needs a base that stays: save the loaded model and name its folder, or pass "
                 f"{setting('merge')}=True"
             )
-        return _of_the_first_process(run_training(spec, heard))
+        return _of_the_first_process(run_training(spec, reporter))
 
 
 def compare(

@@ -187,6 +187,7 @@ class _Repair:
         self._method = method_named(spec.method)
         self._settings = self._method.configure(spec.settings, spec.preset)
         self._engine = _engine(spec)
+        self._calibration = CalibrationSettings(tokens=spec.tokens)
         records = read_harmful(spec.harmful, spec.harmful_rows, spec.data_seed)
         asking = settings_from(spec)
         records, self._plan = plan_of_repair(spec, records, asking)
@@ -328,7 +329,7 @@ class _Repair:
                 self._method,
                 self._settings,
                 self._harmful,
-                CalibrationSettings(tokens=self._spec.tokens),
+                self._calibration,
                 target=self._target,
                 restore_outside=self._spec.restore_outside,
                 options=PlanOptions(
@@ -356,7 +357,7 @@ class _Repair:
             "method": self._method.name,
             "settings": self._settings.model_dump(mode="json"),
             "harmful": rendered_sha256(harmful.renderer.rows(harmful.records)) if harmful else None,
-            "calibration": CalibrationSettings(tokens=self._spec.tokens).model_dump(mode="json"),
+            "calibration": self._calibration.model_dump(mode="json"),
             "evaluation": self._questions,
             "patch_only": self._spec.patch_only,
             "until_settled": self._spec.calibration == "auto",

@@ -132,7 +132,7 @@ class ConfiguredMethod:
             target=target,
             base=model.base,
             adapter=model.adapter,
-            beneath=model.lower_adapters,
+            lower_adapters=model.lower_adapters,
             method=self.method,
             settings=self.settings,
             solved=made.settings,

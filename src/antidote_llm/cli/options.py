@@ -20,6 +20,7 @@ from antidote_llm.workflows.spec import (
     LORA_NAMES,
     TRAINING_NAMES,
     Spec,
+    SpecT,
     option_of,
     shown,
     spec_from,
@@ -57,9 +58,6 @@ def command_from(
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
-
-
-SpecT = typing.TypeVar("SpecT", bound=Spec)
 
 
 def flag(name: str, help_text: str, group: Group = "main") -> inspect.Parameter:

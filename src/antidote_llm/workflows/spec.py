@@ -10,11 +10,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import shlex
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -88,6 +87,9 @@ class Spec(BaseModel):
         """
 
 
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
 def shown(spec: type[BaseModel], field: str) -> Shown:
     """Return how the command line shows a field."""
     found = [item for item in spec.model_fields[field].metadata if isinstance(item, Shown)]
@@ -143,9 +145,6 @@ def spec_from(kind: type[SpecT], given: Mapping[str, Any]) -> SpecT:
         raise _explained(error, bounds=_bounds(kind)) from error
     spec.require_sound()
     return spec
-
-
-SpecT = typing.TypeVar("SpecT", bound=Spec)
 
 
 def _taken(values: dict[str, Any], names: set[str]) -> Iterator[tuple[str, Any]]:
